@@ -1,0 +1,69 @@
+# Everything a newcomer runs. `make demo` and `make test` set up what they need.
+#
+#   PYTHON=python3.12            the Python (3.10 or newer) that .venv is made with
+#   TORCH='torch==2.14.1'        another PyTorch than the one pinned in constraints.txt: any one pip requirement
+#   ARGS='-k samplers'           more arguments for pytest, demo or bench
+#
+# On Linux, PyPI's PyTorch brings CUDA along. pip's own settings choose another build: PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS.
+
+PYTHON ?= python3
+TORCH ?= $(shell grep '^torch' constraints.txt)
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup
+
+# glibc: keep freed memory instead of handing it back after each tensor. Other systems ignore these.
+export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
+export MALLOC_MMAP_THRESHOLD_ ?= 100000000000
+export MALLOC_TOP_PAD_ ?= 1000000000
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check docs bench clean
+
+help:
+	@echo "make setup | demo | test | check | docs | bench | clean"
+
+setup: $(STAMP)
+
+# A TORCH given by the user that is not the one installed last sets up again.
+ifneq ($(origin TORCH),file)
+ifneq ($(TORCH),$(shell cat $(STAMP) 2>/dev/null))
+.PHONY: $(STAMP)
+endif
+endif
+
+# PyTorch first; what comes after is held to the version that was installed, so that no dependency moves it.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install '$(TORCH)'
+	$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $(VENV)/constraints.txt
+	grep -v '^torch' constraints.txt >> $(VENV)/constraints.txt
+	$(BIN)/python -m pip install -e '.[train,plot,eval,dev]' -c $(VENV)/constraints.txt
+	echo '$(TORCH)' > $@
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py $(ARGS)
+
+# one thread a worker: two workers on two cores otherwise wait for each other
+test: export OMP_NUM_THREADS = 1
+test: $(STAMP) check
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyrefly check
+	$(BIN)/lint-imports
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict
+
+bench: $(STAMP)
+	$(BIN)/python examples/bench.py $(ARGS)
+
+clean:
+	rm -rf dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find hf_learned_order examples tests -name __pycache__ -type d -prune -exec rm -rf {} +

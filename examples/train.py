@@ -1,0 +1,95 @@
+r"""Fit a scorer to a denoiser: the order in which it unmasks its tokens.
+
+    accelerate launch examples/train.py --model_name_or_path examples/denoiser \
+        --train_file ../shared/data/gsm8k/train.jsonl --output_dir runs/scorer
+
+Any masked diffusion model of the Hub takes the place of `examples/denoiser`; `--task words` trains on whole solutions
+with its tokenizer and chat template. `--use_lora` tunes the denoiser along with a LoRA adapter, saved in `adapter/`.
+Interrupted runs go on from the last checkpoint when the same command is given again.
+"""
+
+from dataclasses import dataclass, field
+
+from transformers import AutoTokenizer, HfArgumentParser, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_learned_order.data import equations, load_gsm8k, resampled_equations, words
+from hf_learned_order.denoisers import Denoiser, load_denoiser, mask_token_id_of
+from hf_learned_order.gsm8k import chains_of
+from hf_learned_order.scorer import LAWS, OrderScorer
+from hf_learned_order.trainer import OrderTrainer, OrderTrainingArguments
+
+
+@dataclass(kw_only=True)
+class ScriptArguments:
+    """What is trained on what."""
+
+    model_name_or_path: str = field(default="examples/denoiser", metadata={"help": "the denoiser"})
+    dataset_name: str | None = field(default=None, metadata={"help": "GSM8K on the Hub, e.g. openai/gsm8k"})
+    train_file: str | None = field(default=None, metadata={"help": "GSM8K's train.jsonl, instead of dataset_name"})
+    task: str = field(default="equations", metadata={"choices": ["equations", "words"]})
+    num_problems: int = field(default=20_000, metadata={"help": "equations: chains drawn by resampling the numbers"})
+    law: str = field(default="non_empty", metadata={"help": "law of the scorer", "choices": list(LAWS)})
+    entropy_weight: float = field(default=0.0, metadata={"help": "dependent law: cost of a position by itself"})
+    scorer_size: int = field(default=64, metadata={"help": "width of the scorer"})
+    scorer_layers: int = 2
+    use_lora: bool = field(default=False, metadata={"help": "tune the denoiser along, by LoRA"})
+    lora_rank: int = 8
+    lora_target_modules: str = field(default="all-linear", metadata={"help": "comma-separated, as in peft"})
+
+
+def main() -> None:
+    script, training = HfArgumentParser((ScriptArguments, OrderTrainingArguments)).parse_args_into_dataclasses()
+    set_seed(training.seed)
+    tokenizer = AutoTokenizer.from_pretrained(script.model_name_or_path)
+    model = load_denoiser(script.model_name_or_path)
+    rows = load_gsm8k(dataset_name=script.dataset_name, train_file=script.train_file)
+    length = training.canvas_length
+    if script.task == "equations":
+        chains, held_out = (chains_of(rows[split])[0] for split in ("train", "validation"))
+        with training.main_process_first():
+            # numbers close to the published ones: what matters is how this denoiser does on real problems
+            train = resampled_equations(
+                chains,
+                tokenizer,
+                canvas_length=length,
+                count=script.num_problems,
+                seed=training.seed,
+                keep=0.4,
+                growth=1,
+            )
+        validation = equations(held_out, tokenizer, canvas_length=length)
+    else:
+        train, validation = (words(rows[split], tokenizer, canvas_length=length) for split in ("train", "validation"))
+    peft_config = None
+    if script.use_lora:
+        from peft import LoraConfig
+
+        targets = script.lora_target_modules
+        peft_config = LoraConfig(
+            r=script.lora_rank,
+            lora_alpha=2 * script.lora_rank,
+            target_modules=targets if targets == "all-linear" else targets.split(","),
+        )
+    scorer = OrderScorer.for_denoiser(
+        Denoiser(model, mask_token_id=mask_token_id_of(tokenizer)),
+        law=script.law,
+        entropy_weight=script.entropy_weight,
+        hidden_size=script.scorer_size,
+        num_hidden_layers=script.scorer_layers,
+    )
+    trainer = OrderTrainer(
+        model=model,
+        scorer=scorer,
+        args=training,
+        processing_class=tokenizer,
+        train_dataset=train,
+        eval_dataset=validation,
+        peft_config=peft_config,
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(training.output_dir))
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    main()

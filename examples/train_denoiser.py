@@ -1,0 +1,213 @@
+r"""Train a small masked diffusion model, a stock `ModernBertForMaskedLM`, on the equations of GSM8K.
+
+    accelerate launch examples/train_denoiser.py \
+        --train_file ../shared/data/gsm8k/train.jsonl --output_dir runs/denoiser
+
+Absorbing noise with a linear schedule. For a canvas of L positions, t is stratified over the batch, exactly
+n = ceil(tL) positions are masked, and their loss is weighted by 1/t: the any-order form of the diffusion bound, with
+less variance than independent masks (Ou et al., arXiv 2406.03736, section 3). Matrices are trained by Muon, the rest
+by AdamW.
+Interrupted runs go on from the last checkpoint when the same command is given again.
+"""
+
+import random
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from transformers import HfArgumentParser, ModernBertConfig, ModernBertForMaskedLM, Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_learned_order.data import CanvasCollator, equation_tokenizer, equations, load_gsm8k, resampled_equations
+from hf_learned_order.gsm8k import chains_of
+
+
+@dataclass(kw_only=True)
+class DenoiserArguments:
+    """What is trained on what."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "GSM8K on the Hub, e.g. openai/gsm8k"})
+    train_file: str | None = field(default=None, metadata={"help": "GSM8K's train.jsonl, instead of dataset_name"})
+    num_problems: int = field(default=600_000, metadata={"help": "chains drawn by resampling the numbers"})
+    keep: float = field(default=0.0, metadata={"help": "how often an expression keeps its numbers"})
+    growth: int = field(default=6, metadata={"help": "digits that a result may have more than the original one"})
+    ramp_problems: int = field(default=100_000, metadata={"help": "of these, the short ones come first"})
+    canvas_length: int = field(default=64, metadata={"help": "characters of a response, EOS included"})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "go on from this model instead of a new one"}
+    )
+    hidden_size: int = 128
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 4
+    intermediate_size: int = 256
+
+
+@dataclass(kw_only=True)
+class DenoiserTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with defaults for this job on two cores."""
+
+    output_dir: str = "runs/denoiser"
+    per_device_train_batch_size: int = 96
+    per_device_eval_batch_size: int = 128
+    learning_rate: float = field(default=0.02, metadata={"help": "of Muon; AdamW's is 0.15 times that"})
+    lr_scheduler_type: str = "warmup_stable_decay"
+    warmup_steps: float = 200
+    max_steps: int = 5200
+    max_grad_norm: float = 1.0
+    train_sampling_strategy: str = "sequential"  # `curriculum` puts the rows in order
+    torch_compile: bool = True
+    dataloader_pin_memory: bool = False
+    remove_unused_columns: bool = False
+    logging_steps: float = 50
+    eval_strategy: str = "steps"
+    eval_steps: float = 500
+    save_steps: float = 500
+    save_total_limit: int = 2
+    noise_ramp_steps: int = field(default=1500, metadata={"help": "updates until t reaches up to 1, from 0.3"})
+    seed: int = 0
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for the matrices inside the model, AdamW for embeddings, norms and biases, as one optimizer."""
+
+    def __init__(self, model: torch.nn.Module, *, lr: float):
+        matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embeddings" not in n]
+        chosen = {id(p) for p in matrices}
+        rest = [p for p in model.parameters() if id(p) not in chosen]
+        self.parts = {
+            "muon": torch.optim.Muon(matrices, lr=lr, weight_decay=0.01),
+            "adamw": torch.optim.AdamW(rest, lr=0.15 * lr, betas=(0.9, 0.98), weight_decay=0.0),
+        }
+        super().__init__([{"params": matrices, "lr": lr}, {"params": rest, "lr": 0.15 * lr}], {})
+        self._share_groups()
+
+    def _share_groups(self) -> None:
+        # A learning rate schedule writes into `param_groups`: they have to be the parts' own.
+        self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
+
+    def step(self, closure=None):
+        loss = closure() if closure else None
+        for part in self.parts.values():
+            part.step()
+        return loss
+
+    def state_dict(self):
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state_dict):
+        for name, part in self.parts.items():
+            part.load_state_dict(state_dict[name])
+        self._share_groups()
+
+
+class DenoiserTrainer(Trainer):
+    """Trainer whose loss is the masked diffusion bound in nats a token."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        prompt, clean = inputs["input_ids"], inputs["clean"]
+        if model.training:
+            clean = self._trim(clean)
+        batch, length = clean.shape
+        t = (torch.rand((), device=clean.device) + torch.arange(batch, device=clean.device) / batch) % 1
+        if model.training:  # little noise first: copying and arithmetic are learned where most of the canvas is seen
+            t = t * min(1.0, 0.3 + 0.7 * self.state.global_step / max(1, self.args.noise_ramp_steps))
+        count = (t * length).floor() + 1
+        masked = torch.rand(clean.shape, device=clean.device).argsort(-1).argsort(-1) < count[:, None]
+        config = self.accelerator.unwrap_model(model).config
+        canvas = clean.masked_fill(masked, config.mask_token_id)
+        logits = model(
+            input_ids=torch.cat([prompt, canvas], 1),
+            attention_mask=torch.cat([inputs["attention_mask"], torch.ones_like(canvas)], 1),
+        ).logits[:, prompt.shape[1] :]
+        # The mask token is never an answer: its logit is out of the softmax, here as in decoding.
+        logits = logits.float().index_fill(-1, torch.tensor([config.mask_token_id], device=logits.device), -torch.inf)
+        losses = F.cross_entropy(logits.transpose(1, 2), clean, reduction="none")
+        loss = ((losses * masked).sum(1) / count).mean()
+        return (loss, {"loss": loss.detach()}) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        with torch.no_grad():
+            return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
+
+    def _trim(self, clean: torch.Tensor) -> torch.Tensor:
+        """Three batches of four end soon after their longest response: most EOS at the end teach nothing."""
+        if torch.rand(()) < 0.25:
+            return clean
+        longest = int((clean != self.processing_class.eos_token_id).sum(1).max())
+        return clean[:, : longest + 1 + int(torch.randint(8, ()))]
+
+
+def curriculum(lengths: list[int], *, batch_size: int, ramp: int, seed: int) -> list[int]:
+    """An order of the rows: short ones first for `ramp` rows, then mixed; batches hold rows of like length.
+
+    Batches themselves are shuffled within windows of 50, so that no run of updates sees one length only.
+    """
+    rng = random.Random(seed)
+    order = sorted(range(min(ramp, len(lengths))), key=lambda i: lengths[i] + rng.random())
+    order += range(len(order), len(lengths))
+    arranged: list[int] = []
+    for start in range(0, len(order), 50 * batch_size):
+        window = sorted(order[start : start + 50 * batch_size], key=lengths.__getitem__)
+        batches = [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+        tail = [batches.pop()] if len(batches[-1]) < batch_size else []
+        rng.shuffle(batches)
+        arranged += [i for batch in batches + tail for i in batch]
+    return arranged
+
+
+def main() -> None:
+    arguments, training = HfArgumentParser((DenoiserArguments, DenoiserTrainingArguments)).parse_args_into_dataclasses()
+    set_seed(training.seed)
+    tokenizer = equation_tokenizer()
+    rows = load_gsm8k(dataset_name=arguments.dataset_name, train_file=arguments.train_file)
+    chains, _ = chains_of(rows["train"])
+    held_out, _ = chains_of(rows["validation"])
+    canvas_length, count = arguments.canvas_length, arguments.num_problems
+    with training.main_process_first():
+        train = resampled_equations(
+            chains,
+            tokenizer,
+            canvas_length=canvas_length,
+            count=count,
+            seed=training.seed,
+            keep=arguments.keep,
+            growth=arguments.growth,
+        )
+    batch_size = training.train_batch_size * training.world_size
+    order = curriculum(train["length"][:], batch_size=batch_size, ramp=arguments.ramp_problems, seed=training.seed)
+    config = ModernBertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=arguments.hidden_size,
+        num_hidden_layers=arguments.num_hidden_layers,
+        num_attention_heads=arguments.num_attention_heads,
+        intermediate_size=arguments.intermediate_size,
+        max_position_embeddings=256,
+        layer_types=["full_attention"] * arguments.num_hidden_layers,
+        rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 1000.0}},
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+        bos_token_id=None,
+        cls_token_id=None,
+        mask_token_id=tokenizer.mask_token_id,
+        attn_implementation="sdpa",
+    )
+    if arguments.model_name_or_path is None:
+        model = ModernBertForMaskedLM(config)
+    else:
+        model = ModernBertForMaskedLM.from_pretrained(arguments.model_name_or_path)
+    trainer = DenoiserTrainer(
+        model=model,
+        args=training,
+        train_dataset=train.select(order),
+        eval_dataset=equations(held_out, tokenizer, canvas_length=arguments.canvas_length),
+        data_collator=CanvasCollator(tokenizer=tokenizer, canvas_length=arguments.canvas_length),
+        processing_class=tokenizer,
+        optimizers=(MuonAdamW(model, lr=training.learning_rate), None),
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(training.output_dir))
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    main()

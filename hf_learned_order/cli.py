@@ -1,0 +1,140 @@
+"""`hf-learned-order`: generate, evaluate and plot from the command line."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; errors in what the user gave are printed in one line, and the exit status is 2."""
+    parser = argparse.ArgumentParser(prog="hf-learned-order", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    generate = commands.add_parser("generate", help="decode one prompt")
+    _add_model(generate)
+    generate.add_argument("--prompt", required=True)
+    generate.add_argument("--sampler", default="learned_order")
+    generate.add_argument("--max_new_tokens", type=int, default=64)
+    generate.add_argument("--max_denoising_steps", type=int)
+    generate.add_argument("--seed", type=int, default=0)
+    generate.set_defaults(run=_generate)
+
+    evaluate = commands.add_parser("evaluate", help="compare samplers at matched NFE: table, JSON, CSV and plots")
+    _add_model(evaluate, many=True)
+    evaluate.add_argument("--dataset_name", help="GSM8K on the Hub, e.g. openai/gsm8k")
+    evaluate.add_argument("--train_file", help="its train.jsonl: the last 400 rows tune the samplers")
+    evaluate.add_argument("--test_file", help="its test.jsonl")
+    evaluate.add_argument("--task", choices=("equations", "words"), default="equations")
+    evaluate.add_argument("--samplers", nargs="+", help="by default all of them")
+    evaluate.add_argument("--nfe", nargs="+", type=float, default=[2, 4, 6, 8, 12, 16], help="target mean NFE")
+    evaluate.add_argument("--canvas_length", type=int, default=64)
+    evaluate.add_argument("--batch_size", type=int, default=128)
+    evaluate.add_argument("--limit", type=int, help="rows of each split, for a quick look")
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--output_dir", default="runs/evaluation")
+    evaluate.set_defaults(run=_evaluate)
+
+    plot = commands.add_parser("plot", help="draw the trade-off curve of a results.json again")
+    plot.add_argument("results")
+    plot.add_argument("--output", default="trade_off.png")
+    plot.set_defaults(run=_plot)
+
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"hf-learned-order: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _add_model(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
+    parser.add_argument("--model", required=True, help="the denoiser: a folder or a Hub repository")
+    if many:
+        parser.add_argument("--scorer", nargs="+", default=[], help="one or more scorers (seeds) to average over")
+    else:
+        parser.add_argument("--scorer", help="a folder or a Hub repository")
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from transformers import AutoTokenizer
+
+    from hf_learned_order.denoisers import load_denoiser
+    from hf_learned_order.integration import attach
+
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    model = attach(load_denoiser(options.model), options.scorer, tokenizer=tokenizer)
+    output = model.generate(
+        **tokenizer(options.prompt, return_tensors="pt").to(model.device),
+        sampler=options.sampler,
+        max_new_tokens=options.max_new_tokens,
+        max_denoising_steps=options.max_denoising_steps,
+        seed=options.seed,
+        return_dict_in_generate=True,
+    )
+    response = output.sequences[0, -options.max_new_tokens :]
+    print(tokenizer.decode(response, skip_special_tokens=True))
+    print(
+        f"{int(output.nfe[0])} denoiser calls, {float(output.tokens_per_forward[0]):.2f} tokens a call", file=sys.stderr
+    )
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.progress import track
+    from transformers import AutoTokenizer
+
+    from hf_learned_order.data import equations, load_gsm8k, words
+    from hf_learned_order.denoisers import Denoiser, load_denoiser, mask_token_id_of
+    from hf_learned_order.evaluation import Evaluator, compare, save_results, table
+    from hf_learned_order.gsm8k import chains_of
+    from hf_learned_order.plotting import order_map_of, trade_off
+    from hf_learned_order.samplers import SAMPLERS
+    from hf_learned_order.scorer import OrderScorer
+
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    denoiser = Denoiser(load_denoiser(options.model).eval(), mask_token_id=mask_token_id_of(tokenizer))
+    scorers = [OrderScorer.from_pretrained(path).eval() for path in options.scorer]
+    for scorer in scorers:
+        scorer.check_fits(denoiser)
+    names = options.samplers or [name for name in SAMPLERS if name != "learned_order" or scorers]
+    unknown = sorted(set(names) - set(SAMPLERS))
+    if unknown:
+        raise ValueError(f"--samplers must be among {', '.join(SAMPLERS)}, got {', '.join(unknown)}")
+    if "learned_order" in names and not scorers:
+        raise ValueError('sampler "learned_order" needs --scorer')
+    rows = load_gsm8k(dataset_name=options.dataset_name, train_file=options.train_file, test_file=options.test_file)
+    evaluators = []
+    for split in ("validation", "test"):
+        if split not in rows:
+            raise ValueError("both --train_file and --test_file must be given, or --dataset_name")
+        split_rows = rows[split][: options.limit]
+        if options.task == "equations":
+            dataset = equations(chains_of(split_rows)[0], tokenizer, canvas_length=options.canvas_length)
+        else:
+            dataset = words(split_rows, tokenizer, canvas_length=options.canvas_length)
+        evaluators.append(
+            Evaluator(denoiser, tokenizer, dataset, canvas_length=options.canvas_length, batch_size=options.batch_size)
+        )
+    comparison = compare(*evaluators, samplers=names, targets=options.nfe, scorers=scorers)
+    total = len(names) * len(options.nfe)
+    results = list(track(comparison, description="samplers x budgets", total=total, console=Console(stderr=True)))
+    folder = Path(options.output_dir)
+    save_results(results, folder)
+    trade_off(results, folder / "trade_off.png", title=f"{options.task}, {len(evaluators[1].dataset)} test problems")
+    order_map_of(evaluators[1], scorers, folder / "order_map.png")
+    Console(width=120).print(table(results))
+    print(f"Written to {folder}: results.json, results.csv, trade_off.png, order_map.png")
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from hf_learned_order.evaluation import load_results
+    from hf_learned_order.plotting import trade_off
+
+    trade_off(load_results(options.results), options.output)
+    print(f"Written to {options.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

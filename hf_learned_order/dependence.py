@@ -1,0 +1,87 @@
+"""How much one masked position says about another, learned from the denoiser itself, without labels.
+
+    I_ij(x_t) = E_{x^j} KL(p_theta(x^i | x_t, x^j) || p_theta(x^i | x_t)),     the mutual information of x^i and x^j
+
+What a step loses by unmasking positions in parallel is their total correlation; the pairwise terms of it can be
+observed. At a state x_t one masked position j is revealed with its true token, which stands in for a draw from the
+denoiser, and a second call gives the KL of every other position i: one sample of the column A_.j. The Poisson loss
+`A - KL log A` has its minimum at the mean of the samples, the mutual information.
+
+Symbols: `x` clean, `x_t` canvas, `M_t` masked, `A` dependence, `H` entropy.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from hf_learned_order.canvas import left_padded
+from hf_learned_order.denoisers import Denoiser
+from hf_learned_order.distributions import largest
+from hf_learned_order.predictions import Predictions, Step
+from hf_learned_order.scorer import OrderScorer
+
+LARGEST_KL = 10.0  # nats; a position that the denoiser had ruled out would otherwise outweigh a batch
+
+
+class DependenceObjective(nn.Module):
+    """Fits a scorer with the "dependent" law. Batch in, loss and measurements out, as `OrderELBO`.
+
+    Each response is seen at two states: the fully masked canvas, where every decoding starts, and one that is reached
+    from it by unmasking a random share of the positions, those of low entropy first.
+
+    Args:
+        denoiser: p_theta, never trained by this objective.
+        scorer: an `OrderScorer` with law "dependent".
+
+    Raises:
+        ValueError: the scorer has another law.
+    """
+
+    def __init__(self, denoiser: Denoiser, scorer: OrderScorer):
+        super().__init__()
+        if scorer.config.law != "dependent":
+            raise ValueError(f'law must be "dependent", got {scorer.config.law!r}: use OrderELBO for it')
+        self.denoiser = denoiser
+        self.scorer = scorer
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor) -> dict[str, Tensor]:
+        """`loss` (to be minimised) and the mean `observed` and `predicted` dependence of a pair, nats."""
+        prompt, prompt_mask = left_padded(input_ids, attention_mask)
+        masked = torch.ones_like(clean, dtype=torch.bool)
+        step = self._step(prompt, prompt_mask, clean, masked)
+        first = self._column(prompt, prompt_mask, clean, step)
+        entropy = step.predictions.entropy
+        noisy = entropy * (1 + 0.3 * torch.randn_like(entropy))
+        share = torch.rand(len(clean), 1, device=clean.device)
+        remaining = (share * clean.shape[1]).long().clamp(min=2)
+        step = self._step(prompt, prompt_mask, clean, largest(noisy, masked, remaining))
+        second = self._column(prompt, prompt_mask, clean, step)
+        loss, observed, predicted = ((a + b) / 2 for a, b in zip(first, second, strict=True))
+        return {"loss": loss, "observed": observed, "predicted": predicted}
+
+    def _column(self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss on column j of A for one random j a row, and the means of what was observed and predicted."""
+        revealed = step.masked.float().multinomial(1)
+        others = step.masked.scatter(1, revealed, value=False)
+        after = self._step(prompt, prompt_mask, clean, others).predictions
+        before = step.predictions.log_probs
+        # the mask token has log-probability -inf in both: 0 * (inf - inf) counts 0
+        terms = (after.log_probs.exp() * (after.log_probs - before)).nan_to_num(nan=0.0)
+        observed = terms.sum(-1).clamp(0.0, LARGEST_KL)
+        dependence = self.scorer(step)
+        index = revealed[:, None].expand(-1, dependence.shape[1], 1)
+        predicted = dependence.gather(2, index).squeeze(-1).clamp(min=1e-6)
+        count = others.sum().clamp(min=1)
+        loss = ((predicted - observed * predicted.log()) * others).sum() / count
+        return loss, (observed * others).sum() / count, (predicted.detach() * others).sum() / count
+
+    @torch.no_grad()
+    def _step(self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, masked: Tensor) -> Step:
+        canvas = clean.masked_fill(masked, self.denoiser.mask_token_id)
+        logits, hidden = self.denoiser(
+            torch.cat([prompt, canvas], 1),
+            torch.cat([prompt_mask, prompt_mask.new_ones(canvas.shape)], 1),
+            prompt.shape[1],
+            hidden_states=True,
+        )
+        predictions = Predictions.from_logits(logits, self.denoiser.mask_token_id)
+        return Step(predictions=predictions, masked=masked, steps_left=1, hidden_states=hidden)  # no budget here

@@ -1,0 +1,241 @@
+"""Laws of r_t, the set of positions to unmask: non-empty subsets of the masked positions M_t.
+
+Symbols: `s` scores, `r` unmask, `M` masked, `pi` and `p` the success probabilities of a position, `tau` temperature.
+
+Values are bool [..., canvas]. All arithmetic is in log space. Positions outside M contribute exactly 0; a row with one
+position in M has log-probability 0, a finished row (M empty) too. Two laws that every decoding loop obeys, whatever
+its rule, stand here as well, once: at least one position a step, and everything at the last step.
+"""
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints, register_kl
+from torch.nn.functional import logsigmoid
+
+
+def at_least_one(unmask: Tensor, masked: Tensor, preference: Tensor) -> Tensor:
+    """`unmask` within `masked`; where a row with something masked has nothing chosen, its most preferred position."""
+    unmask = unmask & masked
+    best = preference.masked_fill(~masked, -torch.inf).argmax(-1, keepdim=True)
+    only = torch.zeros_like(unmask).scatter(-1, best, value=True) & masked
+    return torch.where(unmask.any(-1, keepdim=True), unmask, only)
+
+
+def everything(masked: Tensor) -> Tensor:
+    """The last budgeted step: whatever is still masked."""
+    return masked.clone()
+
+
+def largest(values: Tensor, masked: Tensor, count: Tensor) -> Tensor:
+    """The `count` [batch, 1] masked positions with the largest values; ties go to the leftmost."""
+    order = values.masked_fill(~masked, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(values.shape[-1], device=values.device).expand_as(order)
+    return torch.zeros_like(masked).scatter(-1, order, rank < count) & masked
+
+
+def ancestral_logit(steps_left: Tensor) -> Tensor:
+    """logit(1 / steps left): the chance of a position in ancestral sampling with a linear schedule. `+inf` at 1."""
+    return -(steps_left - 1).log()
+
+
+class SubsetDistribution(Distribution):
+    """A law over subsets of `masked`. Batch shape `masked.shape[:-1]`, event shape `masked.shape[-1:]`."""
+
+    arg_constraints = {}
+    support = constraints.independent(constraints.boolean, 1)
+    has_rsample = False
+
+    def __init__(self, parameters: Tensor, masked: Tensor):
+        if parameters.shape != masked.shape:
+            raise ValueError(
+                f"masked must have the shape of the scores {tuple(parameters.shape)}, got {tuple(masked.shape)}"
+            )
+        self.masked = masked
+        super().__init__(masked.shape[:-1], masked.shape[-1:], validate_args=False)
+
+    def sample(self, sample_shape=(), *, generator: torch.Generator | None = None) -> Tensor:
+        """bool `sample_shape + [..., canvas]`."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        # one number a position, and one more for laws that need a choice among positions
+        uniform = torch.rand((*shape[:-1], shape[-1] + 1), device=self.masked.device, generator=generator)
+        return self._from_uniform(uniform[..., :-1], uniform[..., -1:])
+
+    def _from_uniform(self, uniform: Tensor, pivot: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class MaxNormalizedBernoulli(SubsetDistribution):
+    """Independent Bernoullis with pi^i = exp((s^i - max_{j in M} s^j) / tau): the best position is always unmasked.
+
+    Source: arXiv 2602.23968 (a "softmax-style re-normalisation"; this form is derived from that description).
+    """
+
+    def __init__(self, scores: Tensor, masked: Tensor, *, temperature: float = 0.1):
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        super().__init__(scores, masked)
+        filled = scores.float().masked_fill(~masked, -torch.inf)
+        finished = ~masked.any(-1, keepdim=True)
+        best = filled.max(-1, keepdim=True).values.masked_fill(finished, 0.0)
+        self.log_pi = ((filled - best) / temperature).masked_fill(~masked, 0.0)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.log_pi.exp().masked_fill(~self.masked, 0.0)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """`-inf` where `value` leaves out a position with pi = 1 or takes one outside M."""
+        failure = _log1mexp(self.log_pi)
+        terms = torch.where(value, self.log_pi, failure).masked_fill(~self.masked, 0.0).sum(-1)
+        return terms.masked_fill((value & ~self.masked).any(-1), -torch.inf)
+
+    def entropy(self) -> Tensor:
+        return _bernoulli_entropy(self.log_pi, self.masked)
+
+    def _from_uniform(self, uniform: Tensor, pivot: Tensor) -> Tensor:
+        # uniform < 1, so the best position, whose pi is 1, is always in
+        return (uniform < self.mean) & self.masked
+
+
+class NonEmptyBernoulli(SubsetDistribution):
+    """Independent Bernoullis with p^i = sigmoid(s^i), conditioned on at least one success.
+
+    With every s^i = `ancestral_logit(steps left)` it is ancestral sampling that never pays for an empty step.
+    """
+
+    def __init__(self, logits: Tensor, masked: Tensor):
+        super().__init__(logits, masked)
+        # A logit of +-inf has no gradient and makes 0 * inf; beyond +-60 float32 sees no difference.
+        self.logits = logits.float().clamp(-60.0, 60.0).masked_fill(~masked, -torch.inf)
+        self.log_success = logsigmoid(self.logits.masked_fill(~masked, 0.0)).masked_fill(~masked, 0.0)
+        self.log_failure = logsigmoid(-self.logits.masked_fill(~masked, 0.0)).masked_fill(~masked, 0.0)
+        self.finished = ~masked.any(-1)
+        # log Z = log(1 - prod(1 - p)); a finished row has the empty set with certainty, so Z = 1 there
+        log_empty = self.log_failure.sum(-1)
+        self.log_normalizer = _log1mexp(log_empty.masked_fill(self.finished, -1.0)).masked_fill(self.finished, 0.0)
+
+    @property
+    def mean(self) -> Tensor:
+        log_mean = self.log_success - self.log_normalizer[..., None]
+        return log_mean.clamp(max=0.0).exp().masked_fill(~self.masked, 0.0)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """`-inf` where `value` is empty though M is not, or takes a position outside M."""
+        log_prob = torch.where(value, self.log_success, self.log_failure).sum(-1) - self.log_normalizer
+        impossible = (value & ~self.masked).any(-1) | (~value.any(-1) & ~self.finished)
+        # with one position left log p - log Z is 0 but for rounding
+        return log_prob.clamp(max=0.0).masked_fill(impossible, -torch.inf)
+
+    def entropy(self) -> Tensor:
+        """H = (sum of H_b(p) - the part of the empty set) / Z + log Z."""
+        normalizer = self.log_normalizer.exp()
+        log_empty = self.log_failure.sum(-1)
+        free = _bernoulli_entropy(self.log_success, self.masked)
+        entropy = (free + log_empty.exp() * log_empty) / normalizer + self.log_normalizer
+        return entropy.clamp(min=0.0).masked_fill(self.finished, 0.0)
+
+    def _from_uniform(self, uniform: Tensor, pivot: Tensor) -> Tensor:
+        # The first success follows a truncated geometric law; positions before it fail, those after it are free.
+        before = self.log_failure.cumsum(-1) - self.log_failure
+        log_first = (before + self.log_success).masked_fill(~self.masked, -torch.inf)
+        cumulative = log_first.masked_fill(self.finished[..., None], 0.0).softmax(-1).cumsum(-1)
+        # the first position whose cumulative probability exceeds the pivot has a positive probability itself
+        first = (cumulative > pivot * cumulative[..., -1:]).to(torch.uint8).argmax(-1, keepdim=True)
+        index = torch.arange(uniform.shape[-1], device=uniform.device)
+        free = (index > first) & (uniform < self.log_success.exp())
+        return (free | (index == first)) & self.masked
+
+
+class BoundedDependence(SubsetDistribution):
+    """The set that is built from the most preferred position down while its dependence stays within a bound.
+
+    Position i costs `c^i = own^i + sum of A_ij over the j accepted before it`; it is accepted when the costs accepted
+    so far and this one do not exceed `bound`. The first is free, so the set is never empty. With own = 0, what is
+    bounded estimates the total correlation of the set, the nats that a parallel draw loses; with A = 0 and own = H it
+    is an entropy bound. All mass is on one set.
+
+    Args:
+        dependence: A [..., canvas, canvas], nats: how much knowing position j says about position i.
+        own: [..., canvas], nats: what a position costs by itself.
+        preference: [..., canvas]; positions are visited from the largest down.
+        masked: bool [..., canvas].
+        bound: nats a step.
+    """
+
+    def __init__(self, dependence: Tensor, own: Tensor, preference: Tensor, masked: Tensor, *, bound: float):
+        if not bound >= 0:
+            raise ValueError(f"bound must be 0 or more, got {bound}")
+        super().__init__(preference, masked)
+        self.accepted = self._build(dependence, own, preference, bound)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.accepted.float()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """0 for the set, `-inf` for any other."""
+        same = (value == self.accepted).all(-1)
+        return torch.zeros(same.shape, device=value.device).masked_fill(~same, -torch.inf)
+
+    def _from_uniform(self, uniform: Tensor, pivot: Tensor) -> Tensor:
+        return self.accepted.expand(uniform.shape)
+
+    def _build(self, dependence: Tensor, own: Tensor, preference: Tensor, bound: float) -> Tensor:
+        order = preference.masked_fill(~self.masked, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+        square = (*order.shape, order.shape[-1])
+        # columns first, both axes in visiting order: row k is what accepting the k-th adds to the cost of each
+        visited = dependence.mT.gather(-2, order[..., :, None].expand(square))
+        visited = visited.gather(-1, order[..., None, :].expand(square))
+        masked = self.masked.gather(-1, order)
+        cost = own.gather(-1, order)
+        cost[..., 0] = 0.0
+        spent = torch.zeros_like(cost[..., 0])
+        accepted = torch.zeros_like(masked)
+        for k in range(int(masked.sum(-1).max()) if masked.numel() else 0):
+            within = masked[..., k] & (spent + cost[..., k] <= bound)
+            accepted[..., k] = within
+            spent = spent + cost[..., k] * within
+            cost = cost + visited[..., k, :] * within[..., None]
+        return torch.zeros_like(masked).scatter(-1, order, accepted)
+
+
+@register_kl(MaxNormalizedBernoulli, NonEmptyBernoulli)
+def _kl_max_normalized_non_empty(q: MaxNormalizedBernoulli, p: NonEmptyBernoulli) -> Tensor:
+    # q is never empty, so conditioning p only shifts it by log Z: finite even where q's pi is 1
+    return _bernoulli_kl(q.log_pi, p, q.masked) + p.log_normalizer
+
+
+@register_kl(NonEmptyBernoulli, NonEmptyBernoulli)
+def _kl_non_empty_non_empty(q: NonEmptyBernoulli, p: NonEmptyBernoulli) -> Tensor:
+    # log q - log p is linear in r: its mean needs the marginals only
+    mean = q.mean
+    success = torch.where(q.masked, q.log_success - p.log_success, 0.0)
+    failure = torch.where(q.masked, q.log_failure - p.log_failure, 0.0)
+    kl = (mean * success + (1 - mean) * failure).sum(-1) - q.log_normalizer + p.log_normalizer
+    return kl.clamp(min=0.0)
+
+
+def _bernoulli_kl(log_pi: Tensor, p: NonEmptyBernoulli, masked: Tensor) -> Tensor:
+    cross = log_pi.exp() * p.log_success - torch.expm1(log_pi) * p.log_failure
+    return (_negative_entropy(log_pi) - cross).masked_fill(~masked, 0.0).sum(-1)
+
+
+def _bernoulli_entropy(log_pi: Tensor, masked: Tensor) -> Tensor:
+    return -_negative_entropy(log_pi).masked_fill(~masked, 0.0).sum(-1)
+
+
+def _negative_entropy(log_pi: Tensor) -> Tensor:
+    """pi log pi + (1 - pi) log(1 - pi)."""
+    # constant where pi = 1: the slope there is infinite, and a tie for the best score would send it into the scorer
+    inside = torch.where(log_pi < 0, log_pi, -1.0)
+    value = inside.exp() * inside - torch.expm1(inside) * _log1mexp(inside)
+    return torch.where(log_pi < 0, value, 0.0)
+
+
+def _log1mexp(x: Tensor) -> Tensor:
+    """log(1 - exp(x)) for x <= 0, with a finite gradient at x = 0, where it is -inf."""
+    inside = torch.where(x < 0, x, -1.0)
+    small = torch.where(inside > -0.6931, inside, -0.5)
+    large = torch.where(inside > -0.6931, -1.0, inside)
+    value = torch.where(inside > -0.6931, (-torch.expm1(small)).log(), torch.log1p(-large.exp()))
+    return torch.where(x < 0, value, -torch.inf)

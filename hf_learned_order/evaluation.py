@@ -1,0 +1,283 @@
+"""Samplers compared: task accuracy, NFE of each sequence, held-out bound; rules tuned to a target NFE.
+
+NFE is counted for each sequence (denoiser calls while it still had a masked position) and averaged over sequences,
+never over batches. The bound is the log-likelihood of the published response, decoded in the order that the rule
+gives when every unmasked token is the true one (`decode(clean=...)`), in nats a response.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from rich.table import Table
+from transformers import PreTrainedTokenizerBase
+
+from hf_learned_order.data import CanvasCollator
+from hf_learned_order.denoisers import Denoiser
+from hf_learned_order.generation import LearnedOrderOutput, decode
+from hf_learned_order.gsm8k import answer_of
+from hf_learned_order.samplers import (
+    EntropyBoundSampler,
+    LearnedOrderSampler,
+    Sampler,
+    ThresholdSampler,
+    make_sampler,
+)
+from hf_learned_order.scorer import OrderScorer
+
+RANDOM_SAMPLERS = ("iid", "random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One row of a comparison.
+
+    Attributes:
+        sampler: name of the rule.
+        setting: its options, where it has a knob.
+        target: the mean NFE it was tuned to.
+        budget: max_denoising_steps.
+        accuracy: share of right final answers.
+        spread: standard deviation of the accuracy over runs.
+        nfe, nfe_min, nfe_max: mean and range over sequences.
+        bound: mean log-likelihood of the published response, nats a response; None where it was not asked for.
+        count: sequences.
+        runs: how many seeds or scorers the means are over.
+    """
+
+    sampler: str
+    setting: str = ""
+    target: float = 0.0
+    budget: int
+    accuracy: float
+    spread: float = 0.0
+    nfe: float
+    nfe_min: int
+    nfe_max: int
+    bound: float | None
+    count: int
+    runs: int = 1
+
+
+class Evaluator:
+    """Decodes a data set with any sampler.
+
+    Args:
+        denoiser: the model.
+        tokenizer: its tokenizer.
+        dataset: rows of `prompt_ids`, `response_ids`, `answer` (`hf_learned_order.data`).
+        canvas_length: positions of a response.
+        batch_size: rows decoded at once; results do not depend on it unless the rule is random.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        tokenizer: PreTrainedTokenizerBase,
+        dataset: Dataset,
+        *,
+        canvas_length: int,
+        batch_size: int = 128,
+    ):
+        if len(dataset) == 0:
+            raise ValueError("dataset must hold at least one row, but it is empty")
+        self.denoiser = denoiser
+        self.tokenizer = tokenizer
+        lengths = dataset["length"][:]
+        self.dataset = dataset.select(sorted(range(len(lengths)), key=lengths.__getitem__))  # like lengths: less padding
+        self.canvas_length = canvas_length
+        self.batch_size = batch_size
+        self.collator = CanvasCollator(tokenizer=tokenizer, canvas_length=canvas_length)
+
+    def outputs(
+        self, sampler: Sampler, *, max_denoising_steps: int | None = None, seed: int = 0, clean: bool = False
+    ) -> Iterator[tuple[LearnedOrderOutput, list[dict]]]:
+        """Batches of decoded (or, with `clean`, scored) rows and the rows themselves."""
+        generator = torch.Generator(self.denoiser.device).manual_seed(seed)
+        for start in range(0, len(self.dataset), self.batch_size):
+            rows = self.dataset.select(range(start, min(start + self.batch_size, len(self.dataset)))).to_list()
+            batch = {name: value.to(self.denoiser.device) for name, value in self.collator(rows).items()}
+            output = decode(
+                self.denoiser,
+                batch["input_ids"],
+                batch["attention_mask"],
+                sampler=sampler,
+                max_new_tokens=self.canvas_length,
+                max_denoising_steps=max_denoising_steps,
+                eos_token_id=self.tokenizer.eos_token_id,
+                pad_token_id=self.tokenizer.pad_token_id,
+                generator=generator,
+                clean=batch["clean"] if clean else None,
+            )
+            yield output, rows
+
+    def measure(
+        self,
+        sampler: Sampler,
+        *,
+        name: str,
+        max_denoising_steps: int | None = None,
+        seed: int = 0,
+        with_bound: bool = True,
+    ) -> Result:
+        """Accuracy, NFE and bound of one sampler at one budget."""
+        right, nfe = [], []
+        for output, rows in self.outputs(sampler, max_denoising_steps=max_denoising_steps, seed=seed):
+            texts = self.tokenizer.batch_decode(output.sequences[:, -self.canvas_length :], skip_special_tokens=True)
+            right += [answer_of(text) == row["answer"] for text, row in zip(texts, rows, strict=True)]
+            nfe += output.nfe.tolist()
+        bound = None
+        if with_bound:
+            scored = self.outputs(sampler, max_denoising_steps=max_denoising_steps, seed=seed, clean=True)
+            bound = torch.cat([output.log_likelihood for output, _ in scored]).mean().item()
+        return Result(
+            sampler=name,
+            budget=max_denoising_steps or self.canvas_length,
+            accuracy=sum(right) / len(right),
+            nfe=sum(nfe) / len(nfe),
+            nfe_min=min(nfe),
+            nfe_max=max(nfe),
+            bound=bound,
+            count=len(right),
+        )
+
+    def mean_nfe(self, sampler: Sampler, *, max_denoising_steps: int | None = None, seed: int = 0) -> float:
+        """Mean over sequences of the denoiser calls that each needed."""
+        outputs = self.outputs(sampler, max_denoising_steps=max_denoising_steps, seed=seed)
+        return torch.cat([output.nfe for output, _ in outputs]).float().mean().item()
+
+    def tune_knob(self, make: Callable[[float], Sampler], target_nfe: float, *, rounds: int = 10) -> float:
+        """The setting in [0, 1] whose mean NFE here is nearest to `target_nfe`, by bisection.
+
+        `make(0)` must take the most steps and `make(1)` the fewest. The best setting that was tried is returned.
+        """
+        best, low, high = (float("inf"), 0.5), 0.0, 1.0
+        for _ in range(rounds):
+            middle = (low + high) / 2
+            nfe = self.mean_nfe(make(middle))
+            best = min(best, (abs(nfe - target_nfe), middle))
+            if abs(nfe - target_nfe) <= 0.01 * target_nfe:
+                break
+            low, high = (middle, high) if nfe > target_nfe else (low, middle)
+        return best[1]
+
+    def tune_budget(self, sampler: Sampler, target_nfe: float) -> int:
+        """The step budget whose mean NFE here is nearest to `target_nfe` (an early EOS makes it less)."""
+        best, budget = (float("inf"), 1), max(1, round(target_nfe))
+        while budget <= self.canvas_length:
+            nfe = self.mean_nfe(sampler, max_denoising_steps=budget)
+            best = min(best, (abs(nfe - target_nfe), budget))
+            if nfe >= target_nfe:
+                break
+            budget += 1
+        return best[1]
+
+
+def knob(name: str, scorer: OrderScorer | None = None) -> Callable[[float], Sampler] | None:
+    """A sampler of that name for each setting in [0, 1], from slow to fast; None if it has no such knob."""
+    if name == "threshold":
+        return lambda x: ThresholdSampler(threshold=1.0 - x)
+    if name == "entropy_bound":
+        return lambda x: EntropyBoundSampler(gamma=_log_scale(x))
+    if name == "learned_order":
+        return lambda x: LearnedOrderSampler(scorer=scorer, bias=12.0 * x - 6.0)
+    return None
+
+
+def compare(
+    tuning: Evaluator,
+    test: Evaluator,
+    *,
+    samplers: Sequence[str],
+    targets: Sequence[float],
+    scorers: Sequence[OrderScorer] = (),
+    seeds: int = 3,
+) -> Iterator[Result]:
+    """Every sampler at every target NFE: tuned on `tuning`, measured on `test`.
+
+    Rules with a knob are tuned to the target; rules with a fixed count get the budget nearest to it. Random rules run
+    with `seeds` seeds and `learned_order` with every scorer: mean and standard deviation over them.
+    """
+    for name in samplers:
+        for target in targets:
+            runs = []
+            for scorer in scorers if name == "learned_order" else (None,):
+                make = knob(name, scorer)
+                if make is None:
+                    sampler = make_sampler(name)
+                    budget, setting = tuning.tune_budget(sampler, target), ""
+                else:
+                    sampler, budget = make(tuning.tune_knob(make, target)), None
+                    setting = " ".join(f"{k}={v:.4g}" for k, v in vars(sampler).items() if isinstance(v, float))
+                for seed in range(seeds if name in RANDOM_SAMPLERS else 1):
+                    run = test.measure(sampler, name=name, max_denoising_steps=budget, seed=seed)
+                    runs.append(replace(run, target=target, setting=setting))
+            yield over_runs(runs)
+
+
+def over_runs(runs: Sequence[Result]) -> Result:
+    """Mean over runs of one sampler, with the standard deviation of their accuracy."""
+    accuracies = torch.tensor([run.accuracy for run in runs])
+    bounds = [run.bound for run in runs if run.bound is not None]
+    return replace(
+        runs[0],
+        accuracy=accuracies.mean().item(),
+        spread=accuracies.std().item() if len(runs) > 1 else 0.0,
+        runs=len(runs),
+        nfe=sum(run.nfe for run in runs) / len(runs),
+        nfe_min=min(run.nfe_min for run in runs),
+        nfe_max=max(run.nfe_max for run in runs),
+        bound=sum(bounds) / len(bounds) if bounds else None,
+    )
+
+
+def table(results: Sequence[Result]) -> Table:
+    """The comparison for a terminal; the best accuracy at each target NFE is bold."""
+    view = Table("target", "sampler", "setting", "NFE", "range", "right, %", "± over runs", "bound, nats")
+    best = {target: max(r.accuracy for r in results if r.target == target) for target in {r.target for r in results}}
+    targets = sorted(best)
+    for target in targets:
+        for result in sorted((r for r in results if r.target == target), key=lambda r: -r.accuracy):
+            style = "bold" if result.accuracy == best[target] else None
+            view.add_row(
+                f"{target:g}",
+                result.sampler,
+                result.setting or f"T={result.budget}",
+                f"{result.nfe:.2f}",
+                f"{result.nfe_min}-{result.nfe_max}",
+                f"{100 * result.accuracy:.1f}",
+                f"{100 * result.spread:.1f} ({result.runs})" if result.runs > 1 else "",
+                "" if result.bound is None else f"{result.bound:.2f}",
+                style=style,
+                end_section=False,
+            )
+        view.add_section()
+    return view
+
+
+def save_results(results: Sequence[Result], folder: str | Path) -> None:
+    """`results.json` and `results.csv` in `folder`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [asdict(result) for result in results]
+    (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    with open(folder / "results.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def load_results(path: str | Path) -> list[Result]:
+    """The results of a `results.json`. Raises `ValueError` when the file holds something else."""
+    try:
+        return [Result(**row) for row in json.loads(Path(path).read_text(encoding="utf-8"))]
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: must be a results.json that evaluate wrote ({error})") from error
+
+
+def _log_scale(x: float) -> float:
+    return 10.0 ** (5.0 * x - 3.5)

@@ -1,0 +1,168 @@
+"""The one decoding loop.
+
+    canvas of mask tokens -> { denoiser -> predictions -> the rule proposes -> at least one, everything at the last
+    step -> tokens drawn at the proposed positions } -> sequences, order, nfe
+
+The same loop scores a given response (`clean=`): the true token takes the place of the drawn one, and the sum of
+log p_theta over the unmasked positions bounds log p(x | c) from below when the rule is deterministic, and in
+expectation when it is random (method: ELBO with the rule as prior and posterior).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from hf_learned_order.canvas import left_padded, settled
+from hf_learned_order.denoisers import Denoiser
+from hf_learned_order.distributions import at_least_one, everything
+from hf_learned_order.predictions import Predictions, Step
+from hf_learned_order.samplers import Sampler
+
+
+@dataclass
+class LearnedOrderOutput(ModelOutput):
+    """What `generate(..., return_dict_in_generate=True)` returns.
+
+    Attributes:
+        sequences: [batch, prompt + canvas], the prompt as it was given and the response; padding after the first EOS.
+        order: int [batch, canvas], the step, from 1, at which a position was unmasked; 0 where an early EOS made it
+            unnecessary.
+        nfe: int [batch], denoiser calls made while the sequence still had a masked position.
+        tokens_per_forward: float [batch], tokens of the response, first EOS included, a denoiser call.
+        log_likelihood: float [batch], nats: log p_theta of each token when it was unmasked, summed.
+    """
+
+    sequences: Tensor | None = None
+    order: Tensor | None = None
+    nfe: Tensor | None = None
+    tokens_per_forward: Tensor | None = None
+    log_likelihood: Tensor | None = None
+
+
+@torch.no_grad()
+def decode(
+    denoiser: Denoiser,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    sampler: Sampler,
+    max_new_tokens: int = 128,
+    max_denoising_steps: int | None = None,
+    temperature: float = 0.0,
+    eos_token_id: int | list[int] | None = None,
+    pad_token_id: int | None = None,
+    generator: torch.Generator | None = None,
+    clean: Tensor | None = None,
+) -> LearnedOrderOutput:
+    """Fill a canvas of `max_new_tokens` masks behind each prompt.
+
+    Args:
+        denoiser: the model.
+        input_ids: int [batch, prompt], padded on either side.
+        attention_mask: [batch, prompt], 0 at padding; by default nothing is padding.
+        sampler: the rule.
+        max_new_tokens: length of the canvas.
+        max_denoising_steps: step budget T; by default one for each position.
+        temperature: 0 takes the most likely token at an unmasked position, otherwise it is drawn.
+        eos_token_id: a row is finished when everything before its first EOS is settled; None decodes every position.
+            Several ids may end a response.
+        pad_token_id: what follows the first EOS in `sequences`; by default more EOS.
+        clean: [batch, canvas], a response to score instead of drawing one.
+
+    Raises:
+        ValueError, TypeError: an argument is out of range; the message names it.
+    """
+    attention_mask = _check_inputs(denoiser, input_ids, attention_mask, max_new_tokens)
+    steps = max_new_tokens if max_denoising_steps is None else max_denoising_steps
+    _check_positive("max_denoising_steps", steps)
+    if isinstance(temperature, bool) or not temperature >= 0:
+        raise ValueError(f"temperature must be 0 or more, got {temperature!r}")
+    batch, canvas_length = input_ids.shape[0], max_new_tokens
+    if clean is not None and clean.shape != (batch, canvas_length):
+        raise ValueError(f"clean must have the shape {(batch, canvas_length)}, got {tuple(clean.shape)}")
+
+    prompt, prompt_mask = left_padded(input_ids, attention_mask)
+    device = input_ids.device
+    eos = None if eos_token_id is None else torch.tensor(eos_token_id, device=device).reshape(-1)
+    canvas = torch.full((batch, canvas_length), denoiser.mask_token_id, device=device)
+    masked = torch.ones_like(canvas, dtype=torch.bool)
+    order = torch.zeros_like(canvas)
+    nfe = torch.zeros(batch, dtype=torch.long, device=device)
+    log_likelihood = torch.zeros(batch, device=device)
+    rows = torch.arange(batch, device=device)  # the rows that are not finished; the others cost nothing
+    for number in range(1, steps + 1):
+        logits, hidden = denoiser(
+            torch.cat([prompt[rows], canvas[rows]], 1),
+            torch.cat([prompt_mask[rows], prompt_mask.new_ones(len(rows), canvas_length)], 1),
+            prompt.shape[1],
+            hidden_states=sampler.needs_hidden_states,
+        )
+        predictions = Predictions.from_logits(logits, denoiser.mask_token_id)
+        step = Step(
+            predictions=predictions,
+            masked=masked[rows],
+            steps_left=steps - number + 1,
+            hidden_states=hidden,
+            generator=generator,
+        )
+        if number == steps:
+            unmask = everything(step.masked)
+        else:
+            unmask = at_least_one(sampler.propose(step), step.masked, predictions.confidence)
+        tokens = predictions.draw(temperature=temperature, generator=generator) if clean is None else clean[rows]
+        log_likelihood[rows] += predictions.log_prob(tokens).masked_fill(~unmask, 0.0).sum(-1)
+        canvas[rows] = torch.where(unmask, tokens, canvas[rows])
+        order[rows] = order[rows].masked_fill(unmask, number)
+        nfe[rows] += 1
+        masked[rows] = step.masked & ~unmask
+        if eos is not None:
+            masked &= ~settled(torch.isin(canvas, eos), masked)[:, None]
+        rows = masked.any(-1).nonzero().squeeze(-1)
+        if len(rows) == 0:
+            break
+
+    length = torch.full_like(nfe, canvas_length)
+    if eos is not None:
+        ended = torch.isin(canvas, eos).long()
+        after = (ended.cumsum(-1) - ended) > 0
+        length = (~after).sum(-1)
+        canvas = canvas.masked_fill(after, int(eos[0]) if pad_token_id is None else pad_token_id)
+    return LearnedOrderOutput(
+        sequences=torch.cat([input_ids, canvas], 1),
+        order=order,
+        nfe=nfe,
+        tokens_per_forward=length / nfe,
+        log_likelihood=log_likelihood,
+    )
+
+
+def _check_inputs(denoiser: Denoiser, input_ids: Tensor, attention_mask: Tensor | None, max_new_tokens: int) -> Tensor:
+    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.dtype not in (torch.long, torch.int):
+        got = (
+            f"{input_ids.dtype} {tuple(input_ids.shape)}" if isinstance(input_ids, Tensor) else type(input_ids).__name__
+        )
+        raise TypeError(f"input_ids must be an integer tensor [batch, prompt], got {got}")
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask must have the shape of input_ids {tuple(input_ids.shape)}, "
+            f"got {tuple(attention_mask.shape)}"
+        )
+    _check_positive("max_new_tokens", max_new_tokens)
+    limit = denoiser.max_length
+    if limit is not None and input_ids.shape[1] + max_new_tokens > limit:
+        raise ValueError(
+            f"the prompt and max_new_tokens must fit the model's {limit} positions, "
+            f"got {input_ids.shape[1]} + {max_new_tokens}"
+        )
+    if denoiser.family.shift and not attention_mask.any(-1).all():
+        raise ValueError("each prompt must have at least one token: this model predicts a token from the one before it")
+    return attention_mask
+
+
+def _check_positive(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")

@@ -1,0 +1,177 @@
+"""The evidence lower bound over unmasking orders and its gradient.
+
+    ELBO = E_q sum_t step_t
+    step_t = sum_{i in M_t} pi_t^i log p_theta(x^i | x_t) - KL(q(r_t | x_t, x) || p_psi(r_t | x_t))
+
+Given x_t the expectation over r_t is exact (Rao-Blackwellised). The gradient has a second part, for the effect of r_t
+on the states that follow, estimated by REINFORCE with a leave-one-out baseline over K chains of the same response:
+
+    sum_t grad log q(r_t) (G_t - mean of the other chains' G_t),     G_t = sum_{u > t} step_u, held constant.
+
+At the last step of the budget both laws unmask everything: no KL, no score term.
+
+Source: Fox et al., arXiv 2602.23968.
+Symbols: `x` clean, `x_t` canvas, `M_t` masked, `r_t` unmask, `pi` q.mean, `T` max_denoising_steps, `K` num_chains.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+
+from hf_learned_order.canvas import left_padded, settled
+from hf_learned_order.denoisers import Denoiser
+from hf_learned_order.distributions import everything
+from hf_learned_order.posteriors import CleanPosterior
+from hf_learned_order.predictions import Predictions, Step
+from hf_learned_order.scorer import OrderScorer
+
+
+class Chains(NamedTuple):
+    """K chains of each of B responses, T steps each; 0 after a chain has finished.
+
+    Attributes:
+        step_terms: [T, B, K], nats, differentiable.
+        log_q: [T, B, K], log-probability of the positions drawn, differentiable.
+        nfe: [B, K], denoiser calls while something was masked.
+        kl: [T, B, K], nats.
+    """
+
+    step_terms: Tensor
+    log_q: Tensor
+    nfe: Tensor
+    kl: Tensor
+
+    @property
+    def bound(self) -> Tensor:
+        """The single-chain estimate of the ELBO, [B, K], nats."""
+        return self.step_terms.sum(0)
+
+    def surrogate(self) -> Tensor:
+        """A scalar whose gradient is the Rao-Blackwellised leave-one-out estimate of the ELBO's, in nats a response."""
+        future = self.step_terms.detach().flip(0).cumsum(0).flip(0) - self.step_terms.detach()
+        chains = future.shape[-1]
+        others = (future.sum(-1, keepdim=True) - future) / (chains - 1) if chains > 1 else 0.0
+        return (self.step_terms + self.log_q * (future - others)).sum(0).mean()
+
+
+class OrderELBO(nn.Module):
+    """The variational objective, as one module that a Trainer can wrap: batch in, loss and measurements out.
+
+    Args:
+        denoiser: p_theta; its parameters take part where they require a gradient.
+        scorer: p_psi.
+        posterior: q_phi; None shares the scorer's law (q = p, no KL).
+        max_denoising_steps: T.
+        num_chains: K.
+        eos_token_id: a chain is finished when everything before the first EOS is settled, as in generation.
+
+    Raises:
+        ValueError: a number is out of range, or a posterior is combined with a max-normalised prior, from which
+            its KL would be infinite.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        scorer: OrderScorer,
+        posterior: CleanPosterior | None = None,
+        *,
+        max_denoising_steps: int = 8,
+        num_chains: int = 8,
+        eos_token_id: int | None = None,
+    ):
+        super().__init__()
+        for name, value in (("max_denoising_steps", max_denoising_steps), ("num_chains", num_chains)):
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        if scorer.config.law == "dependent":
+            raise ValueError(
+                'law must be "non_empty" or "max_normalized": "dependent" is fitted by DependenceObjective'
+            )
+        if posterior is not None and scorer.config.law == "max_normalized":
+            raise ValueError(
+                'law must be "non_empty" for a prior with a posterior of its own: '
+                'the KL from any other law to "max_normalized" is infinite'
+            )
+        self.denoiser = denoiser
+        self.scorer = scorer
+        self.posterior = posterior
+        self.max_denoising_steps = max_denoising_steps
+        self.num_chains = num_chains
+        self.eos_token_id = eos_token_id
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor) -> dict[str, Tensor]:
+        """`loss` (nats a position, to be minimised), and the means over the batch of `bound`, `kl` (nats) and `nfe`."""
+        chains = self.chains(input_ids, attention_mask, clean)
+        return {
+            "loss": -chains.surrogate() / clean.shape[1],
+            "bound": chains.bound.detach().mean(),
+            "kl": chains.kl.detach().sum(0).mean(),
+            "nfe": chains.nfe.float().mean(),
+        }
+
+    def chains(self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor) -> Chains:
+        """Draw K chains of each response from q and evaluate every term."""
+        batch, repeats, steps = clean.shape[0], self.num_chains, self.max_denoising_steps
+        prompt, prompt_mask = left_padded(input_ids, attention_mask)
+        prompt, prompt_mask, clean = (tensor.repeat_interleave(repeats, 0) for tensor in (prompt, prompt_mask, clean))
+        masked = torch.ones_like(clean, dtype=torch.bool)
+        nfe = torch.zeros(len(clean), dtype=torch.long, device=clean.device)
+        terms, log_qs, kls = [], [], []
+        for number in range(1, steps + 1):
+            rows = masked.any(-1).nonzero().squeeze(-1)  # finished chains cost nothing
+            zeros = torch.zeros(len(clean), device=clean.device)
+            term, log_q, kl = zeros, zeros, zeros
+            if len(rows):
+                nfe[rows] += 1
+                step, log_prob = self._step(
+                    prompt[rows], prompt_mask[rows], clean[rows], masked[rows], steps - number + 1
+                )
+                unmask, *values = self._terms(step, clean[rows], log_prob, last=number == steps)
+                term, log_q, kl = (zeros.index_put((rows,), value) for value in values)
+                masked = masked.index_put((rows,), step.masked & ~unmask)
+                if self.eos_token_id is not None:
+                    masked = masked & ~settled(clean == self.eos_token_id, masked)[:, None]
+            terms.append(term)
+            log_qs.append(log_q)
+            kls.append(kl)
+        shape = (steps, batch, repeats)
+        stacked = [torch.stack(values).view(shape) for values in (terms, log_qs, kls)]
+        return Chains(stacked[0], stacked[1], nfe.view(batch, repeats), stacked[2])
+
+    def _step(
+        self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, masked: Tensor, steps_left: int
+    ) -> tuple[Step, Tensor]:
+        canvas = clean.masked_fill(masked, self.denoiser.mask_token_id)
+        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.denoiser.parameters())
+        with torch.set_grad_enabled(trained):
+            logits, hidden = self.denoiser(
+                torch.cat([prompt, canvas], 1),
+                torch.cat([prompt_mask, prompt_mask.new_ones(canvas.shape)], 1),
+                prompt.shape[1],
+                hidden_states=True,
+            )
+            predictions = Predictions.from_logits(logits, self.denoiser.mask_token_id)
+        # The order laws do not train the denoiser through their inputs, only through the token term.
+        step = Step(
+            predictions=predictions.detach(), masked=masked, steps_left=steps_left, hidden_states=hidden.detach()
+        )
+        return step, predictions.log_prob(clean)
+
+    def _terms(
+        self, step: Step, clean: Tensor, log_prob: Tensor, *, last: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The positions drawn, step_t, log q(r_t) and the KL, for each row."""
+        if last:
+            total = log_prob.masked_fill(~step.masked, 0.0).sum(-1)
+            return everything(step.masked), total, torch.zeros_like(total), torch.zeros_like(total)
+        scores = self.scorer(step)
+        prior = self.scorer.law(step, scores)
+        law = prior if self.posterior is None else self.posterior.law(step, clean, scores)
+        kl = torch.zeros_like(log_prob[:, 0]) if self.posterior is None else kl_divergence(law, prior)
+        with torch.no_grad():
+            unmask = law.sample()
+        expected = (law.mean * log_prob.masked_fill(~step.masked, 0.0)).sum(-1)
+        return unmask, expected - kl, law.log_prob(unmask), kl

@@ -1,0 +1,247 @@
+"""The learned order: `OrderScorer`, the prior p_psi(r_t | x_t), which generation uses and the Hub holds.
+
+It sees what generation sees and nothing else: the denoiser's predictions and hidden states on the partly masked
+canvas, and how many steps of the budget are left.
+
+Symbols: `s` scores, `H` entropy, `T - t` steps left.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from hf_learned_order.denoisers import Denoiser
+from hf_learned_order.distributions import (
+    BoundedDependence,
+    MaxNormalizedBernoulli,
+    NonEmptyBernoulli,
+    SubsetDistribution,
+    ancestral_logit,
+)
+from hf_learned_order.predictions import Step
+
+LAWS = ("non_empty", "max_normalized", "dependent")
+REACH = 64  # distances between positions beyond this are one
+FEATURES = 8
+
+
+class OrderScorerConfig(PreTrainedConfig):
+    """Shape of a scorer, and the denoiser it was made for.
+
+    Args:
+        law: "non_empty" (`NonEmptyBernoulli` with the ancestral schedule as offset), "max_normalized", or "dependent"
+            (`BoundedDependence` with a learned A).
+        law_temperature: tau of the max-normalised law.
+        bound: nats a step of the dependent law.
+        entropy_weight: of the dependent law: what a position costs by itself, as a share of its entropy.
+        max_denoising_steps: T, the budget that the scorer was trained for; None if it serves any.
+        hidden_size: width of the scorer.
+        num_hidden_layers: transformer layers over the canvas.
+        num_attention_heads: heads of each.
+        denoiser_hidden_size, vocab_size, mask_token_id: what a denoiser must have to be used with this scorer.
+        base_model_name_or_path, base_model_revision: the denoiser it was trained with, for the card.
+    """
+
+    model_type = "order_scorer"
+
+    def __init__(
+        self,
+        *,
+        law: str = "non_empty",
+        law_temperature: float = 0.1,
+        bound: float = 0.3,
+        entropy_weight: float = 0.0,
+        max_denoising_steps: int | None = None,
+        hidden_size: int = 64,
+        num_hidden_layers: int = 2,
+        num_attention_heads: int = 4,
+        denoiser_hidden_size: int = 128,
+        vocab_size: int = 32,
+        mask_token_id: int | None = None,
+        base_model_name_or_path: str | None = None,
+        base_model_revision: str | None = None,
+        **kwargs: Any,
+    ):
+        if law not in LAWS:
+            raise ValueError(f"law must be one of {', '.join(LAWS)}, got {law!r}")
+        if not law_temperature > 0:
+            raise ValueError(f"law_temperature must be positive, got {law_temperature!r}")
+        if not bound >= 0:
+            raise ValueError(f"bound must be 0 or more, got {bound!r}")
+        self.law = law
+        if not entropy_weight >= 0:
+            raise ValueError(f"entropy_weight must be 0 or more, got {entropy_weight!r}")
+        self.bound = bound
+        self.entropy_weight = entropy_weight
+        self.max_denoising_steps = max_denoising_steps
+        self.law_temperature = law_temperature
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.denoiser_hidden_size = denoiser_hidden_size
+        self.vocab_size = vocab_size
+        self.mask_token_id = mask_token_id
+        self.base_model_name_or_path = base_model_name_or_path
+        self.base_model_revision = base_model_revision
+        super().__init__(**kwargs)
+
+    @classmethod
+    def for_denoiser(cls, denoiser: Denoiser, **kwargs: Any) -> "OrderScorerConfig":
+        """The configuration of a scorer that fits `denoiser`."""
+        config = denoiser.model.config
+        return cls(
+            denoiser_hidden_size=denoiser.hidden_size,
+            vocab_size=config.vocab_size,
+            mask_token_id=denoiser.mask_token_id,
+            base_model_name_or_path=getattr(config, "_name_or_path", None) or None,
+            **kwargs,
+        )
+
+
+class OrderNetwork(nn.Module):
+    """From features of the state at each canvas position: projections, a small transformer, a head.
+
+    `scores`: one number a position; the head starts at zero, so every score does. `dependence` (with `pairs=True`):
+    A_ij, one number a pair. `extra` more features a position may come in (the posterior's).
+    """
+
+    def __init__(self, config: OrderScorerConfig, *, extra: int = 0, pairs: bool = False):
+        super().__init__()
+        size = config.hidden_size
+        self.features = nn.Linear(FEATURES - 2 * pairs + extra, size)
+        self.hidden_states = nn.Sequential(
+            nn.LayerNorm(config.denoiser_hidden_size), nn.Linear(config.denoiser_hidden_size, size)
+        )
+        layer = nn.TransformerEncoderLayer(
+            size,
+            config.num_attention_heads,
+            4 * size,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.encoder = nn.TransformerEncoder(
+            layer, config.num_hidden_layers, nn.LayerNorm(size), enable_nested_tensor=False
+        )
+        if pairs:
+            self.receives, self.gives = nn.Linear(size, size // 2), nn.Linear(size, size // 2)
+            self.distance = nn.Embedding(2 * REACH + 1, 1)
+            nn.init.constant_(self.distance.weight, -2.0)
+        else:
+            self.head = nn.Linear(size, 1)
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+
+    def scores(self, features: Tensor, hidden_states: Tensor) -> Tensor:
+        """s [batch, canvas] from features [batch, canvas, 8 + extra] and hidden states [batch, canvas, hidden]."""
+        return self.head(self._encode(features, hidden_states)).squeeze(-1).float()
+
+    def dependence(self, features: Tensor, hidden_states: Tensor, entropy: Tensor) -> Tensor:
+        """A [batch, canvas, canvas], nats, in [0, min(H_i, H_j)] as mutual information is; entropy [batch, canvas]."""
+        encoded = self._encode(features, hidden_states)
+        affinity = self.receives(encoded) @ self.gives(encoded).mT / self.receives.out_features**0.5
+        index = torch.arange(encoded.shape[1], device=encoded.device)
+        apart = (index[:, None] - index).clamp(-REACH, REACH) + REACH
+        share = (affinity + self.distance(apart).squeeze(-1)).float().sigmoid()
+        return torch.minimum(entropy[:, :, None], entropy[:, None, :]) * share
+
+    def _encode(self, features: Tensor, hidden_states: Tensor) -> Tensor:
+        dtype = self.features.weight.dtype
+        return self.encoder(self.features(features.to(dtype)) + self.hidden_states(hidden_states.to(dtype)))
+
+
+def features_of(step: Step) -> Tensor:
+    """What the predictions and the budget say at each position, [batch, canvas, 8], all of order 1."""
+    predictions, masked = step.predictions, step.masked.float()
+    share = masked.mean(-1, keepdim=True)
+    left = torch.full_like(share, float(step.steps_left))
+    quota = share / left
+    columns = [
+        predictions.confidence,
+        predictions.margin,
+        predictions.entropy,
+        (predictions.entropy + 1e-4).log() / 4,
+        masked,
+        share.expand_as(masked),
+        quota.expand_as(masked),
+        left.log().expand_as(masked),
+    ]
+    return torch.stack(columns, -1)
+
+
+class OrderScorer(PreTrainedModel):
+    """The order prior p_psi(r_t | x_t). Load one with `from_pretrained`, make one for a denoiser with `for_denoiser`.
+
+    With law "non_empty" the success logits are `ancestral_logit(steps left) + s`: an untrained scorer, whose s is 0,
+    decodes exactly as ancestral sampling does, and its bound is the denoiser's own T-step bound. With law "dependent"
+    it visits positions by rising entropy and accepts them while their learned dependence stays within a bound.
+    """
+
+    config_class = OrderScorerConfig
+    main_input_name = "step"
+    base_model_prefix = "order_scorer"
+
+    def __init__(self, config: OrderScorerConfig):
+        super().__init__(config)
+        self.network = OrderNetwork(config, pairs=config.law == "dependent")
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Modules initialise themselves: the head has to start at zero."""
+
+    @classmethod
+    def for_denoiser(cls, denoiser: Denoiser, **kwargs: Any) -> "OrderScorer":
+        """A new scorer of the right shape; `kwargs` are fields of `OrderScorerConfig`."""
+        return cls(OrderScorerConfig.for_denoiser(denoiser, **kwargs))
+
+    def forward(self, step: Step) -> Tensor:
+        """What the law is made of: scores s [batch, canvas], or for the dependent law A [batch, canvas, canvas]."""
+        features, entropy = features_of(step), step.predictions.entropy
+        if self.config.law == "dependent":
+            features = features[..., : FEATURES - 2]  # what is lost does not depend on the budget
+            return self.network.dependence(features, step.hidden_states, entropy)
+        return self.network.scores(features, step.hidden_states)
+
+    def law(self, step: Step, values: Tensor, *, bias: float = 0.0) -> SubsetDistribution:
+        """The law of the positions to unmask, from `values`, which `forward` gave. A larger `bias` unmasks more.
+
+        It is added to the scores, or to the logarithm of the bound; the max-normalised law does not feel it.
+        """
+        if self.config.law == "dependent":
+            entropy, bound = step.predictions.entropy, self.config.bound * math.exp(bias)
+            return BoundedDependence(values, self.config.entropy_weight * entropy, -entropy, step.masked, bound=bound)
+        return order_law(self.config.law, values + bias, step, temperature=self.config.law_temperature)
+
+    def check_fits(self, denoiser: Denoiser) -> None:
+        """Raises `ValueError` unless this scorer was made for a denoiser of this shape."""
+        mine, config = self.config, denoiser.model.config
+        for name, expected, got in (
+            ("hidden size", mine.denoiser_hidden_size, denoiser.hidden_size),
+            ("vocabulary size", mine.vocab_size, config.vocab_size),
+            ("mask token id", mine.mask_token_id, denoiser.mask_token_id),
+        ):
+            if expected != got:
+                raise ValueError(
+                    f"scorer was made for another denoiser ({mine.base_model_name_or_path or 'unnamed'}): "
+                    f"its {name} must be {expected}, but this model's is {got}"
+                )
+
+
+def order_law(law: str, scores: Tensor, step: Step, *, temperature: float) -> SubsetDistribution:
+    """The law named `law` with these scores [batch, canvas]; prior and posterior both come from here.
+
+    Each adds what it starts from: the max-normalised law the entropy rule (equal scores would unmask everything), the
+    non-empty one the ancestral schedule.
+    """
+    if law == "max_normalized":
+        return MaxNormalizedBernoulli(scores - step.predictions.entropy, step.masked, temperature=temperature)
+    steps_left = torch.tensor(float(step.steps_left), device=scores.device)
+    return NonEmptyBernoulli(scores + ancestral_logit(steps_left), step.masked)
+
+
+AutoConfig.register(OrderScorerConfig.model_type, OrderScorerConfig)
+AutoModel.register(OrderScorerConfig, OrderScorer)

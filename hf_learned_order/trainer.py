@@ -1,0 +1,179 @@
+"""`OrderTrainer`: fits a scorer on `transformers.Trainer`, with the denoiser frozen, LoRA-tuned or fully tuned.
+
+accelerate, FSDP, DeepSpeed, resuming, trackers and `push_to_hub` are the Trainer's own. A checkpoint holds what is
+trained and no more: the scorer as `from_pretrained` reads it, the posterior, and the adapter or the tuned denoiser.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from hf_learned_order.data import CanvasCollator
+from hf_learned_order.denoisers import Denoiser, mask_token_id_of
+from hf_learned_order.dependence import DependenceObjective
+from hf_learned_order.objective import OrderELBO
+from hf_learned_order.posteriors import CleanPosterior
+from hf_learned_order.scorer import LAWS, OrderScorer
+
+POSTERIORS = ("clean", "prior")
+POSTERIOR_FILE = "posterior.safetensors"
+ADAPTER_FOLDER = "adapter"
+DENOISER_FOLDER = "denoiser"
+
+
+@dataclass(kw_only=True)
+class OrderTrainingArguments(TrainingArguments):
+    """`TrainingArguments` and what the objective needs.
+
+    Raises:
+        ValueError: a choice is unknown or a number is out of range.
+    """
+
+    output_dir: str = "runs/scorer"
+    max_denoising_steps: int = field(default=5, metadata={"help": "T, the step budget"})
+    num_chains: int = field(default=8, metadata={"help": "K, chains of each response (leave-one-out needs 2)"})
+    canvas_length: int = field(default=64, metadata={"help": "positions of a response, EOS included"})
+    posterior: str = field(
+        default="clean", metadata={"help": "'clean' sees the response; 'prior' shares the scorer's law"}
+    )
+    posterior_law: str = field(default="non_empty", metadata={"help": "law of a clean posterior"})
+    posterior_temperature: float = field(default=0.1, metadata={"help": "tau of a max-normalised posterior"})
+    train_denoiser: bool = field(default=False, metadata={"help": "tune every weight of the denoiser"})
+    learning_rate: float = 3e-3
+    remove_unused_columns: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, choices in (("posterior", POSTERIORS), ("posterior_law", LAWS[:2])):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name in ("max_denoising_steps", "num_chains", "canvas_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+
+
+class OrderTrainer(Trainer):
+    """Trains a scorer for a denoiser.
+
+    Args:
+        model: the denoiser; frozen unless `peft_config` or `args.train_denoiser` says otherwise.
+        scorer: the `OrderScorer`; by default a new one that fits `model`.
+        args: `OrderTrainingArguments`.
+        train_dataset, eval_dataset: rows of `prompt_ids` and `response_ids` (`hf_learned_order.data`).
+        processing_class: the tokenizer; it must have mask, EOS and padding tokens.
+        peft_config: a PEFT configuration, e.g. `LoraConfig`, to tune the denoiser along.
+        **kwargs: `Trainer`'s own.
+
+    Raises:
+        ValueError: the tokenizer has no mask token, the scorer does not fit, or both ways of tuning are asked for.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel,
+        args: OrderTrainingArguments,
+        processing_class: PreTrainedTokenizerBase,
+        scorer: OrderScorer | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        peft_config: Any = None,
+        **kwargs: Any,
+    ):
+        if peft_config is not None and args.train_denoiser:
+            raise ValueError("train_denoiser must be False when peft_config is given: LoRA keeps the base weights")
+        model.requires_grad_(args.train_denoiser)
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, peft_config)
+        denoiser = Denoiser(model, mask_token_id=mask_token_id_of(processing_class))
+        scorer = OrderScorer.for_denoiser(denoiser) if scorer is None else scorer
+        scorer.check_fits(denoiser)
+        self.scorer = scorer
+        self.denoiser = denoiser
+        self.posterior = None
+        if scorer.config.law == "dependent":
+            if peft_config is not None or args.train_denoiser:
+                raise ValueError(
+                    'law must not be "dependent" when the denoiser is tuned: that objective keeps it fixed'
+                )
+            objective: nn.Module = DependenceObjective(denoiser, scorer)
+        else:
+            if args.posterior == "clean":
+                law, temperature = args.posterior_law, args.posterior_temperature
+                self.posterior = CleanPosterior(scorer.config, law=law, temperature=temperature)
+            objective = OrderELBO(
+                denoiser,
+                scorer,
+                self.posterior,
+                max_denoising_steps=args.max_denoising_steps,
+                num_chains=args.num_chains,
+                eos_token_id=processing_class.eos_token_id,
+            )
+            scorer.config.max_denoising_steps = args.max_denoising_steps
+        self._measured: dict[str, list[torch.Tensor]] = defaultdict(list)
+        super().__init__(
+            model=objective,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            data_collator=CanvasCollator(tokenizer=processing_class, canvas_length=args.canvas_length),
+            **kwargs,
+        )
+        # the objective returns its own loss: it does not take Trainer's count of items
+        self.model_accepts_loss_kwargs = False
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        for name, value in outputs.items():
+            if name != "loss":
+                self._measured[name if model.training else f"eval_{name}"].append(value.detach())
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        with torch.no_grad():
+            return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the means since the last call of `bound`, `kl` and `nfe`, over all processes."""
+        wanted = "eval_" if any(name.startswith("eval_") for name in logs) else ""
+        for name in [n for n in self._measured if n.startswith("eval_") == bool(wanted)]:
+            mean = torch.stack(self._measured.pop(name)).mean()
+            logs[name] = round(self.accelerator.gather(mean).mean().item(), 4)
+        super().log(logs, *args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.scorer.save_pretrained(folder)
+        self.processing_class.save_pretrained(folder)
+        if self.posterior is not None:
+            save_file(self.posterior.state_dict(), folder / POSTERIOR_FILE)
+        if hasattr(self.denoiser.model, "peft_config"):
+            self.denoiser.model.save_pretrained(folder / ADAPTER_FOLDER)
+        elif self.args.train_denoiser:
+            self.denoiser.model.save_pretrained(folder / DENOISER_FOLDER)
+        torch.save(self.args, folder / "training_args.bin")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        self.scorer.load_state_dict(load_file(folder / "model.safetensors"))
+        if self.posterior is not None:
+            self.posterior.load_state_dict(load_file(folder / POSTERIOR_FILE))
+        if hasattr(self.denoiser.model, "peft_config"):
+            from peft import set_peft_model_state_dict
+
+            weights = load_file(folder / ADAPTER_FOLDER / "adapter_model.safetensors")
+            set_peft_model_state_dict(self.denoiser.model, weights)
+        elif self.args.train_denoiser:
+            tuned = type(self.denoiser.model).from_pretrained(folder / DENOISER_FOLDER)
+            self.denoiser.model.load_state_dict(tuned.state_dict())
