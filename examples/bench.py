@@ -13,9 +13,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer
 
-from hf_learned_order.denoisers import Denoiser, load_denoiser
+from hf_learned_order.denoisers import Denoiser, load_denoiser, load_tokenizer
 from hf_learned_order.generation import decode
 from hf_learned_order.samplers import SAMPLERS, make_sampler
 from hf_learned_order.scorer import OrderScorer
@@ -26,7 +25,7 @@ STEPS, CANVAS, ROUNDS = 8, 64, 5
 
 @torch.no_grad()
 def main() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(HERE / "denoiser")
+    tokenizer = load_tokenizer(HERE / "denoiser")
     denoiser = Denoiser(load_denoiser(str(HERE / "denoiser")).eval())
     scorer = OrderScorer.from_pretrained(HERE / "scorer-0").eval()
     prompt = tokenizer("16-3-4;a*2;b+100", return_tensors="pt")

@@ -39,8 +39,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--train_file", default=str(GSM8K / "train.jsonl"))
     parser.add_argument("--test_file", default=str(GSM8K / "test.jsonl"))
-    parser.add_argument("--limit", default="200", help="problems of each split")
-    parser.add_argument("--nfe", nargs="+", default=["4", "8"])
+    parser.add_argument("--limit", default="120", help="test problems")
+    parser.add_argument("--nfe", nargs="+", default=["4"])
     parser.add_argument("--output_dir", default="runs/demo")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +53,17 @@ def main() -> int:
                 files[split] = Path(folder) / f"{split}.jsonl"
                 write_rows(files[split], count, seed)
         scorers = sorted(str(path) for path in HERE.glob("scorer*") if path.is_dir())
-        arguments = ["evaluate", "--model", str(HERE / "denoiser"), "--scorer", *scorers, "--limit", options.limit]
+        arguments = [
+            "evaluate",
+            "--model",
+            str(HERE / "denoiser"),
+            "--scorer",
+            *scorers,
+            "--limit",
+            options.limit,
+            "--seeds",
+            "1",
+        ]
         arguments += ["--train_file", str(files["train"]), "--test_file", str(files["test"])]
         return command_line([*arguments, "--nfe", *options.nfe, "--output_dir", options.output_dir])
 

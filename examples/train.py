@@ -10,11 +10,11 @@ Interrupted runs go on from the last checkpoint when the same command is given a
 
 from dataclasses import dataclass, field
 
-from transformers import AutoTokenizer, HfArgumentParser, set_seed
+from transformers import HfArgumentParser, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_learned_order.data import equations, load_gsm8k, resampled_equations, words
-from hf_learned_order.denoisers import Denoiser, load_denoiser, mask_token_id_of
+from hf_learned_order.denoisers import Denoiser, load_denoiser, load_tokenizer, mask_token_id_of
 from hf_learned_order.gsm8k import chains_of
 from hf_learned_order.scorer import LAWS, OrderScorer
 from hf_learned_order.trainer import OrderTrainer, OrderTrainingArguments
@@ -41,7 +41,7 @@ class ScriptArguments:
 def main() -> None:
     script, training = HfArgumentParser((ScriptArguments, OrderTrainingArguments)).parse_args_into_dataclasses()
     set_seed(training.seed)
-    tokenizer = AutoTokenizer.from_pretrained(script.model_name_or_path)
+    tokenizer = load_tokenizer(script.model_name_or_path)
     model = load_denoiser(script.model_name_or_path)
     rows = load_gsm8k(dataset_name=script.dataset_name, train_file=script.train_file)
     length = training.canvas_length

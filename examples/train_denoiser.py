@@ -12,10 +12,19 @@ Interrupted runs go on from the last checkpoint when the same command is given a
 
 import random
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from transformers import HfArgumentParser, ModernBertConfig, ModernBertForMaskedLM, Trainer, TrainingArguments, set_seed
+from transformers import (
+    HfArgumentParser,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_learned_order.data import CanvasCollator, equation_tokenizer, equations, load_gsm8k, resampled_equations
@@ -29,8 +38,8 @@ class DenoiserArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "GSM8K on the Hub, e.g. openai/gsm8k"})
     train_file: str | None = field(default=None, metadata={"help": "GSM8K's train.jsonl, instead of dataset_name"})
     num_problems: int = field(default=600_000, metadata={"help": "chains drawn by resampling the numbers"})
-    keep: float = field(default=0.0, metadata={"help": "how often an expression keeps its numbers"})
-    growth: int = field(default=6, metadata={"help": "digits that a result may have more than the original one"})
+    keep: float = field(default=0.4, metadata={"help": "how often an expression keeps its numbers"})
+    growth: int = field(default=1, metadata={"help": "digits that a result may have more than the original one"})
     ramp_problems: int = field(default=100_000, metadata={"help": "of these, the short ones come first"})
     canvas_length: int = field(default=64, metadata={"help": "characters of a response, EOS included"})
     model_name_or_path: str | None = field(
@@ -50,9 +59,9 @@ class DenoiserTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = 96
     per_device_eval_batch_size: int = 128
     learning_rate: float = field(default=0.02, metadata={"help": "of Muon; AdamW's is 0.15 times that"})
-    lr_scheduler_type: str = "warmup_stable_decay"
+    lr_scheduler_type: str = "linear"
     warmup_steps: float = 200
-    max_steps: int = 5200
+    max_steps: int = 6000
     max_grad_norm: float = 1.0
     train_sampling_strategy: str = "sequential"  # `curriculum` puts the rows in order
     torch_compile: bool = True
@@ -85,7 +94,7 @@ class MuonAdamW(torch.optim.Optimizer):
         # A learning rate schedule writes into `param_groups`: they have to be the parts' own.
         self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
 
-    def step(self, closure=None):
+    def step(self, closure=None):  # pyrefly: ignore[bad-override]
         loss = closure() if closure else None
         for part in self.parts.values():
             part.step()
@@ -103,6 +112,10 @@ class MuonAdamW(torch.optim.Optimizer):
 class DenoiserTrainer(Trainer):
     """Trainer whose loss is the masked diffusion bound in nats a token."""
 
+    if TYPE_CHECKING:
+        args: DenoiserTrainingArguments
+        processing_class: PreTrainedTokenizerBase
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         prompt, clean = inputs["input_ids"], inputs["clean"]
         if model.training:
@@ -113,7 +126,7 @@ class DenoiserTrainer(Trainer):
             t = t * min(1.0, 0.3 + 0.7 * self.state.global_step / max(1, self.args.noise_ramp_steps))
         count = (t * length).floor() + 1
         masked = torch.rand(clean.shape, device=clean.device).argsort(-1).argsort(-1) < count[:, None]
-        config = self.accelerator.unwrap_model(model).config
+        config: Any = self.accelerator.unwrap_model(model).config
         canvas = clean.masked_fill(masked, config.mask_token_id)
         logits = model(
             input_ids=torch.cat([prompt, canvas], 1),
@@ -125,6 +138,7 @@ class DenoiserTrainer(Trainer):
         loss = ((losses * masked).sum(1) / count).mean()
         return (loss, {"loss": loss.detach()}) if return_outputs else loss
 
+    # pyrefly: ignore[bad-override] (compute_loss gives a pair only with return_outputs)
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         with torch.no_grad():
             return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
@@ -189,8 +203,8 @@ def main() -> None:
         sep_token_id=tokenizer.sep_token_id,
         bos_token_id=None,
         cls_token_id=None,
-        mask_token_id=tokenizer.mask_token_id,
-        attn_implementation="sdpa",
+        mask_token_id=tokenizer.mask_token_id,  # pyrefly: ignore[unexpected-keyword]
+        attn_implementation="sdpa",  # pyrefly: ignore[unexpected-keyword]
     )
     if arguments.model_name_or_path is None:
         model = ModernBertForMaskedLM(config)
@@ -199,7 +213,7 @@ def main() -> None:
     trainer = DenoiserTrainer(
         model=model,
         args=training,
-        train_dataset=train.select(order),
+        train_dataset=train.select(order),  # pyrefly: ignore[bad-argument-type] (a Dataset's is a Dataset)
         eval_dataset=equations(held_out, tokenizer, canvas_length=arguments.canvas_length),
         data_collator=CanvasCollator(tokenizer=tokenizer, canvas_length=arguments.canvas_length),
         processing_class=tokenizer,

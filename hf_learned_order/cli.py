@@ -30,8 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--nfe", nargs="+", type=float, default=[2, 4, 6, 8, 12, 16], help="target mean NFE")
     evaluate.add_argument("--canvas_length", type=int, default=64)
     evaluate.add_argument("--batch_size", type=int, default=128)
-    evaluate.add_argument("--limit", type=int, help="rows of each split, for a quick look")
-    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--limit", type=int, help="test problems, the first so many; by default all")
+    evaluate.add_argument("--tuning_limit", type=int, default=120, help="held-out problems that settings are tuned on")
+    evaluate.add_argument("--seeds", type=int, default=3, help="runs of the random samplers")
     evaluate.add_argument("--output_dir", default="runs/evaluation")
     evaluate.set_defaults(run=_evaluate)
 
@@ -58,14 +59,12 @@ def _add_model(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from transformers import AutoTokenizer
-
-    from hf_learned_order.denoisers import load_denoiser
+    from hf_learned_order.denoisers import load_denoiser, load_tokenizer
     from hf_learned_order.integration import attach
 
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = load_tokenizer(options.model)
     model = attach(load_denoiser(options.model), options.scorer, tokenizer=tokenizer)
-    output = model.generate(
+    output = model.generate(  # pyrefly: ignore[not-callable]
         **tokenizer(options.prompt, return_tensors="pt").to(model.device),
         sampler=options.sampler,
         max_new_tokens=options.max_new_tokens,
@@ -83,17 +82,16 @@ def _generate(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import track
-    from transformers import AutoTokenizer
 
     from hf_learned_order.data import equations, load_gsm8k, words
-    from hf_learned_order.denoisers import Denoiser, load_denoiser, mask_token_id_of
+    from hf_learned_order.denoisers import Denoiser, load_denoiser, load_tokenizer, mask_token_id_of
     from hf_learned_order.evaluation import Evaluator, compare, save_results, table
     from hf_learned_order.gsm8k import chains_of
     from hf_learned_order.plotting import order_map_of, trade_off
     from hf_learned_order.samplers import SAMPLERS
     from hf_learned_order.scorer import OrderScorer
 
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = load_tokenizer(options.model)
     denoiser = Denoiser(load_denoiser(options.model).eval(), mask_token_id=mask_token_id_of(tokenizer))
     scorers = [OrderScorer.from_pretrained(path).eval() for path in options.scorer]
     for scorer in scorers:
@@ -106,10 +104,10 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise ValueError('sampler "learned_order" needs --scorer')
     rows = load_gsm8k(dataset_name=options.dataset_name, train_file=options.train_file, test_file=options.test_file)
     evaluators = []
-    for split in ("validation", "test"):
+    for split, limit in (("validation", options.tuning_limit), ("test", options.limit)):
         if split not in rows:
             raise ValueError("both --train_file and --test_file must be given, or --dataset_name")
-        split_rows = rows[split][: options.limit]
+        split_rows = rows[split][:limit]
         if options.task == "equations":
             dataset = equations(chains_of(split_rows)[0], tokenizer, canvas_length=options.canvas_length)
         else:
@@ -117,7 +115,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         evaluators.append(
             Evaluator(denoiser, tokenizer, dataset, canvas_length=options.canvas_length, batch_size=options.batch_size)
         )
-    comparison = compare(*evaluators, samplers=names, targets=options.nfe, scorers=scorers)
+    targets = sorted(options.nfe)
+    comparison = compare(*evaluators, samplers=names, targets=targets, scorers=scorers, seeds=options.seeds)
     total = len(names) * len(options.nfe)
     results = list(track(comparison, description="samplers x budgets", total=total, console=Console(stderr=True)))
     folder = Path(options.output_dir)

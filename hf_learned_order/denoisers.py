@@ -5,6 +5,7 @@ What differs between model families is a few facts, and they stand in one table,
 
 import inspect
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -70,6 +72,7 @@ class Denoiser(nn.Module):
         self.model = model
         self.mask_token_id = mask_token_id
         self.family = family or FAMILIES.get(model.config.model_type, ENCODER)
+        # pyrefly: ignore[not-callable] (PEFT's)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._takes_positions = "position_ids" in inspect.signature(base.forward).parameters
 
@@ -124,6 +127,12 @@ def mask_token_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
             "set tokenizer.mask_token, or pass mask_token_id"
         )
     return tokenizer.mask_token_id
+
+
+def load_tokenizer(name_or_path: str | PathLike) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or a Hub repository."""
+    # its annotation allows None; it raises instead
+    return AutoTokenizer.from_pretrained(name_or_path)  # pyrefly: ignore[bad-return]
 
 
 def load_denoiser(name_or_path: str, **kwargs: Any) -> PreTrainedModel:

@@ -21,6 +21,7 @@ from hf_learned_order.predictions import Predictions, Step
 from hf_learned_order.samplers import Sampler
 
 
+# every field is always there; ModelOutput asks for the default None
 @dataclass
 class LearnedOrderOutput(ModelOutput):
     """What `generate(..., return_dict_in_generate=True)` returns.
@@ -34,11 +35,11 @@ class LearnedOrderOutput(ModelOutput):
         log_likelihood: float [batch], nats: log p_theta of each token when it was unmasked, summed.
     """
 
-    sequences: Tensor | None = None
-    order: Tensor | None = None
-    nfe: Tensor | None = None
-    tokens_per_forward: Tensor | None = None
-    log_likelihood: Tensor | None = None
+    sequences: Tensor = None  # pyrefly: ignore[bad-assignment]
+    order: Tensor = None  # pyrefly: ignore[bad-assignment]
+    nfe: Tensor = None  # pyrefly: ignore[bad-assignment]
+    tokens_per_forward: Tensor = None  # pyrefly: ignore[bad-assignment]
+    log_likelihood: Tensor = None  # pyrefly: ignore[bad-assignment]
 
 
 @torch.no_grad()

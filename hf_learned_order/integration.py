@@ -6,7 +6,7 @@ object stays the same one, so PEFT, accelerate, pipelines and `state_dict` see n
 
 import functools
 from os import PathLike
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,8 +20,15 @@ from hf_learned_order.scorer import OrderScorer
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 
-class LearnedOrderGenerationMixin:
+_Base = PreTrainedModel if TYPE_CHECKING else object  # a mixin for models
+
+
+class LearnedOrderGenerationMixin(_Base):
     """`generate(sampler=...)`. transformers' `can_generate` looks for "GenerationMixin" in the names of the bases."""
+
+    if TYPE_CHECKING:
+        order_scorer: OrderScorer | None
+        denoiser_options: dict[str, Any]
 
     def generate(self, *args: Any, sampler: str | Sampler | None = None, **kwargs: Any) -> Any:
         """`learned_order_generate` with a sampler; without one, the model's own `generate`, to the token.
@@ -32,9 +39,9 @@ class LearnedOrderGenerationMixin:
         if sampler is not None:
             return self.learned_order_generate(*args, sampler=sampler, **kwargs)
         own = getattr(super(), "generate", None)
-        if own is None and hasattr(self, "get_base_model"):  # a PEFT wrapper hands on what it lacks
-            own = getattr(self.get_base_model(), "generate", None)
-        if own is None:
+        # a PEFT wrapper has a generate, which hands on to a model that may have none
+        holder = self.get_base_model() if hasattr(self, "get_base_model") else super()  # pyrefly: ignore[not-callable]
+        if own is None or not hasattr(holder, "generate"):
             raise ValueError(
                 f"sampler must be one of {', '.join(SAMPLERS)}, got None: "
                 f"{_base_class(self).__name__} has no generate of its own"
@@ -89,7 +96,7 @@ class LearnedOrderGenerationMixin:
         scorer = getattr(rule, "scorer", None)
         if isinstance(scorer, OrderScorer):
             scorer.check_fits(denoiser)
-            scorer.to(denoiser.device)
+            scorer.to(denoiser.device)  # pyrefly: ignore[bad-argument-type]
         generator = None if seed is None else torch.Generator(denoiser.device).manual_seed(seed)
         training = [module for module in self.modules() if module.training]  # a part may be frozen in eval mode
         self.eval()
@@ -154,11 +161,13 @@ def attach(
         raise TypeError(f"scorer must be an OrderScorer or a path, got {type(scorer).__name__}")
     if tokenizer is not None and mask_token_id is None:
         mask_token_id = mask_token_id_of(tokenizer)
+    # pyrefly: ignore[bad-argument-type] (PEFT's wrapper is no PreTrainedModel)
     denoiser = Denoiser(model, mask_token_id=mask_token_id, family=family)
     if scorer is not None:
         scorer.check_fits(denoiser)
     model.__class__ = _attached_class(_base_class(model))
     if getattr(model, "generation_config", None) is None:
+        # pyrefly: ignore[bad-argument-type]
         model.generation_config = GenerationConfig.from_model_config(model.config)
     # not as a submodule: the model's state_dict and parameters stay its own
     model.__dict__["order_scorer"] = scorer
@@ -187,4 +196,4 @@ def _base_class(model: object) -> type:
 
 def _rebuild(base: type) -> PreTrainedModel:
     kind = _attached_class(base)
-    return kind.__new__(kind)
+    return kind.__new__(kind)  # pyrefly: ignore[no-matching-overload]

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -23,7 +24,7 @@ def trade_off(results: Sequence[Result], path: str | Path, *, title: str = "") -
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for name, points in lines.items():
         learned = name.startswith("learned")
-        style = {"linewidth": 2.5, "zorder": 3} if learned else {"linewidth": 1.2, "alpha": 0.8}
+        style: dict[str, Any] = {"linewidth": 2.5, "zorder": 3} if learned else {"linewidth": 1.2, "alpha": 0.8}
         axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=name, **style)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
@@ -75,11 +76,13 @@ def order_map(
 def order_map_of(evaluator: Evaluator, scorers: Sequence[OrderScorer], path: str | Path, *, count: int = 3) -> None:
     """The order map of `count` problems of a data set, by entropy at 4 steps and by the first scorer at like NFE."""
     tokenizer = evaluator.tokenizer
-    dataset = evaluator.dataset.select(range(len(evaluator.dataset) // 2, len(evaluator.dataset)))
-    few = Evaluator(evaluator.denoiser, tokenizer, dataset.select(range(count)), canvas_length=evaluator.canvas_length)
+    middle, end = len(evaluator.dataset) // 2, len(evaluator.dataset)
+    dataset = evaluator.dataset.select(range(middle, min(middle + count, end)))
+    # pyrefly: ignore[bad-argument-type] (a Dataset's selection is a Dataset)
+    few = Evaluator(evaluator.denoiser, tokenizer, dataset, canvas_length=evaluator.canvas_length)
     rules: list[tuple[str, Sampler, int | None]] = [("entropy", EntropySampler(), 4)]
-    if scorers:
-        make = knob("learned_order", scorers[0])
+    make = knob("learned_order", scorers[0]) if scorers else None
+    if make is not None:
         rules.append(("learned", make(few.tune_knob(make, 4.0)), None))
     orders, tokens, labels = [], [], []
     for name, sampler, budget in rules:

@@ -21,7 +21,7 @@ class CleanPosterior(nn.Module):
     Args:
         config: shape of the network, the same as the scorer's.
         law: family of the law, any of `scorer.LAWS`.
-        temperature: tau of the max-normalised law; 0.05 to 0.1 worked best in arXiv 2602.23968.
+        temperature: tau; 0.05 to 0.1 worked best in arXiv 2602.23968.
     """
 
     def __init__(self, config: OrderScorerConfig, *, law: str = "non_empty", temperature: float = 0.1):
@@ -36,6 +36,7 @@ class CleanPosterior(nn.Module):
         log_prob = step.predictions.log_prob(clean).clamp(min=-20.0)
         extra = torch.cat([self.clean(clean), log_prob.exp()[..., None], log_prob[..., None] / 4], -1)
         features = torch.cat([features_of(step), extra.to(step.predictions.confidence.dtype)], -1)
+        # pyrefly: ignore[bad-argument-type] (training always has hidden states)
         scores = self.network.scores(features, step.hidden_states)
         if self.kind == "non_empty":
             scores = scores + prior_scores

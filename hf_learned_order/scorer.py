@@ -34,7 +34,7 @@ class OrderScorerConfig(PreTrainedConfig):
     Args:
         law: "non_empty" (`NonEmptyBernoulli` with the ancestral schedule as offset), "max_normalized", or "dependent"
             (`BoundedDependence` with a learned A).
-        law_temperature: tau of the max-normalised law.
+        law_temperature: tau, which scores are divided by; not used by the dependent law.
         bound: nats a step of the dependent law.
         entropy_weight: of the dependent law: what a position costs by itself, as a share of its entropy.
         max_denoising_steps: T, the budget that the scorer was trained for; None if it serves any.
@@ -181,6 +181,7 @@ class OrderScorer(PreTrainedModel):
     it visits positions by rising entropy and accepts them while their learned dependence stays within a bound.
     """
 
+    config: OrderScorerConfig
     config_class = OrderScorerConfig
     main_input_name = "step"
     base_model_prefix = "order_scorer"
@@ -203,7 +204,9 @@ class OrderScorer(PreTrainedModel):
         features, entropy = features_of(step), step.predictions.entropy
         if self.config.law == "dependent":
             features = features[..., : FEATURES - 2]  # what is lost does not depend on the budget
+            # pyrefly: ignore[bad-argument-type] (`needs_hidden_states` asks for them)
             return self.network.dependence(features, step.hidden_states, entropy)
+        # pyrefly: ignore[bad-argument-type]
         return self.network.scores(features, step.hidden_states)
 
     def law(self, step: Step, values: Tensor, *, bias: float = 0.0) -> SubsetDistribution:
@@ -214,7 +217,7 @@ class OrderScorer(PreTrainedModel):
         if self.config.law == "dependent":
             entropy, bound = step.predictions.entropy, self.config.bound * math.exp(bias)
             return BoundedDependence(values, self.config.entropy_weight * entropy, -entropy, step.masked, bound=bound)
-        return order_law(self.config.law, values + bias, step, temperature=self.config.law_temperature)
+        return order_law(self.config.law, values, step, temperature=self.config.law_temperature, bias=bias)
 
     def check_fits(self, denoiser: Denoiser) -> None:
         """Raises `ValueError` unless this scorer was made for a denoiser of this shape."""
@@ -231,16 +234,17 @@ class OrderScorer(PreTrainedModel):
                 )
 
 
-def order_law(law: str, scores: Tensor, step: Step, *, temperature: float) -> SubsetDistribution:
+def order_law(law: str, scores: Tensor, step: Step, *, temperature: float, bias: float = 0.0) -> SubsetDistribution:
     """The law named `law` with these scores [batch, canvas]; prior and posterior both come from here.
 
     Each adds what it starts from: the max-normalised law the entropy rule (equal scores would unmask everything), the
-    non-empty one the ancestral schedule.
+    non-empty one the ancestral schedule. Dividing by tau = 0.1 makes the head learn ten times as fast as the rest:
+    equal scores are a saddle, and at one rate for all the rest can follow the noise before the head has left it.
     """
     if law == "max_normalized":
         return MaxNormalizedBernoulli(scores - step.predictions.entropy, step.masked, temperature=temperature)
     steps_left = torch.tensor(float(step.steps_left), device=scores.device)
-    return NonEmptyBernoulli(scores + ancestral_logit(steps_left), step.masked)
+    return NonEmptyBernoulli(scores / temperature + ancestral_logit(steps_left) + bias, step.masked)
 
 
 AutoConfig.register(OrderScorerConfig.model_type, OrderScorerConfig)

@@ -7,7 +7,7 @@ trained and no more: the scorer as `from_pretrained` reads it, the posterior, an
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
@@ -75,6 +75,10 @@ class OrderTrainer(Trainer):
         ValueError: the tokenizer has no mask token, the scorer does not fit, or both ways of tuning are asked for.
     """
 
+    if TYPE_CHECKING:
+        args: OrderTrainingArguments
+        processing_class: PreTrainedTokenizerBase
+
     def __init__(
         self,
         *,
@@ -141,6 +145,7 @@ class OrderTrainer(Trainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         with torch.no_grad():
+            # pyrefly: ignore[missing-attribute] (a pair only with return_outputs)
             return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,64 @@
+"""Tiny random models of every family, and a tokenizer to go with them: real classes, no weights to load."""
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
+
+VOCAB, HIDDEN = 40, 32
+BOS, PAD, EOS, MASK = 0, 1, 2, 3
+WORDS = range(4, VOCAB)
+MAX_LENGTH = 64
+
+SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": HIDDEN, "intermediate_size": 64}
+# large weights: at the usual 0.02 every prediction is nearly uniform and all positions look alike
+SHARED = {**SIZES, "vocab_size": VOCAB, "initializer_range": 0.4, "pad_token_id": PAD, "bos_token_id": BOS}
+DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+MODERN = {"cls_token_id": BOS, "sep_token_id": EOS, "global_attn_every_n_layers": 2, "local_attention": 8}
+
+FAMILIES = {
+    "bert": (BertForMaskedLM, BertConfig, {**DROPOUT, "max_position_embeddings": MAX_LENGTH}),
+    "roberta": (RobertaForMaskedLM, RobertaConfig, {**DROPOUT, "max_position_embeddings": MAX_LENGTH + 2}),
+    "modernbert": (ModernBertForMaskedLM, ModernBertConfig, {**MODERN, "max_position_embeddings": MAX_LENGTH}),
+    "llama": (LlamaForCausalLM, LlamaConfig, {"max_position_embeddings": MAX_LENGTH}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"max_position_embeddings": MAX_LENGTH, "num_key_value_heads": 1}),
+    "qwen3": (
+        Qwen3ForCausalLM,
+        Qwen3Config,
+        {"max_position_embeddings": MAX_LENGTH, "num_key_value_heads": 1, "head_dim": 16},
+    ),
+}
+ENCODERS = ("bert", "roberta", "modernbert")
+DECODERS = ("llama", "qwen2", "qwen3")
+
+
+def tiny_model(family: str, *, seed: int = 0, **config) -> PreTrainedModel:
+    """A random model in eval mode, in float64: rows of different batches then agree to more than float32's last bit."""
+    model_class, config_class, options = FAMILIES[family]
+    torch.manual_seed(seed)
+    model = model_class(config_class(**{**SHARED, "eos_token_id": EOS, **options, **config}))
+    return model.double().eval()
+
+
+def tiny_tokenizer(**options) -> PreTrainedTokenizerFast:
+    """One token a word `w4 ... w39`; returns token type ids too, as BERT's does."""
+    vocabulary = {"[BOS]": BOS, "[PAD]": PAD, "[EOS]": EOS, "[MASK]": MASK, **{f"w{i}": i for i in WORDS}}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w4"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"pad_token": "[PAD]", "eos_token": "[EOS]", "mask_token": "[MASK]", **options}
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=names, **special)

@@ -1,0 +1,130 @@
+"""Slow references, one row at a time in plain Python, written from the formulas of `docs` and not from the package.
+
+A row is a list; sets of positions are frozensets. A *law* is a dict from each possible set to its probability, found by
+going through every subset, so rows have to be short.
+"""
+
+import math
+from itertools import combinations
+
+Law = dict[frozenset, float]
+
+# ---- what a denoiser believes ------------------------------------------------------------------------------------
+
+
+def beliefs(logits: list[float], mask_token_id: int) -> tuple[list[float], float, float, float]:
+    """(probabilities, c, m, H) of one position, the mask token ruled out."""
+    highest = max(x for token, x in enumerate(logits) if token != mask_token_id)
+    weights = [0.0 if token == mask_token_id else math.exp(x - highest) for token, x in enumerate(logits)]
+    probs = [w / sum(weights) for w in weights]
+    first, second = sorted(probs, reverse=True)[:2]
+    return probs, first, first - second, -sum(p * math.log(p) for p in probs if p > 0)
+
+
+# ---- unmasking rules: the positions of one step ------------------------------------------------------------------
+
+
+def eligible(masked: list[bool]) -> list[int]:
+    return [i for i, is_masked in enumerate(masked) if is_masked]
+
+
+def quota(masked: list[bool], steps_left: int) -> int:
+    return math.ceil(len(eligible(masked)) / steps_left)
+
+
+def top_prob(c: list[float], masked: list[bool], steps_left: int) -> frozenset:
+    return frozenset(sorted(eligible(masked), key=lambda i: (-c[i], i))[: quota(masked, steps_left)])
+
+
+def margin(m: list[float], masked: list[bool], steps_left: int) -> frozenset:
+    return frozenset(sorted(eligible(masked), key=lambda i: (-m[i], i))[: quota(masked, steps_left)])
+
+
+def entropy(h: list[float], masked: list[bool], steps_left: int) -> frozenset:
+    return frozenset(sorted(eligible(masked), key=lambda i: (h[i], i))[: quota(masked, steps_left)])
+
+
+def threshold(c: list[float], masked: list[bool], tau: float) -> frozenset:
+    chosen = [i for i in eligible(masked) if c[i] >= tau]
+    return frozenset(chosen or sorted(eligible(masked), key=lambda i: (-c[i], i))[:1])
+
+
+def entropy_bound(h: list[float], masked: list[bool], gamma: float) -> frozenset:
+    rising = sorted(eligible(masked), key=lambda i: (h[i], i))
+    sizes = [k for k in range(1, len(rising) + 1) if cost([h[i] for i in rising[:k]]) <= gamma]
+    return frozenset(rising[: max(sizes, default=0)])
+
+
+def cost(entropies: list[float]) -> float:
+    return math.fsum([*entropies, -max(entropies)])
+
+
+def iid(masked: list[bool], steps_left: int) -> Law:
+    """Each position with probability 1 / steps left, given that at least one is."""
+    return conditioned({i: 1 / steps_left for i in eligible(masked)})
+
+
+# ---- laws over subsets -------------------------------------------------------------------------------------------
+
+
+def subsets(positions: list[int]) -> list[frozenset]:
+    return [frozenset(s) for size in range(len(positions) + 1) for s in combinations(positions, size)]
+
+
+def independent(success: dict[int, float], failure: dict[int, float] | None = None) -> Law:
+    """Independent Bernoullis. `failure` where 1 - success would lose digits."""
+    failure = failure or {i: 1 - p for i, p in success.items()}
+    return {s: math.prod(success[i] if i in s else failure[i] for i in success) for s in subsets(list(success))}
+
+
+def conditioned(success: dict[int, float], failure: dict[int, float] | None = None) -> Law:
+    """Independent Bernoullis, given at least one success. Without positions, the empty set is certain."""
+    law = independent(success, failure)
+    if not success:
+        return law
+    del law[frozenset()]
+    total = math.fsum(law.values())
+    return {s: p / total for s, p in law.items()}
+
+
+def max_normalized(scores: list[float], masked: list[bool], temperature: float) -> Law:
+    best = max((scores[i] for i in eligible(masked)), default=0.0)
+    gaps = {i: (scores[i] - best) / temperature for i in eligible(masked)}
+    return independent({i: math.exp(g) for i, g in gaps.items()}, {i: -math.expm1(g) for i, g in gaps.items()})
+
+
+def non_empty(logits: list[float], masked: list[bool]) -> Law:
+    return conditioned(
+        {i: 1 / (1 + math.exp(-logits[i])) for i in eligible(masked)},
+        {i: 1 / (1 + math.exp(logits[i])) for i in eligible(masked)},
+    )
+
+
+def marginals(law: Law, length: int) -> list[float]:
+    return [math.fsum(p for s, p in law.items() if i in s) for i in range(length)]
+
+
+def entropy_of(law: Law) -> float:
+    return -math.fsum(p * math.log(p) for p in law.values() if p > 0)
+
+
+def kl(q: Law, p: Law) -> float:
+    return math.fsum(w * math.log(w / p[s]) for s, w in q.items() if w > 0)
+
+
+# ---- is a sample from this law? ----------------------------------------------------------------------------------
+
+
+def chi_square_excess(counts: dict, law: dict) -> float:
+    """Pearson's statistic in standard deviations above its mean; outcomes that are expected less than 5 times pooled.
+
+    Infinite when something happened that cannot.
+    """
+    total = sum(counts.values())
+    if any(law.get(outcome, 0.0) == 0.0 for outcome in counts):
+        return math.inf
+    cells = [(counts.get(s, 0), p * total) for s, p in law.items() if p * total >= 5]
+    rest = (total - sum(seen for seen, _ in cells), total - sum(expected for _, expected in cells))
+    cells += [rest] if rest[1] >= 5 else []
+    freedom = max(len(cells) - 1, 1)
+    return (sum((seen - expected) ** 2 / expected for seen, expected in cells) - freedom) / math.sqrt(2 * freedom)

@@ -1,0 +1,185 @@
+"""`hf-learned-order` from its arguments to what it prints and writes."""
+
+import subprocess
+import sys
+
+import pytest
+from files import equation_model, save_all, scorer_of
+from PIL import Image
+from transformers.utils import logging
+
+from hf_learned_order.cli import main
+from hf_learned_order.evaluation import load_results
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A denoiser, two scorers, train.jsonl and test.jsonl."""
+    logging.disable_progress_bar()
+    folder = tmp_path_factory.mktemp("files")
+    save_all(folder)
+    yield folder
+    logging.enable_progress_bar()
+
+
+def generate(folder, *more: str) -> int:
+    return main(
+        ["generate", "--model", str(folder / "denoiser"), "--prompt", "16-3;a*2", "--max_new_tokens", "16", *more]
+    )
+
+
+def evaluate(folder, *more: str, test_file: str = "test.jsonl") -> int:
+    files = ["--train_file", str(folder / "train.jsonl"), "--test_file", str(folder / test_file)]
+    small = ["--canvas_length", "32", "--limit", "6", "--tuning_limit", "8", "--nfe", "4", "--seeds", "2"]
+    output = ["--output_dir", str(folder / "out")]
+    return main(["evaluate", "--model", str(folder / "denoiser"), *files, *small, *output, *more])
+
+
+def error_of(status: int, capsys) -> str:
+    """The one line that was printed; the status says that it is an error."""
+    assert status == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("hf-learned-order: ")]
+    assert len(lines) == 1
+    return lines[0].removeprefix("hf-learned-order: ")
+
+
+# ---- what works --------------------------------------------------------------------------------------------------
+
+
+def test_generate(folder, capsys):
+    runs = []
+    for _ in range(2):
+        assert generate(folder, "--scorer", str(folder / "scorer-0"), "--max_denoising_steps", "5", "--seed", "3") == 0
+        runs.append(capsys.readouterr())
+    assert runs[0].out == runs[1].out
+    assert "[" not in runs[0].out  # no special tokens
+    calls, _, rest = runs[0].err.partition(" denoiser calls, ")
+    assert 1 <= int(calls) <= 5
+    assert rest.endswith(" tokens a call\n")
+
+
+def test_generate_without_a_scorer(folder, capsys):
+    assert generate(folder, "--sampler", "top_prob", "--max_denoising_steps", "4") == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_evaluate_and_plot(folder, capsys):
+    scorers = [str(folder / f"scorer-{seed}") for seed in range(2)]
+    samplers = ["iid", "top_prob", "entropy_bound", "learned_order"]
+    assert evaluate(folder, "--scorer", *scorers, "--samplers", *samplers, "--nfe", "6", "3") == 0
+    printed = capsys.readouterr().out
+    assert all(f" {name} " in printed for name in samplers)
+    assert "bound, nats" in printed
+    out = folder / "out"
+    results = load_results(out / "results.json")
+    assert [(result.sampler, result.target) for result in results] == [(n, t) for n in samplers for t in (3.0, 6.0)]
+    assert [result.runs for result in results] == [2, 2, 1, 1, 1, 1, 2, 2]
+    assert all(result.bound < 0 and 0 < result.count <= 6 for result in results)
+    assert len((out / "results.csv").read_text().splitlines()) == 9
+    for name in ("trade_off.png", "order_map.png"):
+        with Image.open(out / name) as image:
+            assert image.format == "PNG"
+            assert image.width > 300
+    assert main(["plot", str(out / "results.json"), "--output", str(folder / "again.png")]) == 0
+    assert capsys.readouterr().out == f"Written to {folder / 'again.png'}\n"
+    assert (folder / "again.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_evaluate_takes_every_sampler_by_default(folder, capsys):
+    assert evaluate(folder, "--limit", "2", "--tuning_limit", "2", "--seeds", "1") == 0
+    names = [result.sampler for result in load_results(folder / "out" / "results.json")]
+    assert names == ["iid", "random", "top_prob", "margin", "entropy", "threshold", "entropy_bound"]
+
+
+# ---- what is refused, in one line --------------------------------------------------------------------------------
+
+
+def test_unknown_sampler(folder, capsys):
+    message = error_of(generate(folder, "--sampler", "fast"), capsys)
+    assert message.startswith("sampler must be one of iid, random, ")
+    assert message.endswith("got 'fast'")
+    message = error_of(evaluate(folder, "--samplers", "iid", "fast"), capsys)
+    assert message.startswith("--samplers must be among iid, random, ")
+    assert message.endswith("got fast")
+
+
+def test_learned_order_without_a_scorer(folder, capsys):
+    assert 'sampler "learned_order" needs a scorer' in error_of(generate(folder), capsys)
+    message = error_of(evaluate(folder, "--samplers", "learned_order"), capsys)
+    assert message == 'sampler "learned_order" needs --scorer'
+
+
+def test_scorer_for_another_denoiser(folder, capsys):
+    scorer = scorer_of(equation_model())
+    scorer.config.vocab_size += 1
+    scorer.save_pretrained(folder / "other")
+    expected = "its vocabulary size must be 39, but this model's is 38"
+    assert expected in error_of(generate(folder, "--scorer", str(folder / "other")), capsys)
+    assert expected in error_of(evaluate(folder, "--scorer", str(folder / "other")), capsys)
+
+
+def test_missing_files(folder, capsys):
+    assert "nowhere.jsonl" in error_of(evaluate(folder, test_file="nowhere.jsonl"), capsys)
+    assert "nowhere.json" in error_of(main(["plot", str(folder / "nowhere.json")]), capsys)
+    (folder / "empty").mkdir()
+    message = error_of(main(["generate", "--model", str(folder / "empty"), "--prompt", "1+1"]), capsys)
+    assert str(folder / "empty") in message
+
+
+def test_broken_line(folder, capsys):
+    lines = (folder / "test.jsonl").read_text().splitlines()
+    (folder / "broken.jsonl").write_text("\n".join([*lines[:2], lines[2][:-5], *lines[3:]]))
+    message = error_of(evaluate(folder, test_file="broken.jsonl"), capsys)
+    assert "broken.jsonl, line 3: not a JSON object" in message
+
+
+def test_files_that_do_not_do(folder, capsys):
+    model = ["evaluate", "--model", str(folder / "denoiser")]
+    assert "dataset_name or train_file/test_file must be given" in error_of(main(model), capsys)
+    status = main([*model, "--train_file", str(folder / "train.jsonl")])
+    assert error_of(status, capsys) == "both --train_file and --test_file must be given, or --dataset_name"
+    assert "at least one row that fits the canvas" in error_of(evaluate(folder, "--canvas_length", "2"), capsys)
+
+
+def test_numbers_out_of_range(folder, capsys):
+    message = error_of(generate(folder, "--sampler", "iid", "--max_denoising_steps", "0"), capsys)
+    assert message == "max_denoising_steps must be a positive integer, got 0"
+    message = error_of(generate(folder, "--sampler", "iid", "--max_new_tokens", "-1"), capsys)
+    assert message == "max_new_tokens must be a positive integer, got -1"
+    assert error_of(evaluate(folder, "--seeds", "0"), capsys) == "seeds must be 1 or more, got 0"
+
+
+def test_plot_of_another_file(folder, capsys):
+    (folder / "other.json").write_text('{"a": 1}')
+    message = error_of(main(["plot", str(folder / "other.json")]), capsys)
+    assert "must be a results.json that evaluate wrote" in message
+
+
+@pytest.mark.parametrize("arguments", [[], ["decode"], ["plot"], ["generate", "--model", "x"]])
+def test_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage: hf-learned-order" in capsys.readouterr().err
+
+
+# ---- light -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", ["hf_learned_order", "hf_learned_order.cli"])
+def test_import_is_light(module):
+    heavy = ("torch", "transformers", "datasets", "peft", "matplotlib", "accelerate", "numpy")
+    code = f"import sys, {module}; print(*[name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_public_names():
+    import hf_learned_order
+
+    for name in hf_learned_order.__all__:
+        assert getattr(hf_learned_order, name) is not None
+    assert dir(hf_learned_order) == sorted(hf_learned_order.__all__)
+    with pytest.raises(AttributeError, match="module 'hf_learned_order' has no attribute 'nothing'"):
+        hf_learned_order.nothing  # noqa: B018

@@ -1,0 +1,161 @@
+"""Every family, called as a denoiser: bidirectional, blind to padding, logits and hidden states at their positions."""
+
+import functools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import DECODERS, EOS, FAMILIES, HIDDEN, MASK, MAX_LENGTH, PAD, VOCAB, WORDS, tiny_model, tiny_tokenizer
+from peft import LoraConfig, get_peft_model
+from transformers import BloomConfig, BloomForCausalLM
+
+from hf_learned_order.denoisers import Denoiser, Family, load_denoiser, mask_token_id_of
+
+SHIFTS = {"qwen2": 1}
+
+
+@functools.cache
+def denoiser_of(family: str) -> Denoiser:
+    return Denoiser(tiny_model(family), mask_token_id=MASK)
+
+
+def words(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(WORDS.start, WORDS.stop, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def call(denoiser: Denoiser, ids: torch.Tensor, start: int = 1, mask: torch.Tensor | None = None, **kwargs):
+    with torch.no_grad():
+        return denoiser(ids, torch.ones_like(ids) if mask is None else mask, start, **kwargs)
+
+
+def raw_logits(family: str, ids: torch.Tensor) -> torch.Tensor:
+    """What the model itself says at every place when each token sees each."""
+    full = torch.ones(len(ids), 1, ids.shape[1], ids.shape[1], dtype=torch.bool)
+    see_all = {"attention_mask": full} if family in DECODERS else {}
+    with torch.no_grad():
+        return denoiser_of(family).model(input_ids=ids, **see_all).logits
+
+
+def head_of(family: str, model):
+    heads = {"bert": "cls", "roberta": "lm_head"}
+    if family == "modernbert":
+        return lambda hidden: model.decoder(model.head(hidden))
+    return getattr(model, heads.get(family, "lm_head"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+class TestEveryFamily:
+    def test_the_first_position_sees_the_last_token(self, family):
+        ids = words(1, 12)
+        changed = ids.clone()
+        changed[0, -1] = WORDS.start + (ids[0, -1] - WORDS.start + 1) % len(WORDS)
+        before, after = (call(denoiser_of(family), x)[0][0, 0] for x in (ids, changed))
+        assert (before - after).abs().max() > 1e-3
+
+    @settings(max_examples=8)
+    @given(
+        seed=st.integers(0, 999),
+        pads=st.lists(st.integers(0, 20), min_size=1, max_size=3),
+        filler=st.sampled_from([PAD, WORDS.start]),
+    )
+    def test_padding_on_the_left_changes_nothing(self, family, seed, pads, filler):
+        ids = words(len(pads), 10, seed=seed)
+        widest = max(pads)
+        padded = torch.full((len(pads), widest + 10), filler)
+        padded[:, widest:] = ids
+        mask = (torch.arange(widest + 10) >= widest).long().repeat(len(pads), 1)
+        for row, pad in enumerate(pads):  # rows of different lengths, all of which end together
+            padded[row, pad:widest] = words(widest - pad, seed=seed + 1)
+            mask[row, pad:] = 1
+        got, hidden = call(denoiser_of(family), padded, widest + 3, mask, hidden_states=True)
+        for row, pad in enumerate(pads):
+            alone = call(denoiser_of(family), padded[row : row + 1, pad:], widest - pad + 3, hidden_states=True)
+            torch.testing.assert_close(got[row], alone[0][0])
+            torch.testing.assert_close(hidden[row], alone[1][0])
+
+    def test_logits_stand_at_their_positions(self, family):
+        ids = words(2, 9)
+        logits, _ = call(denoiser_of(family), ids, 4)
+        shift = SHIFTS.get(family, 0)
+        assert logits.shape == (2, 5, VOCAB)
+        torch.testing.assert_close(logits, raw_logits(family, ids)[:, 4 - shift : 9 - shift])
+
+    def test_hidden_states_are_those_that_the_logits_come_from(self, family):
+        denoiser = denoiser_of(family)
+        logits, hidden = call(denoiser, words(2, 9), 4, hidden_states=True)
+        assert hidden.shape == (2, 5, denoiser.hidden_size) == (2, 5, HIDDEN)
+        torch.testing.assert_close(head_of(family, denoiser.model)(hidden), logits)
+
+    def test_hidden_states_only_on_request(self, family):
+        assert call(denoiser_of(family), words(1, 4))[1] is None
+
+    def test_the_longest_sequence_runs(self, family):
+        denoiser = denoiser_of(family)
+        assert denoiser.max_length == MAX_LENGTH
+        assert call(denoiser, words(1, MAX_LENGTH))[0].isfinite().all()
+
+    def test_a_lora_wrapped_model_is_the_same_denoiser(self, family):
+        ids, mask = words(2, 8), torch.ones(2, 8, dtype=torch.long)
+        mask[0, :3] = 0  # so that position ids matter
+        expected, _ = call(denoiser_of(family), ids, 4, mask)
+        wrapped = get_peft_model(tiny_model(family), LoraConfig(r=2, target_modules="all-linear"))
+        denoiser = Denoiser(wrapped.eval(), mask_token_id=MASK)
+        assert (denoiser.hidden_size, denoiser.max_length) == (HIDDEN, MAX_LENGTH)
+        torch.testing.assert_close(call(denoiser, ids, 4, mask)[0], expected)
+
+    def test_gradients_reach_the_model(self, family):
+        denoiser = Denoiser(tiny_model(family), mask_token_id=MASK)
+        ids = words(1, 6)
+        denoiser(ids, torch.ones_like(ids), 2)[0].logsumexp(-1).sum().backward()
+        assert denoiser.model.get_input_embeddings().weight.grad.abs().sum() > 0
+
+    def test_loaded_as_what_it_is(self, family, tmp_path):
+        model = denoiser_of(family).model
+        model.save_pretrained(tmp_path)
+        loaded = load_denoiser(str(tmp_path), dtype=torch.float64)
+        assert type(loaded) is type(model)
+        expected, got = (call(d, words(1, 6))[0] for d in (denoiser_of(family), Denoiser(loaded, mask_token_id=MASK)))
+        torch.testing.assert_close(got, expected)
+
+
+def test_family_given_by_hand_wins():
+    """A decoder tuned without shift from a family that has one."""
+    model = denoiser_of("qwen2").model
+    ids = words(1, 7)
+    logits, _ = call(Denoiser(model, mask_token_id=MASK, family=Family(full_attention=True)), ids, 3)
+    torch.testing.assert_close(logits, raw_logits("qwen2", ids)[:, 3:])
+
+
+def test_mask_token_from_the_configuration_or_by_hand():
+    model = tiny_model("bert")
+    model.config.mask_token_id = MASK
+    assert Denoiser(model).mask_token_id == MASK
+    assert Denoiser(model, mask_token_id=7).mask_token_id == 7
+
+
+def test_no_mask_token():
+    with pytest.raises(ValueError, match=r"mask_token_id must be given, or a tokenizer .* LlamaForCausalLM"):
+        Denoiser(tiny_model("llama"))
+
+
+@pytest.mark.parametrize("mask_token_id", [-1, VOCAB])
+def test_mask_token_outside_the_vocabulary(mask_token_id):
+    with pytest.raises(ValueError, match=rf"mask_token_id must be in \[0, {VOCAB}\), got {mask_token_id}"):
+        Denoiser(tiny_model("bert"), mask_token_id=mask_token_id)
+
+
+def test_mask_token_of_a_tokenizer():
+    assert mask_token_id_of(tiny_tokenizer()) == MASK
+    with pytest.raises(ValueError, match=r"tokenizer must have a mask token, but .* has none"):
+        mask_token_id_of(tiny_tokenizer(mask_token=None))
+
+
+def test_no_length_limit():
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=VOCAB, hidden_size=8, n_layer=1, n_head=1))
+    assert Denoiser(bloom, mask_token_id=MASK).max_length is None
+
+
+def test_special_tokens_of_the_tiny_tokenizer():
+    tokenizer = tiny_tokenizer()
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (PAD, EOS)

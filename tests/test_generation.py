@@ -1,0 +1,393 @@
+"""The decoding loop: rows do not depend on their batch, the laws of the loop, EOS, scoring, seeds, bad input."""
+
+import functools
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import DECODERS, EOS, FAMILIES, MASK, MAX_LENGTH, PAD, WORDS, tiny_model
+from torch import Tensor
+
+from hf_learned_order.denoisers import Denoiser
+from hf_learned_order.generation import LearnedOrderOutput, decode
+from hf_learned_order.samplers import (
+    EntropyBoundSampler,
+    EntropySampler,
+    IIDSampler,
+    LearnedOrderSampler,
+    MarginSampler,
+    RandomSampler,
+    Sampler,
+    ThresholdSampler,
+    TopProbSampler,
+)
+from hf_learned_order.scorer import OrderScorer
+
+DETERMINISTIC = [
+    TopProbSampler(),
+    MarginSampler(),
+    EntropySampler(),
+    ThresholdSampler(threshold=0.4),
+    ThresholdSampler(threshold=0.8),
+    EntropyBoundSampler(gamma=0.5),
+    EntropyBoundSampler(gamma=3.0),
+]
+RANDOM = [IIDSampler(), RandomSampler()]
+SOME_EOS = [EOS, *WORDS[::3]]  # many, so that short responses are common
+
+
+@dataclass(frozen=True, kw_only=True)
+class Always(Sampler):
+    """Proposes every position, or none, eligible or not."""
+
+    value: bool
+
+    def propose(self, step):
+        return torch.full_like(step.masked, self.value)
+
+
+class Recorder(Denoiser):
+    """Keeps the canvas of each call."""
+
+    def __init__(self, denoiser: Denoiser):
+        super().__init__(denoiser.model, mask_token_id=denoiser.mask_token_id)
+        self.canvases: list[Tensor] = []
+
+    def forward(self, input_ids, attention_mask, start, **kwargs):
+        self.canvases.append(input_ids[:, start:].clone())
+        return super().forward(input_ids, attention_mask, start, **kwargs)
+
+
+@functools.cache
+def denoiser_of(family: str) -> Denoiser:
+    return Denoiser(tiny_model(family), mask_token_id=MASK)
+
+
+@functools.cache
+def scorer_of(family: str, law: str = "non_empty") -> OrderScorer:
+    torch.manual_seed(0)
+    denoiser = denoiser_of(family)
+    scorer = OrderScorer.for_denoiser(denoiser, law=law, bound=1.0, hidden_size=8, num_attention_heads=2).eval()
+    with torch.no_grad():
+        for parameter in scorer.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return scorer
+
+
+def words(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(WORDS.start, WORDS.stop, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def padded(prompts: list[Tensor], side: str, extra: int = 0) -> tuple[Tensor, Tensor]:
+    """Ragged prompts as `input_ids`, `attention_mask`, at least `extra` padding in each row."""
+    width = max(map(len, prompts)) + extra
+    ids, mask = torch.full((len(prompts), width), PAD), torch.zeros(len(prompts), width, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        where = slice(width - len(prompt), width) if side == "left" else slice(0, len(prompt))
+        ids[row, where], mask[row, where] = prompt, 1
+    return ids, mask
+
+
+def response(output: LearnedOrderOutput) -> Tensor:
+    return output.sequences[:, -output.order.shape[1] :]
+
+
+def assert_same_rows(got: LearnedOrderOutput, expected: LearnedOrderOutput) -> None:
+    assert response(got).tolist() == response(expected).tolist()
+    assert got.order.tolist() == expected.order.tolist()
+    assert got.nfe.tolist() == expected.nfe.tolist()
+    assert got.tokens_per_forward.tolist() == expected.tokens_per_forward.tolist()
+    torch.testing.assert_close(got.log_likelihood, expected.log_likelihood)
+
+
+def first_eos(row: list[int], eos: list[int]) -> int:
+    """Index of the first EOS, the length of the row where there is none."""
+    return next((i for i, token in enumerate(row) if token in eos), len(row))
+
+
+@st.composite
+def tasks(draw):
+    """Ragged prompts and options of `decode`."""
+    seed = draw(st.integers(0, 9999))
+    lengths = draw(st.lists(st.integers(1, 7), min_size=2, max_size=4))
+    canvas = draw(st.integers(1, 8))
+    return [words(n, seed=seed + i) for i, n in enumerate(lengths)], {
+        "max_new_tokens": canvas,
+        "max_denoising_steps": draw(st.one_of(st.none(), st.integers(1, canvas + 2))),
+        "eos_token_id": draw(st.sampled_from([None, EOS, SOME_EOS])),
+        "pad_token_id": draw(st.sampled_from([None, PAD])),
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=40)
+@given(task=tasks(), sampler=st.sampled_from([*DETERMINISTIC, "dependent"]), extra=st.integers(0, 3))
+def test_a_row_does_not_depend_on_its_batch_nor_on_padding(family, task, sampler, extra):
+    prompts, options = task
+    denoiser = denoiser_of(family)
+    if sampler == "dependent":  # the learned law without chance
+        sampler = LearnedOrderSampler(scorer=scorer_of(family, "dependent"))
+    single = [decode(denoiser, prompt[None], sampler=sampler, **options) for prompt in prompts]
+    expected = LearnedOrderOutput(
+        **{name: torch.cat([out[name] for out in single]) for name in single[0] if name != "sequences"},
+        sequences=torch.cat([response(out) for out in single]),
+    )
+    for side in ("left", "right"):
+        ids, mask = padded(prompts, side, extra)
+        output = decode(denoiser, ids, mask, sampler=sampler, **options)
+        assert_same_rows(output, expected)
+        assert output.sequences[:, : ids.shape[1]].tolist() == ids.tolist()
+
+
+@settings(max_examples=100)
+@given(
+    task=tasks(),
+    sampler=st.sampled_from([*DETERMINISTIC, *RANDOM, Always(value=True), Always(value=False), None]),
+    temperature=st.sampled_from([0.0, 1.0]),
+    seed=st.integers(0, 9),
+    family=st.sampled_from(["bert", "qwen2"]),
+)
+def test_laws_of_the_loop(task, sampler, temperature, seed, family):
+    prompts, options = task
+    denoiser = Recorder(denoiser_of(family))
+    sampler = sampler or LearnedOrderSampler(scorer=scorer_of(family))
+    ids, mask = padded(prompts, "left")
+    generator = torch.Generator().manual_seed(seed)
+    output = decode(denoiser, ids, mask, sampler=sampler, temperature=temperature, generator=generator, **options)
+    eos = torch.tensor(options["eos_token_id"] or []).reshape(-1).tolist()
+    budget, length = options["max_denoising_steps"] or options["max_new_tokens"], options["max_new_tokens"]
+
+    # how many rows each call was made for is what nfe says
+    assert [len(canvas) for canvas in denoiser.canvases] == [
+        int((output.nfe >= call).sum()) for call in range(1, int(output.nfe.max()) + 1)
+    ]
+    assert output.sequences[:, : ids.shape[1]].tolist() == ids.tolist()
+    assert MASK not in response(output)
+    for row in range(len(prompts)):
+        tokens, order, nfe = response(output)[row].tolist(), output.order[row].tolist(), int(output.nfe[row])
+        end = first_eos(tokens, eos)
+        # something at each step, and nothing behind the last one
+        assert set(order) - {0} == set(range(1, nfe + 1))
+        assert nfe <= min(budget, length)
+        assert 0 not in order[: end + 1]
+        assert set(tokens[end + 1 :]) <= {eos[0] if eos and options["pad_token_id"] is None else PAD}
+        assert output.tokens_per_forward[row].item() == pytest.approx(min(end + 1, length) / nfe)
+
+        canvases = [c[int((output.nfe[:row] > call).sum())].tolist() for call, c in enumerate(denoiser.canvases[:nfe])]
+        for call, canvas in enumerate(canvases):
+            # masked exactly where the order says so: every position is written once, at its step
+            assert [token == MASK for token in canvas] == [step == 0 or step > call for step in order]
+            seen = first_eos(canvas, eos)
+            assert seen == length or MASK in canvas[:seen], "finished, but called"
+            written = [i for i in range(min(end + 1, length)) if canvas[i] != MASK]
+            assert [canvas[i] for i in written] == [tokens[i] for i in written]
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "qwen2"])
+def test_one_token_a_step_is_the_obvious_decoder(family):
+    denoiser, prompt, length = denoiser_of(family), words(1, 5), 9
+
+    tokens, order = [MASK] * length, [0] * length
+    for step in range(1, length + 1):
+        ids = torch.cat([prompt, torch.tensor([tokens])], 1)
+        see_all = {"attention_mask": torch.ones(1, 1, 14, 14, dtype=torch.bool)} if family in DECODERS else {}
+        with torch.no_grad():
+            logits = denoiser.model(input_ids=ids, **see_all).logits[0]
+        logits[:, MASK] = -torch.inf
+        probs = logits[4:13] if family == "qwen2" else logits[5:]
+        confidence, best = probs.softmax(-1).max(-1)
+        i = max((i for i in range(length) if tokens[i] == MASK), key=lambda i: confidence[i].item())
+        tokens[i], order[i] = int(best[i]), step
+
+    output = decode(denoiser, prompt, sampler=TopProbSampler(), max_new_tokens=length)
+    assert response(output)[0].tolist() == tokens
+    assert output.order[0].tolist() == order
+    assert output.nfe.tolist() == [length]
+
+
+def test_the_last_step_takes_what_is_left():
+    output = decode(
+        denoiser_of("bert"), words(2, 3), sampler=Always(value=False), max_new_tokens=8, max_denoising_steps=3
+    )
+    for order in output.order.tolist():
+        assert sorted(order) == [1, 2, 3, 3, 3, 3, 3, 3]
+
+
+def test_one_step_takes_everything():
+    output = decode(
+        denoiser_of("bert"), words(2, 3), sampler=Always(value=False), max_new_tokens=8, max_denoising_steps=1
+    )
+    assert output.order.unique().tolist() == [1]
+    assert output.tokens_per_forward.tolist() == [8.0, 8.0]
+
+
+def test_a_rule_that_takes_everything_needs_one_call():
+    output = decode(denoiser_of("bert"), words(2, 3), sampler=Always(value=True), max_new_tokens=8)
+    assert output.nfe.tolist() == [1, 1]
+
+
+def test_a_rule_that_takes_nothing_gets_the_most_confident_position():
+    expected = decode(denoiser_of("bert"), words(2, 3), sampler=TopProbSampler(), max_new_tokens=8)
+    output = decode(denoiser_of("bert"), words(2, 3), sampler=Always(value=False), max_new_tokens=8)
+    assert_same_rows(output, expected)
+
+
+def test_rows_of_a_batch_need_different_numbers_of_calls():
+    rule = ThresholdSampler(threshold=0.6)
+    output = decode(denoiser_of("bert"), words(16, 3), sampler=rule, max_new_tokens=8, eos_token_id=SOME_EOS)
+    assert len(output.nfe.unique()) > 2
+    assert (output.order == 0).any()
+    assert output.nfe.tolist() == output.order.amax(-1).tolist()
+
+
+def test_without_eos_every_position_is_decoded():
+    output = decode(denoiser_of("bert"), words(8, 3), sampler=ThresholdSampler(threshold=0.4), max_new_tokens=8)
+    assert (output.order > 0).all()
+    assert torch.isin(response(output), torch.tensor(SOME_EOS)).any()
+
+
+def test_default_budget_is_one_step_a_position():
+    output = decode(denoiser_of("bert"), words(1, 3), sampler=RandomSampler(), max_new_tokens=6)
+    assert sorted(output.order[0].tolist()) == [1, 2, 3, 4, 5, 6]
+
+
+def test_integers_of_either_width():
+    expected, output = (
+        decode(denoiser_of("bert"), words(2, 3).to(dtype), sampler=TopProbSampler(), max_new_tokens=4)
+        for dtype in (torch.long, torch.int)
+    )
+    assert_same_rows(output, expected)
+
+
+class TestScoring:
+    @settings(max_examples=25)
+    @given(task=tasks(), sampler=st.sampled_from([*DETERMINISTIC, *RANDOM]), seed=st.integers(0, 99))
+    @pytest.mark.parametrize("family", ["modernbert", "qwen2"])
+    def test_log_likelihood_is_that_of_the_replayed_order(self, family, task, sampler, seed):
+        prompts, options = task
+        denoiser = denoiser_of(family)
+        clean = words(len(prompts), options["max_new_tokens"], seed=seed)
+        ids, mask = padded(prompts, "right")
+        generator = torch.Generator().manual_seed(seed)
+        output = decode(denoiser, ids, mask, sampler=sampler, clean=clean, generator=generator, **options)
+        eos = torch.tensor(options["eos_token_id"] or []).reshape(-1).tolist()
+        for row, prompt in enumerate(prompts):
+            order, total = output.order[row], 0.0
+            for number in range(1, int(output.nfe[row]) + 1):
+                done = (order > 0) & (order < number)
+                canvas = torch.where(done, clean[row], torch.tensor(MASK))
+                joined = torch.cat([prompt, canvas])[None]
+                with torch.no_grad():
+                    logits = denoiser(joined, torch.ones_like(joined), len(prompt))[0][0].float()
+                logits[:, MASK] = -torch.inf
+                for i in (order == number).nonzero().flatten().tolist():
+                    total += logits.log_softmax(-1)[i, clean[row, i]].item()
+            assert output.log_likelihood[row].item() == pytest.approx(total, rel=1e-4, abs=1e-4)
+            end = first_eos(clean[row].tolist(), eos)
+            assert response(output)[row, : end + 1].tolist() == clean[row, : end + 1].tolist()
+
+    def test_scoring_what_was_generated_gives_the_same_order(self):
+        options = {"sampler": EntropyBoundSampler(gamma=2.0), "max_new_tokens": 8}
+        output = decode(denoiser_of("bert"), words(3, 4), **options)
+        assert_same_rows(decode(denoiser_of("bert"), words(3, 4), clean=response(output), **options), output)
+
+
+class TestSeeds:
+    @pytest.mark.parametrize("sampler", [IIDSampler(), RandomSampler()], ids=["iid", "random"])
+    def test_random_rules(self, sampler):
+        first, same, other = (self.decode(seed, sampler=sampler) for seed in (1, 1, 2))
+        assert_same_rows(same, first)
+        assert first.order.tolist() != other.order.tolist()
+
+    def test_learned_order(self):
+        first, same, other = (self.decode(s, sampler=LearnedOrderSampler(scorer=scorer_of("bert"))) for s in (1, 1, 2))
+        assert_same_rows(same, first)
+        assert first.order.tolist() != other.order.tolist()
+
+    def test_drawn_tokens(self):
+        first, same, other = (self.decode(seed, sampler=TopProbSampler(), temperature=1.0) for seed in (1, 1, 2))
+        assert_same_rows(same, first)
+        assert response(first).tolist() != response(other).tolist()
+
+    def test_deterministic_rules_ignore_the_seed(self):
+        first, other = (self.decode(seed, sampler=TopProbSampler()) for seed in (1, 2))
+        assert_same_rows(other, first)
+
+    def test_a_low_temperature_is_greedy(self):
+        expected = self.decode(1, sampler=TopProbSampler())
+        assert_same_rows(self.decode(1, sampler=TopProbSampler(), temperature=1e-4), expected)
+
+    def test_the_global_generator_by_default(self):
+        torch.manual_seed(5)
+        first = self.decode(None, sampler=IIDSampler())
+        torch.manual_seed(5)
+        assert_same_rows(self.decode(None, sampler=IIDSampler()), first)
+
+    @staticmethod
+    def decode(seed: int | None, **options) -> LearnedOrderOutput:
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return decode(
+            denoiser_of("bert"), words(3, 4), max_new_tokens=12, max_denoising_steps=5, generator=generator, **options
+        )
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("ids", "got"),
+        [
+            (torch.zeros(1, 3), r"torch.float32 \(1, 3\)"),
+            (torch.zeros(3, dtype=torch.long), r"torch.int64 \(3,\)"),
+            ([[4, 5]], "list"),
+        ],
+    )
+    def test_input_ids(self, ids, got):
+        with pytest.raises(TypeError, match=rf"input_ids must be an integer tensor \[batch, prompt\], got {got}"):
+            self.decode(ids)
+
+    def test_attention_mask(self):
+        with pytest.raises(ValueError, match=r"attention_mask must have the shape of input_ids \(1, 3\), got \(1, 4\)"):
+            self.decode(words(1, 3), torch.ones(1, 4))
+
+    @pytest.mark.parametrize("value", [0, -1, True, 2.0, "8"])
+    @pytest.mark.parametrize("name", ["max_new_tokens", "max_denoising_steps"])
+    def test_counts(self, name, value):
+        with pytest.raises(ValueError, match=f"{name} must be a positive integer, got {value!r}"):
+            self.decode(words(1, 3), **{name: value})
+
+    @pytest.mark.parametrize("value", [-0.5, float("nan"), True])
+    def test_temperature(self, value):
+        with pytest.raises(ValueError, match=f"temperature must be 0 or more, got {value!r}"):
+            self.decode(words(1, 3), temperature=value)
+
+    def test_clean(self):
+        with pytest.raises(ValueError, match=r"clean must have the shape \(2, 4\), got \(2, 5\)"):
+            self.decode(words(2, 3), max_new_tokens=4, clean=words(2, 5))
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_too_long(self, family):
+        prompt = words(1, 3)
+        message = (
+            rf"the prompt and max_new_tokens must fit the model's {MAX_LENGTH} positions, got 3 \+ {MAX_LENGTH - 2}"
+        )
+        with pytest.raises(ValueError, match=message):
+            self.decode(prompt, family=family, max_new_tokens=MAX_LENGTH - 2)
+        longest = self.decode(prompt, family=family, max_new_tokens=MAX_LENGTH - 3, max_denoising_steps=1)
+        assert longest.sequences.shape == (1, MAX_LENGTH)
+
+    def test_a_shifted_model_needs_a_prompt(self):
+        mask = torch.tensor([[1, 1, 1], [0, 0, 0]])
+        with pytest.raises(ValueError, match="each prompt must have at least one token"):
+            self.decode(words(2, 3), mask, family="qwen2")
+
+    @pytest.mark.parametrize("family", ["bert", "modernbert", "llama"])
+    def test_other_models_need_no_prompt(self, family):
+        expected = self.decode(torch.zeros(1, 0, dtype=torch.long), family=family)
+        assert expected.sequences.shape == (1, 4)
+        output = self.decode(words(2, 3), torch.tensor([[1, 1, 1], [0, 0, 0]]), family=family)
+        assert response(output)[1].tolist() == response(expected)[0].tolist()
+
+    @staticmethod
+    def decode(ids, mask=None, *, family="bert", **options) -> LearnedOrderOutput:
+        return decode(denoiser_of(family), ids, mask, **{"sampler": TopProbSampler(), "max_new_tokens": 4, **options})

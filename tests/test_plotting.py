@@ -1,0 +1,80 @@
+"""The pictures are written and hold what they were given."""
+
+import pytest
+import torch
+from files import equation_model, scorer_of, write_rows
+from matplotlib import pyplot
+from PIL import Image
+
+from hf_learned_order.data import equation_tokenizer, equations
+from hf_learned_order.denoisers import Denoiser
+from hf_learned_order.evaluation import Evaluator, Result
+from hf_learned_order.gsm8k import chains_of, read_rows
+from hf_learned_order.plotting import order_map, order_map_of, trade_off
+
+
+def result(sampler: str, nfe: float, accuracy: float) -> Result:
+    return Result(
+        sampler=sampler, budget=8, accuracy=accuracy, nfe=nfe, nfe_min=1, nfe_max=8, bound=None, count=10, target=nfe
+    )
+
+
+def colours_of(path) -> int:
+    """How many colours a picture has: a blank one has one."""
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return len(image.convert("RGB").getcolors(maxcolors=10**6))
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, kept from being closed."""
+    drawn = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    yield drawn
+    monkeypatch.undo()
+    pyplot.close("all")
+
+
+def test_trade_off(tmp_path, figures):
+    results = [result("learned_order", 8.0, 0.5), result("iid", 2.0, 0.1), result("learned_order", 2.0, 0.3)]
+    trade_off(results, tmp_path / "curve.png", title="Trade-off")
+    assert colours_of(tmp_path / "curve.png") > 10
+    (axes,) = figures[0].axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert lines == {"learned_order": [[2.0, 30.0], [8.0, 50.0]], "iid": [[2.0, 10.0]]}
+    assert axes.get_title() == "Trade-off"
+
+
+def test_order_map(tmp_path, figures):
+    orders = [torch.tensor([1, 2, 0, 0]), torch.tensor([3, 1, 1, 0])]
+    order_map(orders, [["a", "b", "", ""], ["c", "d", "$e", ""]], ["one", "two"], tmp_path / "map.png")
+    assert colours_of(tmp_path / "map.png") > 10
+    axes = figures[0].axes[0]
+    assert [text.get_text() for text in axes.texts] == ["a", "b", "c", "d", "$e"]
+    assert len(axes.patches) == 5  # a position that was not needed is not drawn
+    assert axes.get_xlim() == (0, 3)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "two"]
+    fills = [patch.get_facecolor() for patch in axes.patches]
+    assert fills[0] == fills[3] == fills[4] != fills[1] != fills[2]
+
+
+def test_figures_are_closed(tmp_path):
+    trade_off([result("iid", 2.0, 0.1)], tmp_path / "curve.png")
+    order_map([torch.tensor([1])], [["a"]], ["one"], tmp_path / "map.png")
+    assert pyplot.get_fignums() == []
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize("with_scorer", [False, True])
+def test_order_map_of(tmp_path, figures, rows, with_scorer):
+    write_rows(tmp_path / "rows.jsonl", 24, 0)
+    tokenizer, model = equation_tokenizer(), equation_model()
+    dataset = equations(chains_of(read_rows(tmp_path / "rows.jsonl"))[0], tokenizer, canvas_length=24)
+    evaluator = Evaluator(Denoiser(model), tokenizer, dataset.select(range(rows)), canvas_length=24)
+    scorers = [scorer_of(model)] if with_scorer else []
+    order_map_of(evaluator, scorers, tmp_path / "map.png", count=2)
+    assert colours_of(tmp_path / "map.png") > 10
+    labels = [label.get_text().split(",")[0] for label in figures[0].axes[0].get_yticklabels()]
+    count = min(rows, 2)  # as many as there are
+    assert labels == ["entropy"] * count + ["learned"] * count * with_scorer

@@ -1,0 +1,106 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import beliefs, chi_square_excess, quota
+from strategies import MASK, VOCAB, rows, step_of
+
+from hf_learned_order.predictions import Predictions
+
+LOGITS = torch.tensor([[[0.3, -1.0, 0.8, 5.0, 0.1]]])  # the mask token, 3, looks best
+
+
+@given(shape=st.tuples(st.integers(1, 3), st.integers(1, 4)), seed=st.integers(0, 2**32), scale=st.floats(0, 30))
+def test_beliefs(shape, seed, scale):
+    logits = scale * torch.randn(*shape, VOCAB, generator=torch.Generator().manual_seed(seed))
+    got = Predictions.from_logits(logits, MASK)
+    for b in range(shape[0]):
+        for i in range(shape[1]):
+            expected = beliefs(logits[b, i].tolist(), MASK)
+            values = (got.log_probs[b, i].exp(), got.confidence[b, i], got.margin[b, i], got.entropy[b, i])
+            for value, reference in zip(values, expected, strict=True):
+                torch.testing.assert_close(value, torch.tensor(reference), rtol=1e-4, atol=2e-5)
+
+
+def test_limits_of_certainty():
+    sharp, flat = torch.tensor([0.0, 0.0, 90.0, 0.0, 0.0]), torch.zeros(VOCAB)
+    got = Predictions.from_logits(torch.stack([sharp, flat])[None], MASK)
+    torch.testing.assert_close(got.confidence, torch.tensor([[1.0, 0.25]]))
+    torch.testing.assert_close(got.margin, torch.tensor([[1.0, 0.0]]))
+    torch.testing.assert_close(got.entropy, torch.tensor([[0.0, math.log(4)]]))
+
+
+def test_the_mask_token_is_impossible_however_likely():
+    got = Predictions.from_logits(LOGITS, MASK)
+    assert got.log_probs[0, 0, MASK] == -torch.inf
+    draws = Predictions.from_logits(LOGITS.expand(2000, -1, -1), MASK).draw(temperature=50.0)
+    assert MASK not in draws
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_beliefs_are_float32(dtype):
+    got = Predictions.from_logits(LOGITS.to(dtype), MASK)
+    assert {getattr(got, name).dtype for name in ("log_probs", "confidence", "margin", "entropy")} == {torch.float32}
+
+
+@given(batch=rows(-1e4, 1e4))
+def test_huge_logits(batch):
+    scores, _ = batch
+    logits = torch.stack([scores, -scores, scores / 2, scores, 0 * scores], -1).float().requires_grad_()
+    got = Predictions.from_logits(logits, MASK)
+    values = torch.stack([got.confidence, got.margin, got.entropy])
+    assert values.isfinite().all()
+    assert (got.entropy >= 0).all()
+    values.sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_draw_at_temperature_zero_is_the_most_likely_token():
+    assert Predictions.from_logits(LOGITS, MASK).draw().tolist() == [[2]]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_draws_follow_the_tempered_law(temperature):
+    predictions = Predictions.from_logits(LOGITS.expand(20_000, -1, -1), MASK)
+    tokens = predictions.draw(temperature=temperature, generator=torch.Generator().manual_seed(0))
+    counts = dict(enumerate(tokens.flatten().bincount(minlength=VOCAB).tolist()))
+    law, *_ = beliefs((LOGITS[0, 0] / temperature).tolist(), MASK)
+    assert chi_square_excess({t: n for t, n in counts.items() if n}, dict(enumerate(law))) < 5
+
+
+def test_draws_are_repeatable():
+    predictions = Predictions.from_logits(torch.zeros(3, 40, VOCAB), MASK)
+    first, second, other = (
+        predictions.draw(temperature=1.0, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_log_prob_picks_the_token_at_its_position():
+    logits = torch.randn(2, 3, VOCAB, generator=torch.Generator().manual_seed(0))
+    tokens = torch.tensor([[0, 1, 2], [4, MASK, 0]])
+    got = Predictions.from_logits(logits, MASK).log_prob(tokens)
+    for b in range(2):
+        for i in range(3):
+            expected = beliefs(logits[b, i].tolist(), MASK)[0][tokens[b, i]]
+            torch.testing.assert_close(got[b, i].exp(), torch.tensor(expected))
+
+
+def test_detach_leaves_the_values_and_the_original():
+    logits = LOGITS.clone().requires_grad_()
+    original = Predictions.from_logits(logits, MASK)
+    detached = original.detach()
+    for name in ("log_probs", "confidence", "margin", "entropy"):
+        assert torch.equal(getattr(detached, name), getattr(original, name))
+        assert getattr(original, name).requires_grad
+        assert not getattr(detached, name).requires_grad
+
+
+@given(batch=rows(), steps_left=st.integers(1, 9))
+def test_quota(batch, steps_left):
+    _, masked = batch
+    step = step_of(torch.zeros(*masked.shape, VOCAB), masked, steps_left=steps_left)
+    assert step.quota.tolist() == [[quota(row, steps_left)] for row in masked.tolist()]

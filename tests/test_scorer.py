@@ -1,0 +1,333 @@
+"""The scorer: its configuration, its laws, the learned dependence, and what training finds on a problem with an answer."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import EOS, MASK, VOCAB, tiny_model, tiny_tokenizer
+from problems import ExactPairs
+from transformers import AutoConfig, AutoModel
+from transformers.utils import logging
+
+from hf_learned_order.denoisers import ENCODER, Denoiser
+from hf_learned_order.dependence import DependenceObjective
+from hf_learned_order.distributions import BoundedDependence
+from hf_learned_order.generation import decode
+from hf_learned_order.integration import attach
+from hf_learned_order.predictions import Predictions, Step
+from hf_learned_order.samplers import LearnedOrderSampler
+from hf_learned_order.scorer import LAWS, OrderScorer, OrderScorerConfig
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+SIZE = 12  # width of a made-up denoiser
+CANVAS = 10
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet():
+    """No progress bars of saving and loading."""
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+
+
+def scorer_of(law: str, *, trained: bool = True, **config) -> OrderScorer:
+    torch.manual_seed(0)
+    shape = {"denoiser_hidden_size": SIZE, "vocab_size": VOCAB, "mask_token_id": MASK}
+    scorer = OrderScorer(OrderScorerConfig(law=law, **{**SMALL, **shape, **config})).eval()
+    if trained and law != "dependent":  # a head that has left its start, where every score is 0
+        torch.nn.init.normal_(scorer.network.head.weight)
+    return scorer
+
+
+def step_of(rows: int = 6, *, steps_left: int = 4, seed: int = 0) -> Step:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(rows, CANVAS, VOCAB, generator=generator)
+    return Step(
+        predictions=Predictions.from_logits(logits, MASK),
+        masked=torch.rand(rows, CANVAS, generator=generator) < 0.8,
+        steps_left=steps_left,
+        hidden_states=torch.randn(rows, CANVAS, SIZE, generator=generator),
+    )
+
+
+# ---- configuration -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"law": "fast"}, "law must be one of non_empty, max_normalized, dependent, got 'fast'"),
+        ({"law_temperature": 0.0}, r"law_temperature must be positive, got 0\.0"),
+        ({"law_temperature": math.nan}, "law_temperature must be positive, got nan"),
+        ({"bound": -0.1}, r"bound must be 0 or more, got -0\.1"),
+        ({"entropy_weight": -1.0}, r"entropy_weight must be 0 or more, got -1\.0"),
+    ],
+)
+def test_configuration_is_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        OrderScorerConfig(**options)
+
+
+def test_configuration_round_trip(tmp_path):
+    config = OrderScorerConfig(law="dependent", bound=0.7, entropy_weight=0.1, max_denoising_steps=5, hidden_size=32)
+    config.save_pretrained(tmp_path)
+    for loaded in (OrderScorerConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert type(loaded) is OrderScorerConfig
+        assert (loaded.law, loaded.bound, loaded.entropy_weight) == ("dependent", 0.7, 0.1)
+        assert (loaded.max_denoising_steps, loaded.hidden_size) == (5, 32)
+
+
+def test_for_denoiser_takes_its_shape():
+    denoiser = Denoiser(tiny_model("bert"), mask_token_id=MASK)
+    config = OrderScorer.for_denoiser(denoiser, law="max_normalized", **SMALL).config
+    assert (config.denoiser_hidden_size, config.vocab_size, config.mask_token_id) == (denoiser.hidden_size, VOCAB, MASK)
+    assert config.law == "max_normalized"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("denoiser_hidden_size", "another denoiser .*: its hidden size must be 33, but this model's is 32"),
+        ("vocab_size", "another denoiser .*: its vocabulary size must be 41, but this model's is 40"),
+        ("mask_token_id", r"another denoiser \(user/base\): its mask token id must be 4, but this model's is 3"),
+    ],
+)
+def test_another_denoiser_is_refused(name, message):
+    denoiser = Denoiser(tiny_model("bert"), mask_token_id=MASK)
+    scorer = OrderScorer.for_denoiser(denoiser, **SMALL)
+    scorer.check_fits(denoiser)
+    scorer.config.base_model_name_or_path = "user/base"
+    setattr(scorer.config, name, getattr(scorer.config, name) + 1)
+    with pytest.raises(ValueError, match=message):
+        scorer.check_fits(denoiser)
+
+
+# ---- the network and its laws ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_save_and_load(law, tmp_path):
+    scorer, step = scorer_of(law), step_of()
+    scorer.save_pretrained(tmp_path)
+    for loaded in (OrderScorer.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+        assert type(loaded) is OrderScorer
+        torch.testing.assert_close(loaded.eval()(step), scorer(step), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("bias", [-2.0, 0.0, 2.0])
+def test_law_is_over_the_masked_positions(law, bias):
+    scorer, step = scorer_of(law), step_of()
+    unmask = scorer.law(step, scorer(step), bias=bias).sample()
+    assert unmask.any(-1).all()
+    assert not (unmask & ~step.masked).any()
+
+
+def test_untrained_scores_are_zero():
+    for law in ("non_empty", "max_normalized"):
+        assert (scorer_of(law, trained=False)(step_of()) == 0).all()
+
+
+def test_dependence_is_within_the_entropies():
+    scorer, step = scorer_of("dependent"), step_of()
+    with torch.no_grad():
+        for module in (scorer.network.receives, scorer.network.gives):
+            module.weight.mul_(20)  # shares near 0 and near 1
+        dependence, entropy = scorer(step), step.predictions.entropy
+    cap = torch.minimum(entropy[:, :, None], entropy[:, None, :])
+    torch.testing.assert_close(cap, cap.mT)
+    assert dependence.shape == (6, CANVAS, CANVAS)
+    assert (dependence >= 0).all()
+    assert (dependence <= cap).all()
+    share = dependence / cap
+    assert share.min() < 0.05
+    assert share.max() > 0.95
+    assert not torch.allclose(share, share.mT)  # what one position says about another need not be mutual
+
+
+def test_dependence_does_not_see_the_budget():
+    scorer = scorer_of("dependent")
+    torch.testing.assert_close(scorer(step_of(steps_left=1)), scorer(step_of(steps_left=9)), rtol=0, atol=0)
+
+
+def test_bias_of_the_dependent_law():
+    scorer, step = scorer_of("dependent"), step_of(rows=64)
+    dependence = scorer(step)
+    counts = [scorer.law(step, dependence, bias=b).mean.sum(-1) for b in (-60.0, -2.0, -1.0, 0.0, 1.0, 2.0, 60.0)]
+    means = [count.mean().item() for count in counts]
+    assert means == sorted(set(means))
+    assert (counts[0] == 1).all()
+    torch.testing.assert_close(counts[-1], step.masked.sum(-1).float())
+
+
+def test_entropy_weight_costs():
+    step = step_of(rows=64)
+    scorer, strict = scorer_of("dependent"), scorer_of("dependent", entropy_weight=1.0)
+    dependence = scorer(step)
+    assert strict.law(step, dependence).mean.sum() < scorer.law(step, dependence).mean.sum()
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_generate(law):
+    model = tiny_model("modernbert")
+    torch.manual_seed(0)
+    scorer = OrderScorer.for_denoiser(Denoiser(model, mask_token_id=MASK), law=law, **SMALL)
+    tokenizer = tiny_tokenizer()
+    attach(model, scorer, tokenizer=tokenizer)
+    inputs = tokenizer(["w5 w6 w7", "w8"], return_tensors="pt", padding=True)
+    options = {"max_new_tokens": 12, "seed": 3, "return_dict_in_generate": True, "eos_token_id": EOS}
+    by_name, again = (model.generate(**inputs, sampler="learned_order", **options) for _ in range(2))
+    by_instance = model.generate(**inputs, sampler=LearnedOrderSampler(scorer=scorer), **options)
+    assert MASK not in by_name.sequences
+    assert (by_name.nfe == by_name.order.max(-1).values).all()
+    for other in (again, by_instance):
+        assert torch.equal(by_name.sequences, other.sequences)
+        assert torch.equal(by_name.order, other.order)
+    if law != "max_normalized":  # which does not feel it
+        slow, fast = (
+            model.generate(**inputs, sampler="learned_order", sampler_config={"bias": bias}, **options).nfe.sum()
+            for bias in (-8.0, 20.0)
+        )
+        assert slow > fast == 2
+
+
+# ---- BoundedDependence against a slow reference ------------------------------------------------------------------
+
+# multiples of 1/8, so that float32 and Python agree to the bit, at the bound too
+nats = st.integers(0, 12).map(lambda n: n / 8)
+
+
+@st.composite
+def bounded(draw):
+    rows, length = draw(st.integers(1, 3)), draw(st.integers(1, 6))
+
+    def tensor(elements, *shape):
+        values = draw(st.lists(elements, min_size=math.prod(shape), max_size=math.prod(shape)))
+        return torch.tensor(values).view(shape)
+
+    return SimpleNamespace(
+        dependence=tensor(nats, rows, length, length),
+        own=tensor(nats, rows, length) if draw(st.booleans()) else torch.zeros(rows, length),
+        preference=tensor(st.integers(-3, 3).map(float), rows, length),
+        masked=tensor(st.booleans(), rows, length),
+        bound=draw(nats),
+    )
+
+
+def law_of(case) -> BoundedDependence:
+    return BoundedDependence(case.dependence, case.own, case.preference, case.masked, bound=case.bound)
+
+
+def slow_set(case, row: int) -> list[bool]:
+    """As the docstring says it, one row, one position at a time."""
+    length = case.masked.shape[1]
+    visited = sorted((i for i in range(length) if case.masked[row, i]), key=lambda i: -case.preference[row, i].item())
+    accepted, spent = [], 0.0
+    for i in visited:
+        cost = case.own[row, i].item() + sum(case.dependence[row, i, j].item() for j in accepted)
+        if i == visited[0]:
+            cost = 0.0
+        if spent + cost <= case.bound:
+            accepted.append(i)
+            spent += cost
+    return [i in accepted for i in range(length)]
+
+
+@given(bounded())
+def test_bounded_dependence_is_the_slow_one(case):
+    law = law_of(case)
+    expected = torch.tensor([slow_set(case, row) for row in range(len(case.masked))])
+    assert law.sample().tolist() == expected.tolist()
+    assert law.mean.tolist() == expected.float().tolist()
+    assert law.sample((3,)).tolist() == [expected.tolist()] * 3
+    # never empty where something is masked
+    assert law.sample().any(-1).tolist() == case.masked.any(-1).tolist()
+
+
+@given(bounded(), st.data())
+def test_bounded_dependence_has_all_its_mass_on_one_set(case, data):
+    law = law_of(case)
+    chosen = law.sample()
+    assert (law.log_prob(chosen) == 0).all()
+    flipped = data.draw(st.integers(0, chosen.shape[1] - 1))
+    other = chosen.clone()
+    other[:, flipped] = ~other[:, flipped]
+    assert (law.log_prob(other) == -torch.inf).all()
+
+
+def test_bounded_dependence_limits():
+    case = SimpleNamespace(
+        dependence=torch.full((1, 4, 4), 0.5),
+        own=torch.zeros(1, 4),
+        preference=torch.tensor([[0.0, 1.0, 3.0, 2.0]]),
+        masked=torch.tensor([[True, True, True, False]]),
+        bound=0.0,
+    )
+    assert law_of(case).sample().tolist() == [[False, False, True, False]]
+    case.bound = 0.5  # the second costs 0.5, the third another 1.0
+    assert law_of(case).sample().tolist() == [[False, True, True, False]]
+    case.bound = 1.5
+    assert law_of(case).sample().tolist() == case.masked.tolist()
+
+
+@pytest.mark.parametrize("bound", [-1.0, math.nan])
+def test_bounded_dependence_bound_is_checked(bound):
+    zeros = torch.zeros(1, 2)
+    with pytest.raises(ValueError, match=f"bound must be 0 or more, got {bound}"):
+        BoundedDependence(torch.zeros(1, 2, 2), zeros, zeros, zeros == 0, bound=bound)
+
+
+# ---- a known answer: partners share log 2 nats, nobody else shares anything --------------------------------------
+
+
+def test_other_laws_are_refused_by_the_dependence_objective():
+    denoiser = ExactPairs(2)
+    with pytest.raises(ValueError, match="law must be \"dependent\", got 'non_empty': use OrderELBO for it"):
+        DependenceObjective(denoiser, OrderScorer.for_denoiser(denoiser, **SMALL))
+
+
+def test_dependence_of_pairs_is_learned():
+    n, rows, updates = 4, 32, 300
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    denoiser = ExactPairs(n)
+    scorer = OrderScorer.for_denoiser(
+        denoiser, law="dependent", hidden_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    objective = DependenceObjective(denoiser, scorer)
+    optimizer = torch.optim.AdamW(scorer.parameters(), lr=5e-3, weight_decay=0.0)
+    empty = torch.zeros(rows, 0, dtype=torch.long)
+    for _ in range(updates):
+        loss = objective(empty, empty, ExactPairs.draw(n, rows, generator))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    clean = ExactPairs.draw(n, rows, generator)
+    logits, hidden = denoiser(torch.full_like(clean, denoiser.mask_token_id), empty, 0)
+    step = Step(
+        predictions=Predictions.from_logits(logits, denoiser.mask_token_id),
+        masked=torch.ones_like(clean, dtype=torch.bool),
+        steps_left=1,
+        hidden_states=hidden,
+    )
+    with torch.no_grad():
+        dependence = scorer(step)[0]
+    partners = torch.eye(2 * n).roll(n, 0).bool()
+    others = ~partners & ~torch.eye(2 * n).bool()
+    print(f"partners {dependence[partners].min():.3f}, others {dependence[others].max():.4f}")
+    assert ((dependence[partners] / math.log(2) - 1).abs() < 0.15).all()
+    assert (dependence[others] < 0.05).all()
+
+    denoiser.max_length, denoiser.family = None, ENCODER
+    output = decode(
+        denoiser, empty, sampler=LearnedOrderSampler(scorer=scorer.eval()), max_new_tokens=2 * n, clean=clean
+    )
+    assert (output.nfe == 2).all()
+    first = output.order.view(rows, 2, n) == 1
+    assert (first.sum(1) == 1).all()  # one of each pair, then the other
+    torch.testing.assert_close(output.log_likelihood, torch.full((rows,), -n * math.log(2)))
