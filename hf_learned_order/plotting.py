@@ -90,7 +90,7 @@ def order_map_of(evaluator: Evaluator, scorers: Sequence[OrderScorer], path: str
             canvases = output.sequences[:, -evaluator.canvas_length :]
             for order, canvas, nfe in zip(output.order, canvases, output.nfe.tolist(), strict=True):
                 texts = tokenizer.batch_decode(canvas[:, None])
-                orders.append(order)
+                orders.append(order.masked_fill(canvas == tokenizer.pad_token_id, 0))  # behind the first EOS
                 tokens.append(["" if text == tokenizer.eos_token else text for text in texts])
                 labels.append(f"{name}, {nfe} calls")
     order_map(orders, tokens, labels, path, title="Step at which each token was unmasked")

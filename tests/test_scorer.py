@@ -1,4 +1,4 @@
-"""The scorer: its configuration, its laws, the learned dependence, and what training finds on a problem with an answer."""
+"""The scorer: configuration, laws, the learned dependence, and what training finds on a problem with an answer."""
 
 import math
 from types import SimpleNamespace

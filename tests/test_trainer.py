@@ -279,7 +279,7 @@ def test_tokenizer_needs_a_mask_token(tmp_path, dataset):
 
 def test_scorer_has_to_fit(tmp_path, tokenizer, dataset):
     scorer = OrderScorer(OrderScorer.config_class(denoiser_hidden_size=48, **SMALL))
-    with pytest.raises(ValueError, match="scorer was made for another denoiser .*hidden size must be 48"):
+    with pytest.raises(ValueError, match=r"scorer was made for another denoiser .*hidden size must be 48"):
         OrderTrainer(
             model=denoising_model(tokenizer), scorer=scorer, args=arguments(tmp_path), processing_class=tokenizer
         )
