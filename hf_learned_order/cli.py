@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except (ValueError, TypeError, OSError) as error:
-        print(f"hf-learned-order: {error}", file=sys.stderr)
+        message = " ".join(str(error).split())  # transformers' have many lines
+        print(f"hf-learned-order: {message}", file=sys.stderr)
         return 2
     return 0
 

@@ -154,7 +154,13 @@ class Evaluator:
         return torch.cat([output.nfe for output, _ in outputs]).float().mean().item()
 
     def tune_knob(
-        self, make: Callable[[float], Sampler], target_nfe: float, *, high: float = 1.0, rounds: int = 10
+        self,
+        make: Callable[[float], Sampler],
+        target_nfe: float,
+        *,
+        max_denoising_steps: int | None = None,
+        high: float = 1.0,
+        rounds: int = 10,
     ) -> float:
         """The setting in [0, high] whose mean NFE here is nearest to `target_nfe`, by bisection.
 
@@ -163,7 +169,7 @@ class Evaluator:
         best, low = (float("inf"), high), 0.0
         for _ in range(rounds):
             middle = (low + high) / 2
-            nfe = self.mean_nfe(make(middle))
+            nfe = self.mean_nfe(make(middle), max_denoising_steps=max_denoising_steps)
             best = min(best, (abs(nfe - target_nfe), middle))
             if abs(nfe - target_nfe) <= 0.02 * target_nfe:
                 break
@@ -205,7 +211,8 @@ def compare(
     """Every sampler at every target NFE: tuned on `tuning`, measured on `test`.
 
     Rules with a knob are tuned to the target; rules with a fixed count get the budget nearest to it. Random rules run
-    with `seeds` seeds and `learned_order` with every scorer: mean and standard deviation over them.
+    with `seeds` seeds and `learned_order` with every scorer: mean and standard deviation over them. A scorer that was
+    trained for one step budget decodes within it.
 
     Raises:
         ValueError: a sampler is unknown or lacks its scorer, or `seeds` is not positive.
@@ -222,7 +229,8 @@ def compare(
                     sampler = make_sampler(name)
                     budget, setting = tuning.tune_budget(sampler, target), ""
                 else:
-                    sampler, budget = make(tuning.tune_knob(make, target)), None
+                    budget = None if scorer is None else scorer.config.max_denoising_steps
+                    sampler = make(tuning.tune_knob(make, target, max_denoising_steps=budget))
                     setting = " ".join(f"{k}={v:.4g}" for k, v in vars(sampler).items() if isinstance(v, float))
                 for seed in range(seeds if name in RANDOM_SAMPLERS else 1):
                     run = test.measure(sampler, name=name, max_denoising_steps=budget, seed=seed)

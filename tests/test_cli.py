@@ -30,7 +30,7 @@ def generate(folder, *more: str) -> int:
 
 def evaluate(folder, *more: str, test_file: str = "test.jsonl") -> int:
     files = ["--train_file", str(folder / "train.jsonl"), "--test_file", str(folder / test_file)]
-    small = ["--canvas_length", "32", "--limit", "6", "--tuning_limit", "8", "--nfe", "4", "--seeds", "2"]
+    small = ["--canvas_length", "32", "--limit", "4", "--tuning_limit", "4", "--nfe", "4", "--seeds", "2"]
     output = ["--output_dir", str(folder / "out")]
     return main(["evaluate", "--model", str(folder / "denoiser"), *files, *small, *output, *more])
 
@@ -75,7 +75,7 @@ def test_evaluate_and_plot(folder, capsys):
     results = load_results(out / "results.json")
     assert [(result.sampler, result.target) for result in results] == [(n, t) for n in samplers for t in (3.0, 6.0)]
     assert [result.runs for result in results] == [2, 2, 1, 1, 1, 1, 2, 2]
-    assert all(result.bound < 0 and 0 < result.count <= 6 for result in results)
+    assert all(result.bound < 0 and 0 < result.count <= 4 for result in results)
     assert len((out / "results.csv").read_text().splitlines()) == 9
     for name in ("trade_off.png", "order_map.png"):
         with Image.open(out / name) as image:
@@ -123,8 +123,7 @@ def test_missing_files(folder, capsys):
     assert "nowhere.jsonl" in error_of(evaluate(folder, test_file="nowhere.jsonl"), capsys)
     assert "nowhere.json" in error_of(main(["plot", str(folder / "nowhere.json")]), capsys)
     (folder / "empty").mkdir()
-    message = error_of(main(["generate", "--model", str(folder / "empty"), "--prompt", "1+1"]), capsys)
-    assert str(folder / "empty") in message
+    assert error_of(main(["generate", "--model", str(folder / "empty"), "--prompt", "1+1"]), capsys)
 
 
 def test_broken_line(folder, capsys):

@@ -68,7 +68,7 @@ def test_figures_are_closed(tmp_path):
 @pytest.mark.parametrize("rows", [1, 9])
 @pytest.mark.parametrize("with_scorer", [False, True])
 def test_order_map_of(tmp_path, figures, rows, with_scorer):
-    write_rows(tmp_path / "rows.jsonl", 24, 0)
+    write_rows(tmp_path / "rows.jsonl", 60, 0)
     tokenizer, model = equation_tokenizer(), equation_model()
     dataset = equations(chains_of(read_rows(tmp_path / "rows.jsonl"))[0], tokenizer, canvas_length=24)
     evaluator = Evaluator(Denoiser(model), tokenizer, dataset.select(range(rows)), canvas_length=24)

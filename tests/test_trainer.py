@@ -226,7 +226,7 @@ def test_untrained_bound_is_that_of_ancestral_sampling(tmp_path, tokenizer, data
     means = output.log_likelihood.view(8, 128)
     error = means.std(1).square().sum().sqrt().item() / 8 / 128**0.5
     print(f"{metrics['eval_bound']:.3f} and {means.mean():.3f} with a standard error of {error:.3f}")
-    # the estimate from 32 chains has about twice that error, less what Rao-Blackwellisation saves
+    # the estimate from 32 chains has twice that error, less what Rao-Blackwellisation saves
     assert abs(metrics["eval_bound"] - means.mean()) < 8 * error
     assert metrics["eval_kl"] == 0
     assert abs(metrics["eval_nfe"] - output.nfe.float().mean()) < 0.1
