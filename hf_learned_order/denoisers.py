@@ -20,6 +20,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from hf_learned_order.predictions import Predictions
+
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
@@ -117,6 +119,19 @@ class Denoiser(nn.Module):
         window = slice(start - self.family.shift, input_ids.shape[1] - self.family.shift)
         hidden = output.hidden_states[-1][:, window] if hidden_states else None
         return output.logits[:, window], hidden
+
+
+def predict(
+    denoiser: Denoiser, prompt: Tensor, prompt_mask: Tensor, canvas: Tensor, *, hidden_states: bool
+) -> tuple[Predictions, Tensor | None]:
+    """One call: predictions and, if wanted, hidden states of the canvas [batch, canvas] behind a left-padded prompt."""
+    logits, hidden = denoiser(
+        torch.cat([prompt, canvas], 1),
+        torch.cat([prompt_mask, prompt_mask.new_ones(canvas.shape)], 1),
+        prompt.shape[1],
+        hidden_states=hidden_states,
+    )
+    return Predictions.from_logits(logits, denoiser.mask_token_id), hidden
 
 
 def mask_token_id_of(tokenizer: PreTrainedTokenizerBase) -> int:

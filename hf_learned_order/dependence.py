@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_learned_order.canvas import left_padded
-from hf_learned_order.denoisers import Denoiser
+from hf_learned_order.denoisers import Denoiser, predict
 from hf_learned_order.distributions import largest
-from hf_learned_order.predictions import Predictions, Step
+from hf_learned_order.predictions import Step
 from hf_learned_order.scorer import OrderScorer
 
 LARGEST_KL = 10.0  # nats; a position that the denoiser had ruled out would otherwise outweigh a batch
@@ -77,11 +77,5 @@ class DependenceObjective(nn.Module):
     @torch.no_grad()
     def _step(self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, masked: Tensor) -> Step:
         canvas = clean.masked_fill(masked, self.denoiser.mask_token_id)
-        logits, hidden = self.denoiser(
-            torch.cat([prompt, canvas], 1),
-            torch.cat([prompt_mask, prompt_mask.new_ones(canvas.shape)], 1),
-            prompt.shape[1],
-            hidden_states=True,
-        )
-        predictions = Predictions.from_logits(logits, self.denoiser.mask_token_id)
+        predictions, hidden = predict(self.denoiser, prompt, prompt_mask, canvas, hidden_states=True)
         return Step(predictions=predictions, masked=masked, steps_left=1, hidden_states=hidden)  # no budget here

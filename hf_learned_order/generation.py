@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from hf_learned_order.canvas import left_padded, settled
-from hf_learned_order.denoisers import Denoiser
+from hf_learned_order.denoisers import Denoiser, predict
 from hf_learned_order.distributions import at_least_one, everything
-from hf_learned_order.predictions import Predictions, Step
+from hf_learned_order.predictions import Step
 from hf_learned_order.samplers import Sampler
 
 
@@ -94,13 +94,9 @@ def decode(
     log_likelihood = torch.zeros(batch, device=device)
     rows = torch.arange(batch, device=device)  # the rows that are not finished; the others cost nothing
     for number in range(1, steps + 1):
-        logits, hidden = denoiser(
-            torch.cat([prompt[rows], canvas[rows]], 1),
-            torch.cat([prompt_mask[rows], prompt_mask.new_ones(len(rows), canvas_length)], 1),
-            prompt.shape[1],
-            hidden_states=sampler.needs_hidden_states,
+        predictions, hidden = predict(
+            denoiser, prompt[rows], prompt_mask[rows], canvas[rows], hidden_states=sampler.needs_hidden_states
         )
-        predictions = Predictions.from_logits(logits, denoiser.mask_token_id)
         step = Step(
             predictions=predictions,
             masked=masked[rows],

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from hf_learned_order.canvas import left_padded, settled
-from hf_learned_order.denoisers import Denoiser
+from hf_learned_order.denoisers import Denoiser, predict
 from hf_learned_order.distributions import everything
 from hf_learned_order.posteriors import CleanPosterior
-from hf_learned_order.predictions import Predictions, Step
+from hf_learned_order.predictions import Step
 from hf_learned_order.scorer import OrderScorer
 
 
@@ -147,16 +147,13 @@ class OrderELBO(nn.Module):
         canvas = clean.masked_fill(masked, self.denoiser.mask_token_id)
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.denoiser.parameters())
         with torch.set_grad_enabled(trained):
-            logits, hidden = self.denoiser(
-                torch.cat([prompt, canvas], 1),
-                torch.cat([prompt_mask, prompt_mask.new_ones(canvas.shape)], 1),
-                prompt.shape[1],
-                hidden_states=True,
-            )
-            predictions = Predictions.from_logits(logits, self.denoiser.mask_token_id)
+            predictions, hidden = predict(self.denoiser, prompt, prompt_mask, canvas, hidden_states=True)
         # The order laws do not train the denoiser through their inputs, only through the token term.
         step = Step(
-            predictions=predictions.detach(), masked=masked, steps_left=steps_left, hidden_states=hidden.detach()
+            predictions=predictions.detach(),
+            masked=masked,
+            steps_left=steps_left,
+            hidden_states=hidden.detach(),  # pyrefly: ignore[missing-attribute] (they were asked for)
         )
         return step, predictions.log_prob(clean)
 
