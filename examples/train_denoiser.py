@@ -37,18 +37,19 @@ class DenoiserArguments:
 
     dataset_name: str | None = field(default=None, metadata={"help": "GSM8K on the Hub, e.g. openai/gsm8k"})
     train_file: str | None = field(default=None, metadata={"help": "GSM8K's train.jsonl, instead of dataset_name"})
-    num_problems: int = field(default=600_000, metadata={"help": "chains drawn by resampling the numbers"})
+    num_problems: int = field(default=1_200_000, metadata={"help": "chains drawn by resampling the numbers"})
     keep: float = field(default=0.4, metadata={"help": "how often an expression keeps its numbers"})
     growth: int = field(default=1, metadata={"help": "digits that a result may have more than the original one"})
+    pieces: float = field(default=0.5, metadata={"help": "how often a part of a chain stands for the whole one"})
     ramp_problems: int = field(default=100_000, metadata={"help": "of these, the short ones come first"})
     canvas_length: int = field(default=64, metadata={"help": "characters of a response, EOS included"})
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "go on from this model instead of a new one"}
     )
-    hidden_size: int = 128
+    hidden_size: int = 256
     num_hidden_layers: int = 6
     num_attention_heads: int = 4
-    intermediate_size: int = 256
+    intermediate_size: int = 512
 
 
 @dataclass(kw_only=True)
@@ -56,15 +57,17 @@ class DenoiserTrainingArguments(TrainingArguments):
     """`TrainingArguments` with defaults for this job on two cores."""
 
     output_dir: str = "runs/denoiser"
-    per_device_train_batch_size: int = 96
+    per_device_train_batch_size: int = 128
     per_device_eval_batch_size: int = 128
     learning_rate: float = field(default=0.02, metadata={"help": "of Muon; AdamW's is 0.15 times that"})
     lr_scheduler_type: str = "linear"
     warmup_steps: float = 200
-    max_steps: int = 6000
+    max_steps: int = 9000
     max_grad_norm: float = 1.0
     train_sampling_strategy: str = "sequential"  # `curriculum` puts the rows in order
     torch_compile: bool = True
+    bf16: bool = True
+    use_cpu: bool = not torch.accelerator.is_available()  # without it, bf16 is refused there
     dataloader_pin_memory: bool = False
     remove_unused_columns: bool = False
     logging_steps: float = 50
@@ -72,6 +75,9 @@ class DenoiserTrainingArguments(TrainingArguments):
     eval_steps: float = 500
     save_steps: float = 500
     save_total_limit: int = 2
+    prefix_share: float = field(
+        default=0.5, metadata={"help": "share of the rows whose mask hides everything from one position on"}
+    )
     noise_ramp_steps: int = field(default=1500, metadata={"help": "updates until t reaches up to 1, from 0.3"})
     seed: int = 0
 
@@ -124,8 +130,10 @@ class DenoiserTrainer(Trainer):
         t = (torch.rand((), device=clean.device) + torch.arange(batch, device=clean.device) / batch) % 1
         if model.training:  # little noise first: copying and arithmetic are learned where most of the canvas is seen
             t = t * min(1.0, 0.3 + 0.7 * self.state.global_step / max(1, self.args.noise_ramp_steps))
-        count = (t * length).floor() + 1
-        masked = torch.rand(clean.shape, device=clean.device).argsort(-1).argsort(-1) < count[:, None]
+        masked = torch.rand(clean.shape, device=clean.device).argsort(-1).argsort(-1) <= (t * length).floor()[:, None]
+        scored = masked
+        if model.training and self.args.prefix_share:
+            masked, scored = self._hide_suffixes(clean, masked)
         config: Any = self.accelerator.unwrap_model(model).config
         canvas = clean.masked_fill(masked, config.mask_token_id)
         logits = model(
@@ -135,13 +143,33 @@ class DenoiserTrainer(Trainer):
         # The mask token is never an answer: its logit is out of the softmax, here as in decoding.
         logits = logits.float().index_fill(-1, torch.tensor([config.mask_token_id], device=logits.device), -torch.inf)
         losses = F.cross_entropy(logits.transpose(1, 2), clean, reduction="none")
-        loss = ((losses * masked).sum(1) / count).mean()
+        loss = ((losses * scored).sum(1) / scored.sum(1)).mean()
         return (loss, {"loss": loss.detach()}) if return_outputs else loss
 
     # pyrefly: ignore[bad-override] (compute_loss gives a pair only with return_outputs)
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         with torch.no_grad():
             return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
+
+    def _hide_suffixes(self, clean: torch.Tensor, masked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """In some rows everything from a random character on is masked, and the next few are what is scored.
+
+        Any law of masks has the same optimum. With scattered ones a result can mostly be copied from where the chain
+        uses it again, and arithmetic is hardly learned; here nothing that follows from the result is visible.
+        """
+        rows = clean.shape[0]
+        length = (clean != self.processing_class.eos_token_id).sum(1, keepdim=True) + 1
+        anywhere = (torch.rand(length.shape, device=clean.device) * length).long()
+        # in half of them it is the first to third character of a result
+        equals = self.processing_class.convert_tokens_to_ids("=")
+        result = ((clean == equals).float() + 1e-6).multinomial(1) + torch.randint(1, 4, (rows, 1), device=clean.device)
+        start = torch.where(torch.rand(length.shape, device=clean.device) < 0.5, anywhere, result)
+        # and the padding behind the response may be visible: decoding often settles it first
+        end = length + torch.randint(0, 2 * clean.shape[1], (rows, 1), device=clean.device)
+        position = torch.arange(clean.shape[1], device=clean.device)
+        hidden = (position >= start) & (position < end)
+        chosen = torch.rand(length.shape, device=clean.device) < self.args.prefix_share
+        return torch.where(chosen, hidden, masked), torch.where(chosen, hidden & (position < start + 12), masked)
 
     def _trim(self, clean: torch.Tensor) -> torch.Tensor:
         """Three batches of four end soon after their longest response: most EOS at the end teach nothing."""
@@ -186,6 +214,7 @@ def main() -> None:
             seed=training.seed,
             keep=arguments.keep,
             growth=arguments.growth,
+            pieces=arguments.pieces,
         )
     batch_size = training.train_batch_size * training.world_size
     order = curriculum(train["length"][:], batch_size=batch_size, ramp=arguments.ramp_problems, seed=training.seed)
@@ -204,7 +233,7 @@ def main() -> None:
         bos_token_id=None,
         cls_token_id=None,
         mask_token_id=tokenizer.mask_token_id,  # pyrefly: ignore[unexpected-keyword]
-        attn_implementation="sdpa",  # pyrefly: ignore[unexpected-keyword]
+        attn_implementation="eager",  # pyrefly: ignore[unexpected-keyword]
     )
     if arguments.model_name_or_path is None:
         model = ModernBertForMaskedLM(config)

@@ -82,6 +82,7 @@ def resampled_equations(
     seed: int,
     keep: float = 0.0,
     growth: int = 6,
+    pieces: float = 0.0,
 ) -> Dataset:
     """`count` chains with their numbers drawn anew (`gsm8k.Resampler`), cached on disk by `datasets`."""
     # without this, drawing until `count` responses fit would never end
@@ -97,6 +98,7 @@ def resampled_equations(
                 "seed": seed,
                 "keep": keep,
                 "growth": growth,
+                "pieces": pieces,
             },
         )
     )
@@ -160,9 +162,10 @@ def _draw(
     seed: int,
     keep: float,
     growth: int,
+    pieces: float,
 ) -> Iterator[dict[str, Any]]:
     rng = random.Random(seed)
-    resampler = Resampler(chains, keep=keep, growth=growth)
+    resampler = Resampler(chains, keep=keep, growth=growth, pieces=pieces)
 
     def texts() -> Iterator[tuple[str, str]]:
         while True:

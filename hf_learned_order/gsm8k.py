@@ -63,6 +63,17 @@ class Chain:
             results.append(_value(expression, results))
         return results
 
+    def piece(self, first: int, end: int) -> "Chain":
+        """Expressions `first` to `end` (exclusive) as a chain of its own; a result from outside becomes a number."""
+        results = self.results()
+
+        def inside(operand: Number | tuple[str, int]) -> Number | tuple[str, int]:
+            if not isinstance(operand, tuple):
+                return operand
+            return ("ref", operand[1] - first) if operand[1] >= first else results[operand[1]]
+
+        return Chain(tuple(Expression(e.tokens, tuple(map(inside, e.operands))) for e in self.expressions[first:end]))
+
     def texts(self) -> tuple[str, str]:
         """`(prompt, response)`. An operand equal to an earlier result is a letter in the prompt (the latest such)."""
         results: list[Number] = []
@@ -123,18 +134,24 @@ def parse_chain(solution: str) -> Chain:
 class Resampler:
     """Draws chains like those it was given, with other numbers.
 
+    With probability `pieces` a run of consecutive expressions of a chain stands for the whole one: short chains, so
+    that most of what is learned from them is arithmetic.
+
     The numbers of an expression are kept together with probability `keep`. Otherwise each is replaced by one that
     stands in the same slot (the tokens on either side) somewhere in `chains`, by another of as many digits, or kept. A
-    draw counts when its result is printable, not negative, whole where the original one is whole, and at most
+    draw counts when its result is printable, not negative, whole exactly where the original one is whole, and at most
     `growth` digits longer than that; expressions that cannot be met after `tries` draws keep their numbers.
     """
 
-    def __init__(self, chains: Sequence[Chain], *, keep: float = 0.0, growth: int = 6, tries: int = 20):
+    def __init__(
+        self, chains: Sequence[Chain], *, keep: float = 0.0, growth: int = 6, pieces: float = 0.0, tries: int = 20
+    ):
         if not chains:
             raise ValueError("chains must hold at least one chain, but it is empty")
         self.chains = chains
         self.keep = keep
         self.growth = growth
+        self.pieces = pieces
         self.tries = tries
         self.pool: dict[tuple[str, str], list[Number]] = defaultdict(list)
         for chain in chains:
@@ -147,6 +164,9 @@ class Resampler:
         """One chain: a template uniformly at random, its numbers replaced from left to right."""
         while True:
             template = rng.choice(self.chains)
+            if rng.random() < self.pieces:
+                first, end = sorted(rng.sample(range(len(template.expressions) + 1), 2))
+                template = template.piece(first, end)
             originals = template.results()
             results: list[Number] = []
             expressions = []
@@ -175,7 +195,7 @@ class Resampler:
                 value = _value(candidate, results)
             except ChainError:
                 continue
-            if self._printable(value, original) and (isinstance(value, int) or not isinstance(original, int)):
+            if self._printable(value, original) and isinstance(value, int) == isinstance(original, int):
                 return candidate
         return None
 
