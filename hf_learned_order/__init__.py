@@ -21,6 +21,7 @@ _MODULES = {
     "OrderScorerConfig": "scorer",
     "SAMPLERS": "samplers",
     "Sampler": "samplers",
+    "Proposal": "samplers",
     "IIDSampler": "samplers",
     "RandomSampler": "samplers",
     "TopProbSampler": "samplers",

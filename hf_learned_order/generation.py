@@ -1,7 +1,9 @@
 """The one decoding loop.
 
     canvas of mask tokens -> { denoiser -> predictions -> the rule proposes -> at least one, everything at the last
-    step -> tokens drawn at the proposed positions } -> sequences, order, nfe
+    step -> tokens drawn at the proposed positions, the mask token at those to remask } -> sequences, order, nfe
+
+Each step unmasks something and the last step unmasks everything and remasks nothing, so every rule ends.
 
 The same loop scores a given response (`clean=`): the true token takes the place of the drawn one, and the sum of
 log p_theta over the unmasked positions bounds log p(x | c) from below when the rule is deterministic, and in
@@ -18,7 +20,7 @@ from hf_learned_order.canvas import left_padded, settled
 from hf_learned_order.denoisers import Denoiser, predict
 from hf_learned_order.distributions import at_least_one, everything
 from hf_learned_order.predictions import Step
-from hf_learned_order.samplers import Sampler
+from hf_learned_order.samplers import Sampler, State
 
 
 # every field is always there; ModelOutput asks for the default None
@@ -28,11 +30,12 @@ class LearnedOrderOutput(ModelOutput):
 
     Attributes:
         sequences: [batch, prompt + canvas], the prompt as it was given and the response; padding after the first EOS.
-        order: int [batch, canvas], the step, from 1, at which a position was unmasked; 0 where an early EOS made it
-            unnecessary.
+        order: int [batch, canvas], the step, from 1, at which a position was (last) unmasked; 0 where an early EOS made
+            it unnecessary.
         nfe: int [batch], denoiser calls made while the sequence still had a masked position.
         tokens_per_forward: float [batch], tokens of the response, first EOS included, a denoiser call.
-        log_likelihood: float [batch], nats: log p_theta of each token when it was unmasked, summed.
+        log_likelihood: float [batch], nats: log p_theta of each token when it was (last) unmasked, summed. With a rule
+            that remasks it bounds nothing.
     """
 
     sequences: Tensor = None  # pyrefly: ignore[bad-assignment]
@@ -70,7 +73,7 @@ def decode(
         eos_token_id: a row is finished when everything before its first EOS is settled; None decodes every position.
             Several ids may end a response.
         pad_token_id: what follows the first EOS in `sequences`; by default more EOS.
-        clean: [batch, canvas], a response to score instead of drawing one.
+        clean: [batch, canvas], a response to score instead of drawing one; not with a rule that remasks.
 
     Raises:
         ValueError, TypeError: an argument is out of range; the message names it.
@@ -83,6 +86,10 @@ def decode(
     batch, canvas_length = input_ids.shape[0], max_new_tokens
     if clean is not None and clean.shape != (batch, canvas_length):
         raise ValueError(f"clean must have the shape {(batch, canvas_length)}, got {tuple(clean.shape)}")
+    if clean is not None and sampler.remasks:
+        raise ValueError(
+            f"sampler must not remask when clean is given, got {type(sampler).__name__}: its order bounds no likelihood"
+        )
 
     prompt, prompt_mask = left_padded(input_ids, attention_mask)
     device = input_ids.device
@@ -91,7 +98,8 @@ def decode(
     masked = torch.ones_like(canvas, dtype=torch.bool)
     order = torch.zeros_like(canvas)
     nfe = torch.zeros(batch, dtype=torch.long, device=device)
-    log_likelihood = torch.zeros(batch, device=device)
+    token_log_probs = torch.zeros(batch, canvas_length, device=device)
+    state: State = ()
     rows = torch.arange(batch, device=device)  # the rows that are not finished; the others cost nothing
     for number in range(1, steps + 1):
         predictions, hidden = predict(
@@ -101,24 +109,28 @@ def decode(
             predictions=predictions,
             masked=masked[rows],
             steps_left=steps - number + 1,
+            canvas=canvas[rows],
+            token_log_probs=token_log_probs[rows],
             hidden_states=hidden,
             generator=generator,
         )
-        if number == steps:
-            unmask = everything(step.masked)
-        else:
-            unmask = at_least_one(sampler.propose(step), step.masked, predictions.confidence)
+        if number == 1:
+            state = sampler.init_state(step)
+        unmask, remask, state = _changes(sampler, step, state, remaskable=order[rows] > 0)
         tokens = predictions.draw(temperature=temperature, generator=generator) if clean is None else clean[rows]
-        log_likelihood[rows] += predictions.log_prob(tokens).masked_fill(~unmask, 0.0).sum(-1)
-        canvas[rows] = torch.where(unmask, tokens, canvas[rows])
-        order[rows] = order[rows].masked_fill(unmask, number)
+        log_prob = torch.where(unmask, predictions.log_prob(tokens), token_log_probs[rows])
+        token_log_probs[rows] = log_prob.masked_fill(remask, 0.0)
+        canvas[rows] = torch.where(unmask, tokens, canvas[rows]).masked_fill(remask, denoiser.mask_token_id)
+        order[rows] = order[rows].masked_fill(unmask, number).masked_fill(remask, 0)
         nfe[rows] += 1
-        masked[rows] = step.masked & ~unmask
+        masked[rows] = step.masked & ~unmask | remask
         if eos is not None:
             masked &= ~settled(torch.isin(canvas, eos), masked)[:, None]
-        rows = masked.any(-1).nonzero().squeeze(-1)
-        if len(rows) == 0:
+        going_on = masked[rows].any(-1).nonzero().squeeze(-1)
+        if len(going_on) == 0:
             break
+        if len(going_on) < len(rows):
+            rows, state = rows[going_on], tuple(part[going_on] for part in state)
 
     length = torch.full_like(nfe, canvas_length)
     if eos is not None:
@@ -131,8 +143,18 @@ def decode(
         order=order,
         nfe=nfe,
         tokens_per_forward=length / nfe,
-        log_likelihood=log_likelihood,
+        log_likelihood=token_log_probs.sum(-1),
     )
+
+
+def _changes(sampler: Sampler, step: Step, state: State, *, remaskable: Tensor) -> tuple[Tensor, Tensor, State]:
+    """What a step unmasks and remasks, and the state of the next: the rule proposes, the laws of the loop hold."""
+    nothing = torch.zeros_like(step.masked)
+    if step.steps_left == 1:
+        return everything(step.masked), nothing, state
+    unmask, state, remask = sampler.propose(step, state)
+    unmask = at_least_one(unmask, step.masked, step.predictions.confidence)
+    return unmask, remask & remaskable if sampler.remasks and remask is not None else nothing, state
 
 
 def _check_inputs(denoiser: Denoiser, input_ids: Tensor, attention_mask: Tensor | None, max_new_tokens: int) -> Tensor:

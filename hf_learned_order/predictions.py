@@ -65,6 +65,9 @@ class Step:
         predictions: the denoiser's beliefs.
         masked: bool [batch, canvas].
         steps_left: steps of the budget that are left, this one included.
+        canvas: int [batch, canvas], the tokens; the mask token where `masked`. In decoding only.
+        token_log_probs: [batch, canvas], log p_theta of each token when it was unmasked, nats; 0 where `masked`. In
+            decoding only.
         hidden_states: [batch, canvas, hidden], for rules with `needs_hidden_states`.
         generator: source of randomness.
     """
@@ -72,6 +75,8 @@ class Step:
     predictions: Predictions
     masked: Tensor
     steps_left: int
+    canvas: Tensor | None = None
+    token_log_probs: Tensor | None = None
     hidden_states: Tensor | None = None
     generator: torch.Generator | None = None
 

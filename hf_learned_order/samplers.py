@@ -1,13 +1,14 @@
 """The unmasking rules, one small class each.
 
-A rule proposes which masked positions to unmask at a step; the decoding loop (`generation.py`) adds the laws that hold
-for every rule: nothing outside the masked positions, at least one position a step, everything at the last step.
+A rule proposes which masked positions to unmask at a step, and may propose to mask unmasked ones again; the decoding
+loop (`generation.py`) adds the laws that hold for every rule: nothing outside the masked positions is unmasked and
+nothing else remasked, at least one position a step, everything at the last step.
 
 Symbols: `M` masked, `n = |M|`, `c` confidence, `m` margin, `H` entropy, K = ceil(n / steps left).
 """
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,13 +20,41 @@ if TYPE_CHECKING:
     from hf_learned_order.scorer import OrderScorer
 
 
+# What a rule remembers from step to step: tensors with the batch first. The loop drops the rows that finish.
+State = tuple[Tensor, ...]
+
+
+class Proposal(NamedTuple):
+    """What a rule says about one step.
+
+    Attributes:
+        unmask: bool [batch, canvas]; ignored outside `step.masked`.
+        state: what `propose` gets at the next step, without the rows that have finished by then.
+        remask: bool [batch, canvas], for rules with `remasks`; ignored where nothing was unmasked by an earlier step.
+    """
+
+    unmask: Tensor
+    state: State = ()
+    remask: Tensor | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """A rule. `propose` returns bool [batch, canvas]; what it says outside `step.masked` is ignored."""
+    """A rule. It keeps nothing between steps but its state, so one sampler serves any number of generations at once.
+
+    Attributes:
+        needs_hidden_states: the rule reads `step.hidden_states`.
+        remasks: the rule may propose to mask an unmasked position again, and reads `step.predictions` there.
+    """
 
     needs_hidden_states: ClassVar[bool] = False
+    remasks: ClassVar[bool] = False
 
-    def propose(self, step: Step) -> Tensor:
+    def init_state(self, step: Step) -> State:
+        """What the first `propose` gets; `step` is the first one."""
+        return ()
+
+    def propose(self, step: Step, state: State) -> Proposal:
         raise NotImplementedError
 
 
@@ -37,8 +66,8 @@ class IIDSampler(Sampler):
     needs no denoiser call; here it does not occur.
     """
 
-    def propose(self, step: Step) -> Tensor:
-        return self.law(step).sample(generator=step.generator)
+    def propose(self, step: Step, state: State) -> Proposal:
+        return Proposal(self.law(step).sample(generator=step.generator))
 
     def law(self, step: Step) -> NonEmptyBernoulli:
         logit = ancestral_logit(torch.tensor(float(step.steps_left), device=step.masked.device))
@@ -49,33 +78,33 @@ class IIDSampler(Sampler):
 class RandomSampler(Sampler):
     """K positions uniformly at random. LLaDA "random", arXiv 2502.09992."""
 
-    def propose(self, step: Step) -> Tensor:
+    def propose(self, step: Step, state: State) -> Proposal:
         noise = torch.rand(step.masked.shape, device=step.masked.device, generator=step.generator)
-        return largest(noise, step.masked, step.quota)
+        return Proposal(largest(noise, step.masked, step.quota))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TopProbSampler(Sampler):
     """The K positions with the largest c. LLaDA "low_confidence", arXiv 2502.09992."""
 
-    def propose(self, step: Step) -> Tensor:
-        return largest(step.predictions.confidence, step.masked, step.quota)
+    def propose(self, step: Step, state: State) -> Proposal:
+        return Proposal(largest(step.predictions.confidence, step.masked, step.quota))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MarginSampler(Sampler):
     """The K positions with the largest m. Kim et al., arXiv 2502.06768."""
 
-    def propose(self, step: Step) -> Tensor:
-        return largest(step.predictions.margin, step.masked, step.quota)
+    def propose(self, step: Step, state: State) -> Proposal:
+        return Proposal(largest(step.predictions.margin, step.masked, step.quota))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EntropySampler(Sampler):
     """The K positions with the smallest H. Dream, arXiv 2508.15487."""
 
-    def propose(self, step: Step) -> Tensor:
-        return largest(-step.predictions.entropy, step.masked, step.quota)
+    def propose(self, step: Step, state: State) -> Proposal:
+        return Proposal(largest(-step.predictions.entropy, step.masked, step.quota))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +116,8 @@ class ThresholdSampler(Sampler):
     def __post_init__(self):
         check_range("threshold", self.threshold, low=0.0, high=1.0)
 
-    def propose(self, step: Step) -> Tensor:
-        return step.predictions.confidence >= self.threshold
+    def propose(self, step: Step, state: State) -> Proposal:
+        return Proposal(step.predictions.confidence >= self.threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,13 +129,13 @@ class EntropyBoundSampler(Sampler):
     def __post_init__(self):
         check_range("gamma", self.gamma, low=0.0)
 
-    def propose(self, step: Step) -> Tensor:
+    def propose(self, step: Step, state: State) -> Proposal:
         entropy = step.predictions.entropy.masked_fill(~step.masked, torch.inf)
         rising, order = entropy.sort(dim=-1, stable=True)
         # sorted, so the largest of the first k is the k-th: the sum without it is the sum of the ones before
         accepted = rising.masked_fill(rising.isinf(), 0.0).cumsum(-1).roll(1, -1)
         accepted[..., 0] = 0.0
-        return torch.zeros_like(step.masked).scatter(-1, order, accepted <= self.gamma)
+        return Proposal(torch.zeros_like(step.masked).scatter(-1, order, accepted <= self.gamma))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +156,8 @@ class LearnedOrderSampler(Sampler):
             raise TypeError(f"scorer must be an OrderScorer, got {type(self.scorer).__name__}")
         check_range("bias", self.bias, low=float("-inf"))
 
-    def propose(self, step: Step) -> Tensor:
-        return self.scorer.law(step, self.scorer(step), bias=self.bias).sample(generator=step.generator)
+    def propose(self, step: Step, state: State) -> Proposal:
+        return Proposal(self.scorer.law(step, self.scorer(step), bias=self.bias).sample(generator=step.generator))
 
 
 SAMPLERS: dict[str, type[Sampler]] = {

@@ -1,6 +1,7 @@
 """The decoding loop: rows do not depend on their batch, the laws of the loop, EOS, scoring, seeds, bad input."""
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 import pytest
@@ -10,14 +11,16 @@ from hypothesis import strategies as st
 from models import DECODERS, EOS, FAMILIES, MASK, MAX_LENGTH, PAD, WORDS, tiny_model
 from torch import Tensor
 
-from hf_learned_order.denoisers import Denoiser
+from hf_learned_order.denoisers import Denoiser, predict
 from hf_learned_order.generation import LearnedOrderOutput, decode
+from hf_learned_order.predictions import Step
 from hf_learned_order.samplers import (
     EntropyBoundSampler,
     EntropySampler,
     IIDSampler,
     LearnedOrderSampler,
     MarginSampler,
+    Proposal,
     RandomSampler,
     Sampler,
     ThresholdSampler,
@@ -44,8 +47,49 @@ class Always(Sampler):
 
     value: bool
 
-    def propose(self, step):
-        return torch.full_like(step.masked, self.value)
+    def propose(self, step, state):
+        return Proposal(torch.full_like(step.masked, self.value))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembers(Sampler):
+    """Unmasks, at step k, the k positions from the one that it saw as the surest at the first step, around the end."""
+
+    def init_state(self, step):
+        return step.predictions.confidence.argmax(-1), torch.zeros(len(step.masked), dtype=torch.long)
+
+    def propose(self, step, state):
+        first, calls = state
+        distance = (torch.arange(step.masked.shape[1]) - first[:, None]) % step.masked.shape[1]
+        return Proposal(distance < (calls[:, None] + 1) * (calls[:, None] + 2) // 2, (first, calls + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remasks(Sampler):
+    """Unmasks the surest position and asks to mask every position again, the masked ones too; or none, with `given`."""
+
+    remasks = True
+    given: bool = True
+
+    def propose(self, step, state):
+        nothing = torch.zeros_like(step.masked)
+        return Proposal(nothing, remask=torch.ones_like(nothing) if self.given else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemasksOnce(Sampler):
+    """Two positions a step from the left; what steps 1 and 2 unmasked at even places is masked again at step 3."""
+
+    remasks = True
+
+    def init_state(self, step):
+        return (torch.ones(len(step.masked), dtype=torch.long),)
+
+    def propose(self, step, state):
+        (number,) = state
+        even = torch.arange(step.masked.shape[1]) % 2 == 0
+        remask = (number == 3)[:, None] & even & ~step.masked
+        return Proposal(step.masked & (step.masked.cumsum(-1) <= 2), (number + 1,), remask)
 
 
 class Recorder(Denoiser):
@@ -232,6 +276,110 @@ def test_a_rule_that_takes_nothing_gets_the_most_confident_position():
     expected = decode(denoiser_of("bert"), words(2, 3), sampler=TopProbSampler(), max_new_tokens=8)
     output = decode(denoiser_of("bert"), words(2, 3), sampler=Always(value=False), max_new_tokens=8)
     assert_same_rows(output, expected)
+
+
+def test_a_state_follows_its_row():
+    """Rows leave the batch at different steps, each with its own state."""
+    output = decode(denoiser_of("bert"), words(12, 3), sampler=Remembers(), max_new_tokens=12, eos_token_id=SOME_EOS)
+    assert len(output.nfe.unique()) > 2
+    for row, prompt in enumerate(words(12, 3)):
+        predictions, _ = predict(
+            denoiser_of("bert"), prompt[None], torch.ones(1, 3).long(), torch.full((1, 12), MASK), hidden_states=False
+        )
+        first = int(predictions.confidence.argmax())
+        # 1, then 2, then 3 positions, ...
+        walk = [1, 2, 2, 3, 3, 3, 4, 4, 4, 4, 5, 5]
+        expected = [walk[(i - first) % 12] for i in range(12)]
+        assert output.order[row].tolist() == [step if step <= output.nfe[row] else 0 for step in expected]
+
+
+def test_one_sampler_serves_two_generations_at_once():
+    class Interrupted(Denoiser):
+        """Runs another generation with the same sampler before each call."""
+
+        def forward(self, *args, **kwargs):
+            decode(denoiser_of("bert"), words(3, 4, seed=8), sampler=sampler, max_new_tokens=12)
+            return super().forward(*args, **kwargs)
+
+    for sampler in (Remembers(), RemasksOnce()):
+        denoiser = denoiser_of("bert")
+        expected = decode(denoiser, words(3, 4), sampler=sampler, max_new_tokens=12)
+        interrupted = Interrupted(denoiser.model, mask_token_id=MASK)
+        assert_same_rows(decode(interrupted, words(3, 4), sampler=sampler, max_new_tokens=12), expected)
+
+
+def test_what_a_step_says_of_the_canvas():
+    seen: list[Step] = []
+
+    class Watching(Remasks):
+        def propose(self, step, state):
+            seen.append(step)
+            return super().propose(step, state)
+
+    output = decode(
+        denoiser_of("bert"), words(2, 3), sampler=Watching(), max_new_tokens=4, max_denoising_steps=4, temperature=1.0
+    )
+    assert len(seen) == 3
+    assert (seen[0].token_log_probs == 0).all()
+    for before, after in itertools.pairwise(seen):
+        assert torch.equal(after.canvas == MASK, after.masked)
+        new = before.masked & ~after.masked
+        assert new.sum(-1).tolist() == [1, 1]
+        at_new = before.predictions.log_probs.gather(-1, after.canvas[..., None])[..., 0]
+        assert torch.equal(after.token_log_probs, at_new.masked_fill(~new, 0.0))
+    assert output.nfe.tolist() == [4, 4]
+
+
+class TestRemasking:
+    def test_a_remasked_position_is_decoded_again(self):
+        denoiser = Recorder(denoiser_of("bert"))
+        output = decode(denoiser, words(1, 3), sampler=RemasksOnce(), max_new_tokens=8)
+        # 1 1 2 2 - - - -, then 4 and 5 while 0 and 2 are masked again, and two more steps of two from the left
+        assert output.order.tolist() == [[4, 1, 4, 2, 3, 3, 5, 5]]
+        assert output.nfe.tolist() == [5]
+        assert [(canvas[0] == MASK).tolist() for canvas in denoiser.canvases[3:]] == [
+            [True, False, True, False, False, False, True, True],
+            [False] * 6 + [True] * 2,
+        ]
+
+    def test_the_likelihood_counts_the_last_token_of_a_position_only(self):
+        denoiser = Recorder(denoiser_of("bert"))
+        output = decode(denoiser, words(1, 3), sampler=RemasksOnce(), max_new_tokens=8)
+        total = 0.0
+        for number, canvas in enumerate(denoiser.canvases, 1):
+            predictions, _ = predict(
+                denoiser_of("bert"), words(1, 3), torch.ones(1, 3).long(), canvas, hidden_states=False
+            )
+            log_prob = predictions.log_prob(response(output))
+            total += log_prob[output.order == number].sum().item()
+        assert output.log_likelihood.item() == pytest.approx(total, rel=1e-5)
+
+    def test_the_last_step_ends_a_rule_that_would_not(self):
+        """Each step unmasks one position and remasks the one before it, never one that is masked or just unmasked."""
+        denoiser = Recorder(denoiser_of("bert"))
+        output = decode(denoiser, words(2, 3), sampler=Remasks(), max_new_tokens=5, max_denoising_steps=7)
+        assert output.nfe.tolist() == [7, 7]
+        masked = [(canvas == MASK).sum(-1).tolist() for canvas in denoiser.canvases]
+        assert masked == [[5, 5]] + [[4, 4]] * 6
+        assert [sorted(order) for order in output.order.tolist()] == [[6, 7, 7, 7, 7]] * 2
+        assert MASK not in output.sequences
+
+    def test_steps_are_counted_for_each_row(self):
+        options = {"sampler": Remasks(), "max_new_tokens": 3, "max_denoising_steps": 6, "eos_token_id": SOME_EOS}
+        output = decode(denoiser_of("bert"), words(24, 3), **options)
+        assert {1, 6} <= set(output.nfe.tolist())
+        for row, prompt in enumerate(words(24, 3)):
+            alone = decode(denoiser_of("bert"), prompt[None], **options)
+            assert (alone.nfe.item(), alone.order.tolist()) == (output.nfe[row].item(), [output.order[row].tolist()])
+
+    def test_nothing_to_remask(self):
+        expected = decode(denoiser_of("bert"), words(2, 3), sampler=TopProbSampler(), max_new_tokens=8)
+        output = decode(denoiser_of("bert"), words(2, 3), sampler=Remasks(given=False), max_new_tokens=8)
+        assert_same_rows(output, expected)
+
+    def test_no_bound(self):
+        with pytest.raises(ValueError, match="sampler must not remask when clean is given, got RemasksOnce"):
+            decode(denoiser_of("bert"), words(1, 3), sampler=RemasksOnce(), max_new_tokens=4, clean=words(1, 4))
 
 
 def test_rows_of_a_batch_need_different_numbers_of_calls():

@@ -36,7 +36,12 @@ def name_of(sampler):
 
 def unmask(sampler, step):
     """What the decoding loop makes of a proposal before the last step."""
-    return at_least_one(sampler.propose(step), step.masked, step.predictions.confidence)
+    return at_least_one(propose(sampler, step).unmask, step.masked, step.predictions.confidence)
+
+
+def propose(sampler, step):
+    """The first step's proposal."""
+    return sampler.propose(step, sampler.init_state(step))
 
 
 def reseeded(step, **changes):
@@ -92,7 +97,8 @@ def test_random_takes_its_quota(step):
 
 def test_random_is_uniform():
     masked = torch.tensor([[True, False, True, True, True]]).expand(6000, -1)
-    got = RandomSampler().propose(step_of(torch.randn(1, 5, VOCAB).expand(6000, -1, -1), masked, steps_left=2))
+    step = step_of(torch.randn(1, 5, VOCAB).expand(6000, -1, -1), masked, steps_left=2)
+    got = propose(RandomSampler(), step).unmask
     law = {pair: 1 / 6 for pair in oracles.subsets([0, 2, 3, 4]) if len(pair) == 2}
     assert chi_square_excess(counts(got), law) < 5
 
@@ -101,7 +107,7 @@ def test_random_is_uniform():
 @pytest.mark.parametrize("masked", [[True] * 4, [False, True, False, True], [False, False, True, False]])
 def test_iid(masked, steps_left):
     step = step_of(torch.zeros(20_000, 4, VOCAB), torch.tensor(masked).expand(20_000, -1), steps_left=steps_left)
-    assert chi_square_excess(counts(IIDSampler().propose(step)), oracles.iid(masked, steps_left)) < 5
+    assert chi_square_excess(counts(propose(IIDSampler(), step).unmask), oracles.iid(masked, steps_left)) < 5
 
 
 # ---- what holds for every rule -----------------------------------------------------------------------------------
@@ -165,7 +171,7 @@ def test_the_sharpest_position_is_taken(sampler):
 @pytest.mark.parametrize("sampler", FIXED_COUNT[1:], ids=name_of)
 def test_ties_go_to_the_leftmost(sampler):
     masked = torch.tensor([[False, True, True, False, True, True]])
-    got = sampler.propose(step_of(torch.zeros(1, 6, VOCAB), masked, steps_left=2))
+    got = propose(sampler, step_of(torch.zeros(1, 6, VOCAB), masked, steps_left=2)).unmask
     assert positions(got[0]) == {1, 2}
 
 
@@ -187,14 +193,15 @@ def test_the_threshold_itself_is_enough():
 
 @given(step=steps())
 def test_an_untrained_scorer_is_ancestral_sampling(step):
-    learned = LearnedOrderSampler(scorer=SCORER).propose(reseeded(step))
-    assert torch.equal(learned, IIDSampler().propose(reseeded(step)))
+    learned = propose(LearnedOrderSampler(scorer=SCORER), reseeded(step)).unmask
+    assert torch.equal(learned, propose(IIDSampler(), reseeded(step)).unmask)
 
 
 def test_bias_is_the_speed():
     step = step_of(torch.zeros(500, 8, VOCAB), torch.ones(500, 8, dtype=torch.bool))
     mean = [
-        LearnedOrderSampler(scorer=SCORER, bias=b).propose(reseeded(step)).sum(-1).float().mean() for b in (-99, 0, 99)
+        propose(LearnedOrderSampler(scorer=SCORER, bias=b), reseeded(step)).unmask.sum(-1).float().mean()
+        for b in (-99, 0, 99)
     ]
     assert mean[0] == 1
     assert 2 < mean[1] < 2.5  # 8 / 4, given at least one
@@ -279,4 +286,4 @@ def test_make_sampler_with_another_type(sampler):
 
 def test_a_rule_has_to_say_what_it_proposes():
     with pytest.raises(NotImplementedError):
-        Sampler().propose(step_of(torch.zeros(1, 2, VOCAB), torch.ones(1, 2, dtype=torch.bool)))
+        propose(Sampler(), step_of(torch.zeros(1, 2, VOCAB), torch.ones(1, 2, dtype=torch.bool)))
