@@ -40,16 +40,17 @@ class DenoiserArguments:
     num_problems: int = field(default=1_200_000, metadata={"help": "chains drawn by resampling the numbers"})
     keep: float = field(default=0.4, metadata={"help": "how often an expression keeps its numbers"})
     growth: int = field(default=1, metadata={"help": "digits that a result may have more than the original one"})
-    pieces: float = field(default=0.5, metadata={"help": "how often a part of a chain stands for the whole one"})
+    pieces: float = field(default=0.3, metadata={"help": "how often a part of a chain stands for the whole one"})
+    drills: float = field(default=0.3, metadata={"help": "how often a chain is of unrelated expressions"})
     ramp_problems: int = field(default=100_000, metadata={"help": "of these, the short ones come first"})
     canvas_length: int = field(default=64, metadata={"help": "characters of a response, EOS included"})
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "go on from this model instead of a new one"}
     )
-    hidden_size: int = 256
+    hidden_size: int = 128
     num_hidden_layers: int = 6
     num_attention_heads: int = 4
-    intermediate_size: int = 512
+    intermediate_size: int = field(default=512, metadata={"help": "a model that is gone on from is widened to it"})
 
 
 @dataclass(kw_only=True)
@@ -75,8 +76,8 @@ class DenoiserTrainingArguments(TrainingArguments):
     eval_steps: float = 500
     save_steps: float = 500
     save_total_limit: int = 2
-    prefix_share: float = field(
-        default=0.5, metadata={"help": "share of the rows whose mask hides everything from one position on"}
+    arithmetic_share: float = field(
+        default=0.6, metadata={"help": "share of the rows whose mask makes the model calculate instead of copy"}
     )
     noise_ramp_steps: int = field(default=1500, metadata={"help": "updates until t reaches up to 1, from 0.3"})
     seed: int = 0
@@ -132,8 +133,8 @@ class DenoiserTrainer(Trainer):
             t = t * min(1.0, 0.3 + 0.7 * self.state.global_step / max(1, self.args.noise_ramp_steps))
         masked = torch.rand(clean.shape, device=clean.device).argsort(-1).argsort(-1) <= (t * length).floor()[:, None]
         scored = masked
-        if model.training and self.args.prefix_share:
-            masked, scored = self._hide_suffixes(clean, masked)
+        if model.training:
+            masked, scored = self._arithmetic(clean, masked)
         config: Any = self.accelerator.unwrap_model(model).config
         canvas = clean.masked_fill(masked, config.mask_token_id)
         logits = model(
@@ -143,7 +144,7 @@ class DenoiserTrainer(Trainer):
         # The mask token is never an answer: its logit is out of the softmax, here as in decoding.
         logits = logits.float().index_fill(-1, torch.tensor([config.mask_token_id], device=logits.device), -torch.inf)
         losses = F.cross_entropy(logits.transpose(1, 2), clean, reduction="none")
-        loss = ((losses * scored).sum(1) / scored.sum(1)).mean()
+        loss = ((losses * scored).sum(1) / scored.sum(1).clamp(min=1)).mean()
         return (loss, {"loss": loss.detach()}) if return_outputs else loss
 
     # pyrefly: ignore[bad-override] (compute_loss gives a pair only with return_outputs)
@@ -151,25 +152,34 @@ class DenoiserTrainer(Trainer):
         with torch.no_grad():
             return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
 
-    def _hide_suffixes(self, clean: torch.Tensor, masked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """In some rows everything from a random character on is masked, and the next few are what is scored.
+    def _arithmetic(self, clean: torch.Tensor, masked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """In some rows other masks than `masked`; and what is scored. Any law of masks has the same optimum.
 
-        Any law of masks has the same optimum. With scattered ones a result can mostly be copied from where the chain
-        uses it again, and arithmetic is hardly learned; here nothing that follows from the result is visible.
+        Under scattered masks a result can mostly be copied from where the chain uses it again, and arithmetic is
+        hardly learned. So in half of these rows everything from one position on is hidden, and the next characters are
+        scored; in the other half all results are hidden from their first, second or third digit on.
         """
-        rows = clean.shape[0]
-        length = (clean != self.processing_class.eos_token_id).sum(1, keepdim=True) + 1
-        anywhere = (torch.rand(length.shape, device=clean.device) * length).long()
-        # in half of them it is the first to third character of a result
-        equals = self.processing_class.convert_tokens_to_ids("=")
-        result = ((clean == equals).float() + 1e-6).multinomial(1) + torch.randint(1, 4, (rows, 1), device=clean.device)
-        start = torch.where(torch.rand(length.shape, device=clean.device) < 0.5, anywhere, result)
-        # and the padding behind the response may be visible: decoding often settles it first
-        end = length + torch.randint(0, 2 * clean.shape[1], (rows, 1), device=clean.device)
-        position = torch.arange(clean.shape[1], device=clean.device)
-        hidden = (position >= start) & (position < end)
-        chosen = torch.rand(length.shape, device=clean.device) < self.args.prefix_share
-        return torch.where(chosen, hidden, masked), torch.where(chosen, hidden & (position < start + 12), masked)
+        tokenizer, length = self.processing_class, clean.shape[1]
+        equals, space, answer = (clean == tokenizer.convert_tokens_to_ids(c) for c in "= #")
+        position = torch.arange(length, device=clean.device)
+        kind, ahead, anywhere = torch.rand(3, len(clean), 1, device=clean.device)
+
+        # half of the hidden parts begin in a result, and the padding behind the response may be visible
+        end = (clean != tokenizer.eos_token_id).sum(1, keepdim=True) + 1
+        result = (equals + 1e-6).multinomial(1) + 1 + (3 * ahead).long()
+        start = torch.where(kind < self.args.arithmetic_share / 4, (anywhere * end).long(), result)
+        hidden = (position >= start) & (position < end + (anywhere * 2 * length).long())
+
+        # inside a result more `=` than spaces have gone by
+        inside = equals.cumsum(1) - equals.long() > space.cumsum(1)
+        digit = position - torch.where(equals, position, 0).cummax(1).values - 1
+        results = (inside & (digit >= (3 * ahead**2).long())) | (answer.cumsum(1) - answer.long() > 0) & (
+            position < end
+        )
+
+        suffix, drill = kind < self.args.arithmetic_share / 2, kind < self.args.arithmetic_share
+        masked = torch.where(suffix, hidden, torch.where(drill, results, masked))
+        return masked, torch.where(suffix, hidden & (position < start + 12), masked)
 
     def _trim(self, clean: torch.Tensor) -> torch.Tensor:
         """Three batches of four end soon after their longest response: most EOS at the end teach nothing."""
@@ -197,6 +207,21 @@ def curriculum(lengths: list[int], *, batch_size: int, ramp: int, seed: int) -> 
     return arranged
 
 
+def widen(model: ModernBertForMaskedLM, config: ModernBertConfig) -> ModernBertForMaskedLM:
+    """The same function with more hidden units in each MLP: new ones are drawn, and give nothing at first."""
+    old, new = model.config.intermediate_size, config.intermediate_size
+    wide = ModernBertForMaskedLM(config)
+    weights = model.state_dict()
+    for name, weight in wide.state_dict().items():
+        if name.endswith("mlp.Wi.weight"):  # values above, gates below
+            weight[:old], weight[new : new + old] = weights[name].chunk(2)
+            weights[name] = weight
+        elif name.endswith("mlp.Wo.weight"):
+            weights[name] = F.pad(weights[name], (0, new - old))
+    wide.load_state_dict(weights)
+    return wide
+
+
 def main() -> None:
     arguments, training = HfArgumentParser((DenoiserArguments, DenoiserTrainingArguments)).parse_args_into_dataclasses()
     set_seed(training.seed)
@@ -215,6 +240,7 @@ def main() -> None:
             keep=arguments.keep,
             growth=arguments.growth,
             pieces=arguments.pieces,
+            drills=arguments.drills,
         )
     batch_size = training.train_batch_size * training.world_size
     order = curriculum(train["length"][:], batch_size=batch_size, ramp=arguments.ramp_problems, seed=training.seed)
@@ -238,7 +264,7 @@ def main() -> None:
     if arguments.model_name_or_path is None:
         model = ModernBertForMaskedLM(config)
     else:
-        model = ModernBertForMaskedLM.from_pretrained(arguments.model_name_or_path)
+        model = widen(ModernBertForMaskedLM.from_pretrained(arguments.model_name_or_path), config)
     trainer = DenoiserTrainer(
         model=model,
         args=training,

@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--nfe", nargs="+", type=float, default=[2, 4, 6, 8, 12, 16], help="target mean NFE")
     evaluate.add_argument("--canvas_length", type=int, default=64)
     evaluate.add_argument("--batch_size", type=int, default=128)
+    evaluate.add_argument("--dtype", default="float32", help="of the denoiser, e.g. bfloat16")
     evaluate.add_argument("--limit", type=int, help="test problems, the first so many; by default all")
     evaluate.add_argument("--tuning_limit", type=int, default=120, help="held-out problems that settings are tuned on")
     evaluate.add_argument("--seeds", type=int, default=3, help="runs of the random samplers")
@@ -93,7 +94,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     from hf_learned_order.scorer import OrderScorer
 
     tokenizer = load_tokenizer(options.model)
-    denoiser = Denoiser(load_denoiser(options.model).eval(), mask_token_id=mask_token_id_of(tokenizer))
+    model = load_denoiser(options.model, dtype=options.dtype).eval()
+    denoiser = Denoiser(model, mask_token_id=mask_token_id_of(tokenizer))
     scorers = [OrderScorer.from_pretrained(path).eval() for path in options.scorer]
     for scorer in scorers:
         scorer.check_fits(denoiser)

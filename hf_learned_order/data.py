@@ -83,6 +83,7 @@ def resampled_equations(
     keep: float = 0.0,
     growth: int = 6,
     pieces: float = 0.0,
+    drills: float = 0.0,
 ) -> Dataset:
     """`count` chains with their numbers drawn anew (`gsm8k.Resampler`), cached on disk by `datasets`."""
     # without this, drawing until `count` responses fit would never end
@@ -99,6 +100,7 @@ def resampled_equations(
                 "keep": keep,
                 "growth": growth,
                 "pieces": pieces,
+                "drills": drills,
             },
         )
     )
@@ -163,9 +165,10 @@ def _draw(
     keep: float,
     growth: int,
     pieces: float,
+    drills: float,
 ) -> Iterator[dict[str, Any]]:
     rng = random.Random(seed)
-    resampler = Resampler(chains, keep=keep, growth=growth, pieces=pieces)
+    resampler = Resampler(chains, keep=keep, growth=growth, pieces=pieces, drills=drills)
 
     def texts() -> Iterator[tuple[str, str]]:
         while True:

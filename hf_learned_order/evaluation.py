@@ -8,7 +8,7 @@ gives when every unmasked token is the true one (`decode(clean=...)`), in nats a
 import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -47,6 +47,7 @@ class Result:
         bound: mean log-likelihood of the published response, nats a response; None where it was not asked for.
         count: sequences.
         runs: how many seeds or scorers the means are over.
+        scores: for each sequence the share of runs that got it right, in the order of the data set.
     """
 
     sampler: str
@@ -61,6 +62,7 @@ class Result:
     bound: float | None
     count: int
     runs: int = 1
+    scores: list[float] = field(default_factory=list, repr=False)
 
 
 class Evaluator:
@@ -146,6 +148,7 @@ class Evaluator:
             nfe_max=max(nfe),
             bound=bound,
             count=len(right),
+            scores=[float(x) for x in right],
         )
 
     def mean_nfe(self, sampler: Sampler, *, max_denoising_steps: int | None = None, seed: int = 0) -> float:
@@ -251,16 +254,40 @@ def over_runs(runs: Sequence[Result]) -> Result:
         nfe_min=min(run.nfe_min for run in runs),
         nfe_max=max(run.nfe_max for run in runs),
         bound=sum(bounds) / len(bounds) if bounds else None,
+        scores=[sum(scores) / len(runs) for scores in zip(*(run.scores for run in runs), strict=True)],
     )
+
+
+def lead(ours: Result, theirs: Result, *, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the difference in accuracy, by the paired bootstrap over sequences.
+
+    Both must hold `scores` of the same sequences. The spread over runs is no part of it: scores are means over runs.
+
+    Raises:
+        ValueError: the two were not measured on the same number of sequences.
+    """
+    if len(ours.scores) != len(theirs.scores) or not ours.scores:
+        raise ValueError(
+            f"both results must have scores of the same sequences, got {len(ours.scores)} and {len(theirs.scores)}"
+        )
+    difference = torch.tensor(ours.scores) - torch.tensor(theirs.scores)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(len(difference), (draws, len(difference)), generator=generator)
+    low, high = difference[chosen].mean(1).quantile(torch.tensor([0.025, 0.975])).tolist()
+    return low, high
 
 
 def table(results: Sequence[Result]) -> Table:
     """The comparison for a terminal; the best accuracy at each target NFE is bold."""
-    view = Table("target", "sampler", "setting", "NFE", "range", "right, %", "± over runs", "bound, nats")
+    view = Table(
+        "target", "sampler", "setting", "NFE", "range", "right, %", "± over runs", "learned ahead, 95 %", "bound, nats"
+    )
     best = {target: max(r.accuracy for r in results if r.target == target) for target in {r.target for r in results}}
     targets = sorted(best)
     for target in targets:
+        learned = next((r for r in results if r.target == target and r.sampler == "learned_order" and r.scores), None)
         for result in sorted((r for r in results if r.target == target), key=lambda r: -r.accuracy):
+            ahead = lead(learned, result) if learned is not None and result is not learned else None
             style = "bold" if result.accuracy == best[target] else None
             view.add_row(
                 f"{target:g}",
@@ -270,6 +297,7 @@ def table(results: Sequence[Result]) -> Table:
                 f"{result.nfe_min}-{result.nfe_max}",
                 f"{100 * result.accuracy:.1f}",
                 f"{100 * result.spread:.1f} ({result.runs})" if result.runs > 1 else "",
+                "" if ahead is None else f"{100 * ahead[0]:+.1f} to {100 * ahead[1]:+.1f}",
                 "" if result.bound is None else f"{result.bound:.2f}",
                 style=style,
                 end_section=False,
@@ -283,9 +311,10 @@ def save_results(results: Sequence[Result], folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = [asdict(result) for result in results]
-    (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    (folder / "results.json").write_text(f"[{lines}]\n", encoding="utf-8")
     with open(folder / "results.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, [name for name in rows[0] if name != "scores"], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -134,8 +134,8 @@ def parse_chain(solution: str) -> Chain:
 class Resampler:
     """Draws chains like those it was given, with other numbers.
 
-    With probability `pieces` a run of consecutive expressions of a chain stands for the whole one: short chains, so
-    that most of what is learned from them is arithmetic.
+    With probability `pieces` a run of consecutive expressions of a chain stands for the whole one, and with probability
+    `drills` two to six unrelated expressions of different chains: there no result can be copied from a later operand.
 
     The numbers of an expression are kept together with probability `keep`. Otherwise each is replaced by one that
     stands in the same slot (the tokens on either side) somewhere in `chains`, by another of as many digits, or kept. A
@@ -144,7 +144,14 @@ class Resampler:
     """
 
     def __init__(
-        self, chains: Sequence[Chain], *, keep: float = 0.0, growth: int = 6, pieces: float = 0.0, tries: int = 20
+        self,
+        chains: Sequence[Chain],
+        *,
+        keep: float = 0.0,
+        growth: int = 6,
+        pieces: float = 0.0,
+        drills: float = 0.0,
+        tries: int = 20,
     ):
         if not chains:
             raise ValueError("chains must hold at least one chain, but it is empty")
@@ -152,6 +159,7 @@ class Resampler:
         self.keep = keep
         self.growth = growth
         self.pieces = pieces
+        self.drills = drills
         self.tries = tries
         self.pool: dict[tuple[str, str], list[Number]] = defaultdict(list)
         for chain in chains:
@@ -163,10 +171,7 @@ class Resampler:
     def draw(self, rng: random.Random) -> Chain:
         """One chain: a template uniformly at random, its numbers replaced from left to right."""
         while True:
-            template = rng.choice(self.chains)
-            if rng.random() < self.pieces:
-                first, end = sorted(rng.sample(range(len(template.expressions) + 1), 2))
-                template = template.piece(first, end)
+            template = self._template(rng)
             originals = template.results()
             results: list[Number] = []
             expressions = []
@@ -178,6 +183,21 @@ class Resampler:
                 results.append(_value(drawn, results))
             else:
                 return Chain(tuple(expressions))
+
+    def _template(self, rng: random.Random) -> Chain:
+        kind = rng.random()
+        if kind < self.drills:
+            singles = [self._part(rng, length=1).expressions[0] for _ in range(rng.randint(2, 6))]
+            return Chain(tuple(singles))
+        return self._part(rng) if kind < self.drills + self.pieces else rng.choice(self.chains)
+
+    def _part(self, rng: random.Random, length: int | None = None) -> Chain:
+        chain = rng.choice(self.chains)
+        count = len(chain.expressions)
+        if length is None:
+            return chain.piece(*sorted(rng.sample(range(count + 1), 2)))
+        first = rng.randrange(count - length + 1)
+        return chain.piece(first, first + length)
 
     def _redraw(
         self, expression: Expression, results: list[Number], original: Number, rng: random.Random

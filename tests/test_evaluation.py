@@ -12,7 +12,17 @@ from rich.console import Console
 
 from hf_learned_order.data import equation_tokenizer, equations
 from hf_learned_order.denoisers import Denoiser
-from hf_learned_order.evaluation import Evaluator, Result, compare, knob, load_results, over_runs, save_results, table
+from hf_learned_order.evaluation import (
+    Evaluator,
+    Result,
+    compare,
+    knob,
+    lead,
+    load_results,
+    over_runs,
+    save_results,
+    table,
+)
 from hf_learned_order.generation import decode
 from hf_learned_order.gsm8k import chains_of, read_rows
 from hf_learned_order.samplers import (
@@ -154,7 +164,8 @@ def test_knob_is_tuned_to_its_target(evaluator, denoiser, name, target):
 
 
 def test_knob_searches_up_to_high(evaluator):
-    assert evaluator.tune_knob(knob("threshold"), 1.0, high=0.25, rounds=4) > 0.2
+    # every middle is too slow for that, so the search goes up from the first one, high / 2
+    assert evaluator.tune_knob(knob("threshold"), 0.01, high=0.25, rounds=4) > 0.125
 
 
 @pytest.mark.parametrize("target", [1.0, 3.0, 6.4])
@@ -214,7 +225,26 @@ def test_over_runs():
     assert mean.spread == pytest.approx(0.02**0.5)
     assert (mean.nfe, mean.nfe_min, mean.nfe_max, mean.bound, mean.runs) == (4.0, 1, 6, -9.0, 2)
     assert over_runs([RESULT]) == RESULT
+    seeds = [replace(RESULT, scores=[1.0, 0.0, 1.0]), replace(RESULT, scores=[1.0, 0.0, 0.0])]
+    assert over_runs(seeds).scores == [1.0, 0.0, 0.5]
     assert over_runs([replace(RESULT, bound=None)] * 2).bound is None
+
+
+def test_lead_is_the_interval_of_the_mean_difference():
+    generator = torch.Generator().manual_seed(0)
+    ours = (torch.rand(400, generator=generator) < 0.5).float()
+    theirs = torch.where(torch.rand(400, generator=generator) < 0.2, 1 - ours, ours)  # paired: they mostly agree
+    difference = ours - theirs
+    low, high = lead(replace(RESULT, scores=ours.tolist()), replace(RESULT, scores=theirs.tolist()))
+    error = difference.std().item() / 20
+    assert low == pytest.approx(difference.mean().item() - 1.96 * error, abs=0.2 * error)
+    assert high == pytest.approx(difference.mean().item() + 1.96 * error, abs=0.2 * error)
+
+
+@pytest.mark.parametrize("scores", [[], [1.0, 0.0]])
+def test_lead_needs_the_same_sequences(scores):
+    with pytest.raises(ValueError, match=r"both results must have scores of the same sequences, got [01] and"):
+        lead(replace(RESULT, scores=[1.0] if scores else []), replace(RESULT, scores=scores))
 
 
 # ---- results -----------------------------------------------------------------------------------------------------
@@ -228,7 +258,7 @@ def test_results_round_trip(tmp_path):
     with open(folder / "results.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["sampler"] for row in rows] == ["entropy", "learned_order"]
-    assert rows[0].keys() == vars(RESULT).keys()
+    assert rows[0].keys() == vars(RESULT).keys() - {"scores"}
     assert (rows[0]["accuracy"], rows[0]["bound"], rows[1]["bound"]) == ("0.25", "-9.5", "")
 
 
@@ -258,6 +288,19 @@ def test_table():
     for text in ("threshold=0.75", "8.12", "2-11", "25.0", "-9.50"):
         assert text in lines[3]
     assert "-9.50" not in lines[2]
+
+
+def test_table_says_how_far_the_learned_order_is_ahead():
+    ours, theirs = [1.0, 1.0, 1.0, 0.0] * 100, [1.0, 0.0, 1.0, 0.0] * 100
+    results = [
+        replace(RESULT, scores=theirs, accuracy=0.5),
+        replace(RESULT, sampler="learned_order", scores=ours, accuracy=0.75),
+    ]
+    file = io.StringIO()
+    Console(file=file, width=120).print(table(results))
+    low, high = lead(results[1], results[0])
+    assert f"{100 * low:+.1f} to {100 * high:+.1f}" in file.getvalue()
+    assert file.getvalue().count(" to ") == 1
 
 
 def test_learned_rule_of_a_knob(denoiser):
