@@ -2,12 +2,13 @@
 
     I_ij(x_t) = E_{x^j} KL(p_theta(x^i | x_t, x^j) || p_theta(x^i | x_t)),     the mutual information of x^i and x^j
 
-What a step loses by unmasking positions in parallel is their total correlation; the pairwise terms of it can be
-observed. At a state x_t one masked position j is revealed with its true token, which stands in for a draw from the
-denoiser, and a second call gives the KL of every other position i: one sample of the column A_.j. The Poisson loss
-`A - KL log A` has its minimum at the mean of the samples, the mutual information.
+What a step loses by unmasking positions in parallel is their total correlation; what the law adds up for it can be
+observed. At a state x_t some masked positions V are revealed with their true tokens, which stand in for a draw from
+the denoiser, and a second call gives the KL of every other position i: one sample of I(x^i; x^V), which the law takes
+for the sum of A_ij over V. The Poisson loss `A - KL log A` has its minimum at the mean of the samples. For V of one
+position that mean is the mutual information of the pair; larger V teach the sum what several positions say together.
 
-Symbols: `x` clean, `x_t` canvas, `M_t` masked, `A` dependence, `H` entropy.
+Symbols: `x` clean, `x_t` canvas, `M_t` masked, `V` revealed, `A` dependence, `H` entropy.
 """
 
 import torch
@@ -48,34 +49,48 @@ class DependenceObjective(nn.Module):
         prompt, prompt_mask = left_padded(input_ids, attention_mask)
         masked = torch.ones_like(clean, dtype=torch.bool)
         step = self._step(prompt, prompt_mask, clean, masked)
-        first = self._column(prompt, prompt_mask, clean, step)
+        first = self._observe(prompt, prompt_mask, clean, step)
         entropy = step.predictions.entropy
-        noisy = entropy * (1 + 0.3 * torch.randn_like(entropy))
         share = torch.rand(len(clean), 1, device=clean.device)
         remaining = (share * clean.shape[1]).long().clamp(min=2)
-        step = self._step(prompt, prompt_mask, clean, largest(noisy, masked, remaining))
-        second = self._column(prompt, prompt_mask, clean, step)
+        step = self._step(prompt, prompt_mask, clean, largest(_noisy(entropy), masked, remaining))
+        second = self._observe(prompt, prompt_mask, clean, step)
         loss, observed, predicted = ((a + b) / 2 for a, b in zip(first, second, strict=True))
         return {"loss": loss, "observed": observed, "predicted": predicted}
 
-    def _column(self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss on column j of A for one random j a row, and the means of what was observed and predicted."""
-        revealed = step.masked.float().multinomial(1)
-        others = step.masked.scatter(1, revealed, value=False)
+    def _observe(self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss on sums of A over one random set a row, and the means of what was observed and predicted."""
+        revealed = self._revealed(step)
+        others = step.masked & ~revealed
         after = self._step(prompt, prompt_mask, clean, others).predictions
         before = step.predictions.log_probs
         # the mask token has log-probability -inf in both: 0 * (inf - inf) counts 0
         terms = (after.log_probs.exp() * (after.log_probs - before)).nan_to_num(nan=0.0)
         observed = terms.sum(-1).clamp(0.0, LARGEST_KL)
-        dependence = self.scorer(step)
-        index = revealed[:, None].expand(-1, dependence.shape[1], 1)
-        predicted = dependence.gather(2, index).squeeze(-1).clamp(min=1e-6)
+        predicted = (self.scorer(step) * revealed[:, None]).sum(-1).clamp(min=1e-6)
         count = others.sum().clamp(min=1)
         loss = ((predicted - observed * predicted.log()) * others).sum() / count
         return loss, (observed * others).sum() / count, (predicted.detach() * others).sum() / count
+
+    def _revealed(self, step: Step) -> Tensor:
+        """V: one position in a third of the rows, else n^u of the n masked ones, u uniform; at least one is left.
+
+        Half of the sets are uniform, half are of low entropy, as those are that decoding unmasks together.
+        """
+        entropy, masked = step.predictions.entropy, step.masked
+        single, low, exponent = torch.rand(3, len(masked), 1, device=masked.device)
+        count = masked.sum(-1, keepdim=True)
+        size = torch.where(single < 1 / 3, 1, count**exponent).long().clamp(min=1)
+        size = torch.minimum(size, (count - 1).clamp(min=1))
+        chance = torch.rand_like(entropy)
+        return largest(torch.where(low < 0.5, chance, chance * 1e-3 - _noisy(entropy)), masked, size)
 
     @torch.no_grad()
     def _step(self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, masked: Tensor) -> Step:
         canvas = clean.masked_fill(masked, self.denoiser.mask_token_id)
         predictions, hidden = predict(self.denoiser, prompt, prompt_mask, canvas, hidden_states=True)
         return Step(predictions=predictions, masked=masked, steps_left=1, hidden_states=hidden)  # no budget here
+
+
+def _noisy(entropy: Tensor) -> Tensor:
+    return entropy * (1 + 0.3 * torch.randn_like(entropy))

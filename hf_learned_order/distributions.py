@@ -149,10 +149,11 @@ class NonEmptyBernoulli(SubsetDistribution):
 class BoundedDependence(SubsetDistribution):
     """The set that is built from the most preferred position down while its dependence stays within a bound.
 
-    Position i costs `c^i = own^i + sum of A_ij over the j accepted before it`; it is accepted when the costs accepted
-    so far and this one do not exceed `bound`. The first is free, so the set is never empty. With own = 0, what is
-    bounded estimates the total correlation of the set, the nats that a parallel draw loses; with A = 0 and own = H it
-    is an entropy bound. All mass is on one set.
+    Position i costs `c^i = own^i + sum of A_ij over the j accepted before it + rho * the same sum over the j passed
+    over`; it is accepted when the costs accepted so far and this one do not exceed `bound`. The first is free, so the
+    set is never empty. With own = 0 and rho = 0, what is bounded estimates the total correlation of the set, the nats
+    that a parallel draw loses; rho > 0 also charges for what i would have learned from more certain positions by
+    waiting. With A = 0 and own = H it is an entropy bound. All mass is on one set.
 
     Args:
         dependence: A [..., canvas, canvas], nats: how much knowing position j says about position i.
@@ -160,13 +161,24 @@ class BoundedDependence(SubsetDistribution):
         preference: [..., canvas]; positions are visited from the largest down.
         masked: bool [..., canvas].
         bound: nats a step.
+        passed_weight: rho.
     """
 
-    def __init__(self, dependence: Tensor, own: Tensor, preference: Tensor, masked: Tensor, *, bound: float):
-        if not bound >= 0:
-            raise ValueError(f"bound must be 0 or more, got {bound}")
+    def __init__(
+        self,
+        dependence: Tensor,
+        own: Tensor,
+        preference: Tensor,
+        masked: Tensor,
+        *,
+        bound: float,
+        passed_weight: float = 0.0,
+    ):
+        for name, value in (("bound", bound), ("passed_weight", passed_weight)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {value}")
         super().__init__(preference, masked)
-        self.accepted = self._build(dependence, own, preference, bound)
+        self.accepted = self._build(dependence, own, preference, bound, passed_weight)
 
     @property
     def mean(self) -> Tensor:
@@ -180,7 +192,7 @@ class BoundedDependence(SubsetDistribution):
     def _from_uniform(self, uniform: Tensor, pivot: Tensor) -> Tensor:
         return self.accepted.expand(uniform.shape)
 
-    def _build(self, dependence: Tensor, own: Tensor, preference: Tensor, bound: float) -> Tensor:
+    def _build(self, dependence: Tensor, own: Tensor, preference: Tensor, bound: float, passed_weight: float) -> Tensor:
         order = preference.masked_fill(~self.masked, -torch.inf).argsort(dim=-1, descending=True, stable=True)
         square = (*order.shape, order.shape[-1])
         # columns first, both axes in visiting order: row k is what accepting the k-th adds to the cost of each
@@ -195,7 +207,7 @@ class BoundedDependence(SubsetDistribution):
             within = masked[..., k] & (spent + cost[..., k] <= bound)
             accepted[..., k] = within
             spent = spent + cost[..., k] * within
-            cost = cost + visited[..., k, :] * within[..., None]
+            cost = cost + visited[..., k, :] * torch.where(within, 1.0, passed_weight)[..., None]
         return torch.zeros_like(masked).scatter(-1, order, accepted)
 
 

@@ -96,6 +96,7 @@ class Evaluator:
         self.canvas_length = canvas_length
         self.batch_size = batch_size
         self.collator = CanvasCollator(tokenizer=tokenizer, canvas_length=canvas_length)
+        self._mean_nfe: dict[tuple[Sampler, int | None, int], float] = {}  # bisections for several targets meet
 
     def outputs(
         self, sampler: Sampler, *, max_denoising_steps: int | None = None, seed: int = 0, clean: bool = False
@@ -153,8 +154,11 @@ class Evaluator:
 
     def mean_nfe(self, sampler: Sampler, *, max_denoising_steps: int | None = None, seed: int = 0) -> float:
         """Mean over sequences of the denoiser calls that each needed."""
-        outputs = self.outputs(sampler, max_denoising_steps=max_denoising_steps, seed=seed)
-        return torch.cat([output.nfe for output, _ in outputs]).float().mean().item()
+        key = (sampler, max_denoising_steps, seed)
+        if key not in self._mean_nfe:
+            outputs = self.outputs(sampler, max_denoising_steps=max_denoising_steps, seed=seed)
+            self._mean_nfe[key] = torch.cat([output.nfe for output, _ in outputs]).float().mean().item()
+        return self._mean_nfe[key]
 
     def tune_knob(
         self,

@@ -37,6 +37,8 @@ class OrderScorerConfig(PreTrainedConfig):
         law_temperature: tau, which scores are divided by; not used by the dependent law.
         bound: nats a step of the dependent law.
         entropy_weight: of the dependent law: what a position costs by itself, as a share of its entropy.
+        passed_weight: of the dependent law: how much of the dependence on more certain positions that were passed over
+            a position pays.
         max_denoising_steps: T, the budget that the scorer was trained for; None if it serves any.
         hidden_size: width of the scorer.
         num_hidden_layers: transformer layers over the canvas.
@@ -54,6 +56,7 @@ class OrderScorerConfig(PreTrainedConfig):
         law_temperature: float = 0.1,
         bound: float = 0.3,
         entropy_weight: float = 0.0,
+        passed_weight: float = 0.0,
         max_denoising_steps: int | None = None,
         hidden_size: int = 64,
         num_hidden_layers: int = 2,
@@ -69,13 +72,17 @@ class OrderScorerConfig(PreTrainedConfig):
             raise ValueError(f"law must be one of {', '.join(LAWS)}, got {law!r}")
         if not law_temperature > 0:
             raise ValueError(f"law_temperature must be positive, got {law_temperature!r}")
-        if not bound >= 0:
-            raise ValueError(f"bound must be 0 or more, got {bound!r}")
+        for name, value in (
+            ("bound", bound),
+            ("entropy_weight", entropy_weight),
+            ("passed_weight", passed_weight),
+        ):
+            if not value >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {value!r}")
         self.law = law
-        if not entropy_weight >= 0:
-            raise ValueError(f"entropy_weight must be 0 or more, got {entropy_weight!r}")
         self.bound = bound
         self.entropy_weight = entropy_weight
+        self.passed_weight = passed_weight
         self.max_denoising_steps = max_denoising_steps
         self.law_temperature = law_temperature
         self.hidden_size = hidden_size
@@ -215,8 +222,15 @@ class OrderScorer(PreTrainedModel):
         It is added to the scores, or to the logarithm of the bound; the max-normalised law does not feel it.
         """
         if self.config.law == "dependent":
-            entropy, bound = step.predictions.entropy, self.config.bound * math.exp(bias)
-            return BoundedDependence(values, self.config.entropy_weight * entropy, -entropy, step.masked, bound=bound)
+            entropy, config = step.predictions.entropy, self.config
+            return BoundedDependence(
+                values,
+                config.entropy_weight * entropy,
+                -entropy,
+                step.masked,
+                bound=config.bound * math.exp(bias),
+                passed_weight=config.passed_weight,
+            )
         return order_law(self.config.law, values, step, temperature=self.config.law_temperature, bias=bias)
 
     def check_fits(self, denoiser: Denoiser) -> None:

@@ -65,6 +65,7 @@ def step_of(rows: int = 6, *, steps_left: int = 4, seed: int = 0) -> Step:
         ({"law_temperature": math.nan}, "law_temperature must be positive, got nan"),
         ({"bound": -0.1}, r"bound must be 0 or more, got -0\.1"),
         ({"entropy_weight": -1.0}, r"entropy_weight must be 0 or more, got -1\.0"),
+        ({"passed_weight": -1.0}, r"passed_weight must be 0 or more, got -1\.0"),
     ],
 )
 def test_configuration_is_checked(options, message):
@@ -215,25 +216,36 @@ def bounded(draw):
         preference=tensor(st.integers(-3, 3).map(float), rows, length),
         masked=tensor(st.booleans(), rows, length),
         bound=draw(nats),
+        passed_weight=draw(st.sampled_from([0.0, 0.5, 1.0])),
     )
 
 
 def law_of(case) -> BoundedDependence:
-    return BoundedDependence(case.dependence, case.own, case.preference, case.masked, bound=case.bound)
+    return BoundedDependence(
+        case.dependence,
+        case.own,
+        case.preference,
+        case.masked,
+        bound=case.bound,
+        passed_weight=case.passed_weight,
+    )
 
 
 def slow_set(case, row: int) -> list[bool]:
     """As the docstring says it, one row, one position at a time."""
     length = case.masked.shape[1]
     visited = sorted((i for i in range(length) if case.masked[row, i]), key=lambda i: -case.preference[row, i].item())
-    accepted, spent = [], 0.0
+    accepted, passed, spent = [], [], 0.0
     for i in visited:
         cost = case.own[row, i].item() + sum(case.dependence[row, i, j].item() for j in accepted)
+        cost += case.passed_weight * sum(case.dependence[row, i, j].item() for j in passed)
         if i == visited[0]:
             cost = 0.0
         if spent + cost <= case.bound:
             accepted.append(i)
             spent += cost
+        else:
+            passed.append(i)
     return [i in accepted for i in range(length)]
 
 
@@ -266,6 +278,7 @@ def test_bounded_dependence_limits():
         preference=torch.tensor([[0.0, 1.0, 3.0, 2.0]]),
         masked=torch.tensor([[True, True, True, False]]),
         bound=0.0,
+        passed_weight=0.0,
     )
     assert law_of(case).sample().tolist() == [[False, False, True, False]]
     case.bound = 0.5  # the second costs 0.5, the third another 1.0
@@ -274,11 +287,29 @@ def test_bounded_dependence_limits():
     assert law_of(case).sample().tolist() == case.masked.tolist()
 
 
-@pytest.mark.parametrize("bound", [-1.0, math.nan])
-def test_bounded_dependence_bound_is_checked(bound):
+def test_a_position_pays_for_what_it_would_learn_from_one_that_was_passed_over():
+    # visited 0, 1, 2: the second depends on the first, the third on the second only
+    dependence = torch.zeros(1, 3, 3)
+    dependence[0, 1, 0] = dependence[0, 2, 1] = 1.0
+    case = SimpleNamespace(
+        dependence=dependence,
+        own=torch.zeros(1, 3),
+        preference=torch.tensor([[3.0, 2.0, 1.0]]),
+        masked=torch.ones(1, 3, dtype=torch.bool),
+        bound=0.5,
+        passed_weight=0.0,
+    )
+    assert law_of(case).sample().tolist() == [[True, False, True]]
+    case.passed_weight = 1.0
+    assert law_of(case).sample().tolist() == [[True, False, False]]
+
+
+@pytest.mark.parametrize("name", ["bound", "passed_weight"])
+@pytest.mark.parametrize("value", [-1.0, math.nan])
+def test_bounded_dependence_options_are_checked(name, value):
     zeros = torch.zeros(1, 2)
-    with pytest.raises(ValueError, match=f"bound must be 0 or more, got {bound}"):
-        BoundedDependence(torch.zeros(1, 2, 2), zeros, zeros, zeros == 0, bound=bound)
+    with pytest.raises(ValueError, match=f"{name} must be 0 or more, got {value}"):
+        BoundedDependence(torch.zeros(1, 2, 2), zeros, zeros, zeros == 0, **{"bound": 1.0, name: value})
 
 
 # ---- a known answer: partners share log 2 nats, nobody else shares anything --------------------------------------
