@@ -63,10 +63,7 @@ class DependenceObjective(nn.Module):
         revealed = self._revealed(step)
         others = step.masked & ~revealed
         after = self._step(prompt, prompt_mask, clean, others).predictions
-        before = step.predictions.log_probs
-        # the mask token has log-probability -inf in both: 0 * (inf - inf) counts 0
-        terms = (after.log_probs.exp() * (after.log_probs - before)).nan_to_num(nan=0.0)
-        observed = terms.sum(-1).clamp(0.0, LARGEST_KL)
+        observed = after.kl(step.predictions.log_probs).clamp(0.0, LARGEST_KL)
         predicted = (self.scorer(step) * revealed[:, None]).sum(-1).clamp(min=1e-6)
         count = others.sum().clamp(min=1)
         loss = ((predicted - observed * predicted.log()) * others).sum() / count

@@ -20,7 +20,7 @@ from hf_learned_order.canvas import left_padded, settled
 from hf_learned_order.denoisers import Denoiser, predict
 from hf_learned_order.distributions import at_least_one, everything
 from hf_learned_order.predictions import Step
-from hf_learned_order.samplers import Sampler, State
+from hf_learned_order.rules import Sampler, State
 
 
 # every field is always there; ModelOutput asks for the default None
@@ -109,6 +109,7 @@ def decode(
             predictions=predictions,
             masked=masked[rows],
             steps_left=steps - number + 1,
+            unmasked=order[rows] > 0,
             canvas=canvas[rows],
             token_log_probs=token_log_probs[rows],
             hidden_states=hidden,
@@ -116,7 +117,7 @@ def decode(
         )
         if number == 1:
             state = sampler.init_state(step)
-        unmask, remask, state = _changes(sampler, step, state, remaskable=order[rows] > 0)
+        unmask, remask, state = _changes(sampler, step, state)
         tokens = predictions.draw(temperature=temperature, generator=generator) if clean is None else clean[rows]
         log_prob = torch.where(unmask, predictions.log_prob(tokens), token_log_probs[rows])
         token_log_probs[rows] = log_prob.masked_fill(remask, 0.0)
@@ -147,14 +148,14 @@ def decode(
     )
 
 
-def _changes(sampler: Sampler, step: Step, state: State, *, remaskable: Tensor) -> tuple[Tensor, Tensor, State]:
+def _changes(sampler: Sampler, step: Step, state: State) -> tuple[Tensor, Tensor, State]:
     """What a step unmasks and remasks, and the state of the next: the rule proposes, the laws of the loop hold."""
     nothing = torch.zeros_like(step.masked)
     if step.steps_left == 1:
         return everything(step.masked), nothing, state
     unmask, state, remask = sampler.propose(step, state)
     unmask = at_least_one(unmask, step.masked, step.predictions.confidence)
-    return unmask, remask & remaskable if sampler.remasks and remask is not None else nothing, state
+    return unmask, remask & step.unmasked if sampler.remasks and remask is not None else nothing, state
 
 
 def _check_inputs(denoiser: Denoiser, input_ids: Tensor, attention_mask: Tensor | None, max_new_tokens: int) -> Tensor:

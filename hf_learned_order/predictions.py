@@ -52,6 +52,12 @@ class Predictions:
         """log p_theta of `tokens` [batch, canvas] at their positions, [batch, canvas]."""
         return self.log_probs.gather(-1, tokens[..., None]).squeeze(-1)
 
+    def kl(self, log_probs: Tensor) -> Tensor:
+        """KL(these beliefs || `log_probs` [batch, canvas, vocab]) at each position, nats, [batch, canvas]."""
+        # the mask token has log-probability -inf in both: 0 * (inf - inf) counts 0
+        terms = self.log_probs.exp() * (self.log_probs - log_probs)
+        return terms.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf).sum(-1)
+
     def detach(self) -> "Predictions":
         """The same beliefs outside the graph."""
         return Predictions(*(getattr(self, name).detach() for name in self.__slots__))
@@ -65,6 +71,8 @@ class Step:
         predictions: the denoiser's beliefs.
         masked: bool [batch, canvas].
         steps_left: steps of the budget that are left, this one included.
+        unmasked: bool [batch, canvas], what earlier steps unmasked; a rule that remasks may choose among these. In
+            decoding only.
         canvas: int [batch, canvas], the tokens; the mask token where `masked`. In decoding only.
         token_log_probs: [batch, canvas], log p_theta of each token when it was unmasked, nats; 0 where `masked`. In
             decoding only.
@@ -75,8 +83,10 @@ class Step:
     predictions: Predictions
     masked: Tensor
     steps_left: int
-    canvas: Tensor | None = None
-    token_log_probs: Tensor | None = None
+    # decoding always sets these three; training asks no rule that reads them
+    unmasked: Tensor = None  # pyrefly: ignore[bad-assignment]
+    canvas: Tensor = None  # pyrefly: ignore[bad-assignment]
+    token_log_probs: Tensor = None  # pyrefly: ignore[bad-assignment]
     hidden_states: Tensor | None = None
     generator: torch.Generator | None = None
 

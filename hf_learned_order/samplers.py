@@ -1,4 +1,4 @@
-"""The unmasking rules, one small class each.
+"""The unmasking rules, one small class each, and `SAMPLERS`; the ones that remask are in `remasking.py`.
 
 A rule proposes which masked positions to unmask at a step, and may propose to mask unmasked ones again; the decoding
 loop (`generation.py`) adds the laws that hold for every rule: nothing outside the masked positions is unmasked and
@@ -7,55 +7,22 @@ nothing else remasked, at least one position a step, everything at the last step
 Symbols: `M` masked, `n = |M|`, `c` confidence, `m` margin, `H` entropy, K = ceil(n / steps left).
 """
 
+import math
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from hf_learned_order.distributions import NonEmptyBernoulli, ancestral_logit, largest
 from hf_learned_order.predictions import Step
+from hf_learned_order.remasking import ReMDMSampler, WINOSampler
+from hf_learned_order.rules import Proposal, Sampler, State, check_integer, check_range
 
 if TYPE_CHECKING:
     from hf_learned_order.scorer import OrderScorer
 
-
-# What a rule remembers from step to step: tensors with the batch first. The loop drops the rows that finish.
-State = tuple[Tensor, ...]
-
-
-class Proposal(NamedTuple):
-    """What a rule says about one step.
-
-    Attributes:
-        unmask: bool [batch, canvas]; ignored outside `step.masked`.
-        state: what `propose` gets at the next step, without the rows that have finished by then.
-        remask: bool [batch, canvas], for rules with `remasks`; ignored where nothing was unmasked by an earlier step.
-    """
-
-    unmask: Tensor
-    state: State = ()
-    remask: Tensor | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampler:
-    """A rule. It keeps nothing between steps but its state, so one sampler serves any number of generations at once.
-
-    Attributes:
-        needs_hidden_states: the rule reads `step.hidden_states`.
-        remasks: the rule may propose to mask an unmasked position again, and reads `step.predictions` there.
-    """
-
-    needs_hidden_states: ClassVar[bool] = False
-    remasks: ClassVar[bool] = False
-
-    def init_state(self, step: Step) -> State:
-        """What the first `propose` gets; `step` is the first one."""
-        return ()
-
-    def propose(self, step: Step, state: State) -> Proposal:
-        raise NotImplementedError
+SMALL = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +48,14 @@ class RandomSampler(Sampler):
     def propose(self, step: Step, state: State) -> Proposal:
         noise = torch.rand(step.masked.shape, device=step.masked.device, generator=step.generator)
         return Proposal(largest(noise, step.masked, step.quota))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftToRightSampler(Sampler):
+    """The K leftmost positions: the autoregressive order."""
+
+    def propose(self, step: Step, state: State) -> Proposal:
+        return Proposal(step.masked & (step.masked.cumsum(-1) <= step.quota))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +96,27 @@ class ThresholdSampler(Sampler):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FactorSampler(Sampler):
+    """The n positions with the largest c, for the largest n with (n + 1) (1 - c_(n)) < factor; c_(n) the n-th largest.
+
+    Where there is no such n, the one with the largest c. Fast-dLLM, arXiv 2505.22618.
+    """
+
+    factor: float = 1.0
+
+    def __post_init__(self):
+        check_range("factor", self.factor, low=0.0)
+
+    def propose(self, step: Step, state: State) -> Proposal:
+        falling, order = step.predictions.confidence.masked_fill(~step.masked, -torch.inf).sort(
+            dim=-1, descending=True, stable=True
+        )
+        # the left side only grows with n, so the n that fulfil it are the first ones
+        n = torch.arange(1, falling.shape[-1] + 1, device=falling.device)
+        return Proposal(torch.zeros_like(step.masked).scatter(-1, order, (n + 1) * (1 - falling) < self.factor))
+
+
+@dataclass(frozen=True, kw_only=True)
 class EntropyBoundSampler(Sampler):
     """The most positions, by rising H, with sum H - max H <= gamma. EB-sampler, arXiv 2505.24857."""
 
@@ -136,6 +132,111 @@ class EntropyBoundSampler(Sampler):
         accepted = rising.masked_fill(rising.isinf(), 0.0).cumsum(-1).roll(1, -1)
         accepted[..., 0] = 0.0
         return Proposal(torch.zeros_like(step.masked).scatter(-1, order, accepted <= self.gamma))
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLASSSampler(Sampler):
+    """Every position with c > threshold whose prediction was stable, KL(p_t || p_t-1) < epsilon, at each of the last
+    `history` steps; else the one with the largest c. KLASS, arXiv 2511.05664.
+
+    The first step has no step before it, so nothing is stable before step history + 1. Their values for GSM8K are
+    0.6, 0.015, 2. The state holds the predictions of the step before: [batch, canvas, vocab].
+    """
+
+    threshold: float = 0.9
+    epsilon: float = 0.01
+    history: int = 2
+
+    def __post_init__(self):
+        check_range("threshold", self.threshold, low=0.0, high=1.0)
+        check_range("epsilon", self.epsilon, low=0.0)
+        check_integer("history", self.history, low=1)
+
+    def init_state(self, step: Step) -> State:
+        """log p_t-1, and for how many steps each position has been stable, int [batch, canvas]."""
+        # -1: the first step compares a prediction with itself, and that counts for nothing
+        return step.predictions.log_probs, torch.full_like(step.masked, -1, dtype=torch.long)
+
+    def propose(self, step: Step, state: State) -> Proposal:
+        previous, stable = state
+        stable = torch.where(step.predictions.kl(previous) < self.epsilon, stable + 1, 0)
+        unmask = (step.predictions.confidence > self.threshold) & (stable >= self.history)
+        return Proposal(unmask, (step.predictions.log_probs, stable))
+
+
+# eq=False: tensors have no single truth value to compare by
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PositionSampler(Sampler):
+    """The K positions i with the largest exp(-decay i) min(-c log f(token), clip). PC-Sampler, arXiv 2508.13021.
+
+    `token` is the most likely one at i, and i counts from 0 at the start of the canvas: early positions and rare tokens
+    go first.
+
+    Attributes:
+        decay: lambda, 0 or more; their tasks use 0 to 1.
+        clip: alpha, above 0.
+        frequencies: f, float [vocab], how often each token occurs in a background corpus; by default 1/vocab each,
+            with which the second factor is c log(vocab).
+    """
+
+    decay: float = 0.25
+    clip: float = 10.0
+    frequencies: Tensor | None = None
+
+    def __post_init__(self):
+        check_range("decay", self.decay, low=0.0)
+        check_range("clip", self.clip, low=SMALL)
+        f = self.frequencies
+        if f is not None and (
+            not isinstance(f, Tensor) or f.ndim != 1 or not f.is_floating_point() or not (f >= 0).all()
+        ):
+            got = f"{f.dtype} {tuple(f.shape)}" if isinstance(f, Tensor) else type(f).__name__
+            raise ValueError(f"frequencies must be a float tensor [vocab] of 0 or more, got {got}")
+
+    def propose(self, step: Step, state: State) -> Proposal:
+        rarity = -self._log_frequency(step)
+        # in logarithms, because exp(-decay i) vanishes on a long canvas
+        score = (step.predictions.confidence * rarity).clamp(SMALL, self.clip).log()
+        score = score - self.decay * torch.arange(step.masked.shape[-1], device=step.masked.device)
+        return Proposal(largest(score, step.masked, step.quota))
+
+    def _log_frequency(self, step: Step) -> Tensor:
+        vocab = step.predictions.log_probs.shape[-1]
+        if self.frequencies is None:
+            return torch.full_like(step.predictions.confidence, -math.log(vocab))
+        if len(self.frequencies) != vocab:
+            raise ValueError(f"frequencies must have one entry for each of {vocab} tokens, got {len(self.frequencies)}")
+        return self.frequencies.to(step.masked.device)[step.predictions.draw()].log()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DilatedSampler(Sampler):
+    """Fixed groups from coarse to fine, one a step: group t holds the positions of the canvas (length B, from 0) that
+    stride max(1, floor(B / base^t)) reaches and no group before it. DUS, arXiv 2506.19037.
+
+    ceil(log_base B) steps fill the canvas, whatever the budget; a smaller budget takes the rest at its last step.
+    """
+
+    base: int = 2
+
+    def __post_init__(self):
+        check_integer("base", self.base, low=2)
+
+    def propose(self, step: Step, state: State) -> Proposal:
+        group = torch.zeros(step.masked.shape[-1], device=step.masked.device, dtype=torch.long)
+        strides = self.strides(len(group))
+        for t in reversed(range(len(strides))):  # the coarser ones last, so that they have the last word
+            group[:: strides[t]] = t
+        group = group.expand(step.masked.shape).masked_fill(~step.masked, len(strides))
+        return Proposal(group == group.amin(-1, keepdim=True))
+
+    def strides(self, length: int) -> list[int]:
+        """One stride a step; the last one is 1."""
+        strides, power = [], self.base
+        while not strides or strides[-1] > 1:
+            strides.append(max(1, length // power))
+            power *= self.base
+        return strides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,12 +264,19 @@ class LearnedOrderSampler(Sampler):
 SAMPLERS: dict[str, type[Sampler]] = {
     "iid": IIDSampler,
     "random": RandomSampler,
+    "left_to_right": LeftToRightSampler,
     "top_prob": TopProbSampler,
     "margin": MarginSampler,
     "entropy": EntropySampler,
     "threshold": ThresholdSampler,
+    "factor": FactorSampler,
     "entropy_bound": EntropyBoundSampler,
+    "klass": KLASSSampler,
+    "position": PositionSampler,
+    "dilated": DilatedSampler,
     "learned_order": LearnedOrderSampler,
+    "remdm": ReMDMSampler,
+    "wino": WINOSampler,
 }
 
 
@@ -200,9 +308,3 @@ def make_sampler(
     if unknown:
         raise ValueError(f"sampler_config of {sampler!r} must have keys among {sorted(names)}, got {unknown}")
     return SAMPLERS[sampler](**options)
-
-
-def check_range(name: str, value: float, *, low: float, high: float = float("inf")) -> None:
-    """Raises `ValueError` unless `value` is a number in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ValueError(f"{name} must be a number in [{low}, {high}], got {value!r}")

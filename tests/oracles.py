@@ -59,9 +59,95 @@ def cost(entropies: list[float]) -> float:
     return math.fsum([*entropies, -max(entropies)])
 
 
+def left_to_right(masked: list[bool], steps_left: int) -> frozenset:
+    return frozenset(eligible(masked)[: quota(masked, steps_left)])
+
+
+def factor(c: list[float], masked: list[bool], f: float) -> frozenset:
+    falling = sorted(eligible(masked), key=lambda i: (-c[i], i))
+    sizes = [n for n in range(1, len(falling) + 1) if (n + 1) * (1 - c[falling[n - 1]]) < f]
+    return frozenset(falling[: max(sizes, default=1)])
+
+
+def klass(steps: list[list[list[float]]], masked: list[bool], tau: float, epsilon: float, history: int) -> frozenset:
+    """`steps[t][i]`: the probabilities at position i at step t; what the rule takes at the last of these steps."""
+    now = len(steps) - 1
+    c = [max(p) for p in steps[now]]
+
+    def stable(i: int) -> bool:
+        return now >= history and all(
+            divergence(steps[t][i], steps[t - 1][i]) < epsilon for t in range(now - history + 1, now + 1)
+        )
+
+    chosen = [i for i in eligible(masked) if c[i] > tau and stable(i)]
+    return frozenset(chosen or sorted(eligible(masked), key=lambda i: (-c[i], i))[:1])
+
+
+def divergence(p: list[float], q: list[float]) -> float:
+    return math.fsum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+
+
+def position_scores(probs: list[list[float]], decay: float, clip: float, f: list[float]) -> list[float]:
+    """The rule takes the positions with the largest ones."""
+    scores = []
+    for i, p in enumerate(probs):
+        frequency = f[p.index(max(p))]
+        rarity = -math.log(frequency) if frequency > 0 else math.inf
+        scores.append(math.exp(-decay * i) * min(max(p) * rarity, clip))
+    return scores
+
+
+def dilated_groups(length: int, base: int) -> list[list[int]]:
+    """The groups of one canvas; a group may be empty."""
+    count = 0
+    while base**count < length:
+        count += 1
+    groups, taken = [], set()
+    for t in range(1, max(count, 1) + 1):
+        stride = max(1, length // base**t)
+        groups.append([i for i in range(length) if i % stride == 0 and i not in taken])
+        taken |= set(groups[-1])
+    return groups
+
+
+def dilated(masked: list[bool], base: int) -> frozenset:
+    waiting = [frozenset(group) & set(eligible(masked)) for group in dilated_groups(len(masked), base)]
+    return next((group for group in waiting if group), frozenset())
+
+
 def iid(masked: list[bool], steps_left: int) -> Law:
     """Each position with probability 1 / steps left, given that at least one is."""
     return conditioned({i: 1 / steps_left for i in eligible(masked)})
+
+
+# ---- rules that remask ------------------------------------------------------------------------------------------
+
+
+def remdm(
+    masked: list[bool], psi: list[float], budget: int, steps_left: int, schedule: str, eta: float, confidence: bool
+) -> tuple[Law, dict[int, float]]:
+    """(law of the positions to unmask, probability to remask each unmasked position), from alpha_t = 1 - t."""
+    alpha_t, alpha_s = 1 - steps_left / budget, 1 - (steps_left - 1) / budget
+    sigma_max = min(1.0, (1 - alpha_s) / alpha_t) if alpha_t > 0 else 1.0
+    sigma = min(eta, sigma_max) if schedule == "cap" else eta * sigma_max
+    others = [i for i, is_masked in enumerate(masked) if not is_masked]
+    if confidence:
+        total = math.fsum(math.exp(-psi[j]) for j in others)
+        remask = {i: sigma * math.exp(-psi[i]) / total for i in others}
+        sigma = 0.0  # of a masked position
+    else:
+        remask = dict.fromkeys(others, sigma)
+    unmask = (alpha_s - (1 - sigma) * alpha_t) / (1 - alpha_t)
+    return conditioned({i: min(unmask, 1.0) for i in eligible(masked)}), remask
+
+
+def wino(
+    c: list[float], now: list[float], masked: list[bool], drafted_before: int, tau_1: float, tau_2: float
+) -> tuple[frozenset, frozenset]:
+    """(drafted, remasked); `now[i]` is the present probability of the token at i."""
+    drafted = [i for i in eligible(masked) if c[i] > tau_1] or sorted(eligible(masked), key=lambda i: (-c[i], i))[:1]
+    doubtful = sorted((i for i, m in enumerate(masked) if not m and now[i] < tau_2), key=lambda i: (now[i], i))
+    return frozenset(drafted), frozenset(doubtful[: max(drafted_before - 1, 0)] if len(drafted) > 1 else [])
 
 
 # ---- laws over subsets -------------------------------------------------------------------------------------------

@@ -63,3 +63,28 @@ class ExactTable(nn.Module):
         weights = torch.einsum("bs,siv->biv", agrees, nn.functional.one_hot(self.rows, 3).float())
         position = torch.eye(self.length).expand(len(canvas), -1, -1)
         return weights.log(), torch.cat([position, nn.functional.one_hot(canvas, 3).float()], -1)
+
+
+class Scripted(nn.Module):
+    """Says what a script makes of the prompt's last token and of the canvas. Called as a `Denoiser`.
+
+    The script gets both as Python numbers and returns, for each position, the token and its probability; the rest of
+    the probability goes to `OTHER`. As a function of the canvas it is the same however often it is called.
+    """
+
+    OTHER, WRONG, RIGHT = 0, 1, 3
+    mask_token_id = MASK
+    max_length = None
+    family = SimpleNamespace(shift=0)
+
+    def __init__(self, script):
+        super().__init__()
+        self.script = script
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, start: int, *, hidden_states: bool = False):
+        probs = torch.zeros(len(input_ids), input_ids.shape[1] - start, 4)
+        for row, ids in enumerate(input_ids.tolist()):
+            for i, (token, probability) in enumerate(self.script(ids[start - 1], ids[start:])):
+                probs[row, i, self.OTHER] = 1 - probability
+                probs[row, i, token] = probability
+        return probs.log(), None

@@ -40,10 +40,17 @@ def steps(draw) -> Step:
 
 
 def step_of(logits: Tensor, masked: Tensor, *, steps_left: int = 4, seed: int = 0) -> Step:
+    """Everything that is not masked was unmasked by an earlier step, to the token that was then and is now the first
+    of the vocabulary, with a probability that depends on its position only.
+    """
+    length = masked.shape[-1]
     return Step(
         predictions=Predictions.from_logits(logits, MASK),
         masked=masked,
         steps_left=steps_left,
+        unmasked=~masked,
+        canvas=torch.where(masked, MASK, 0),
+        token_log_probs=-torch.arange(1.0, length + 1).expand(masked.shape).masked_fill(masked, 0.0) / length,
         hidden_states=torch.zeros(*masked.shape, 4),
         generator=torch.Generator().manual_seed(seed),
     )

@@ -14,30 +14,34 @@ from torch import Tensor
 from hf_learned_order.denoisers import Denoiser, predict
 from hf_learned_order.generation import LearnedOrderOutput, decode
 from hf_learned_order.predictions import Step
+from hf_learned_order.remasking import ReMDMSampler, WINOSampler
+from hf_learned_order.rules import Proposal, Sampler
 from hf_learned_order.samplers import (
+    SAMPLERS,
     EntropyBoundSampler,
-    EntropySampler,
+    FactorSampler,
     IIDSampler,
+    KLASSSampler,
     LearnedOrderSampler,
-    MarginSampler,
-    Proposal,
     RandomSampler,
-    Sampler,
     ThresholdSampler,
     TopProbSampler,
+    make_sampler,
 )
 from hf_learned_order.scorer import OrderScorer
 
+RANDOM_NAMES = ("iid", "random", "remdm")  # a new rule that draws has to be named here
 DETERMINISTIC = [
-    TopProbSampler(),
-    MarginSampler(),
-    EntropySampler(),
+    *(make_sampler(name) for name in SAMPLERS if name not in (*RANDOM_NAMES, "learned_order")),
     ThresholdSampler(threshold=0.4),
-    ThresholdSampler(threshold=0.8),
-    EntropyBoundSampler(gamma=0.5),
     EntropyBoundSampler(gamma=3.0),
+    FactorSampler(factor=3.0),
+    KLASSSampler(threshold=0.3, epsilon=1.0, history=1),
+    WINOSampler(draft=0.3, verify=0.5),
 ]
-RANDOM = [IIDSampler(), RandomSampler()]
+RANDOM = [*map(make_sampler, RANDOM_NAMES), ReMDMSampler(eta=0.5, confidence=True), ReMDMSampler(eta=0.5)]
+FINAL = [sampler for sampler in [*DETERMINISTIC, *RANDOM] if not sampler.remasks]
+REMASKING = [sampler for sampler in [*DETERMINISTIC, *RANDOM] if sampler.remasks]
 SOME_EOS = [EOS, *WORDS[::3]]  # many, so that short responses are common
 
 
@@ -188,7 +192,7 @@ def test_a_row_does_not_depend_on_its_batch_nor_on_padding(family, task, sampler
 @settings(max_examples=100)
 @given(
     task=tasks(),
-    sampler=st.sampled_from([*DETERMINISTIC, *RANDOM, Always(value=True), Always(value=False), None]),
+    sampler=st.sampled_from([*FINAL, Always(value=True), Always(value=False), None]),
     temperature=st.sampled_from([0.0, 1.0]),
     seed=st.integers(0, 9),
     family=st.sampled_from(["bert", "qwen2"]),
@@ -227,6 +231,44 @@ def test_laws_of_the_loop(task, sampler, temperature, seed, family):
             assert seen == length or MASK in canvas[:seen], "finished, but called"
             written = [i for i in range(min(end + 1, length)) if canvas[i] != MASK]
             assert [canvas[i] for i in written] == [tokens[i] for i in written]
+
+
+@settings(max_examples=60)
+@given(
+    task=tasks(),
+    sampler=st.sampled_from([*REMASKING, Remasks(), RemasksOnce()]),
+    temperature=st.sampled_from([0.0, 1.0]),
+    seed=st.integers(0, 9),
+)
+def test_laws_of_the_loop_with_rules_that_remask(task, sampler, temperature, seed):
+    prompts, options = task
+    denoiser = Recorder(denoiser_of("bert"))
+    ids, mask = padded(prompts, "left")
+    generator = torch.Generator().manual_seed(seed)
+    output = decode(denoiser, ids, mask, sampler=sampler, temperature=temperature, generator=generator, **options)
+    eos = torch.tensor(options["eos_token_id"] or []).reshape(-1).tolist()
+    budget, length = options["max_denoising_steps"] or options["max_new_tokens"], options["max_new_tokens"]
+    assert [len(canvas) for canvas in denoiser.canvases] == [
+        int((output.nfe >= call).sum()) for call in range(1, int(output.nfe.max()) + 1)
+    ]
+    assert output.sequences[:, : ids.shape[1]].tolist() == ids.tolist()
+    assert MASK not in response(output)
+    for row in range(len(prompts)):
+        tokens, order, nfe = response(output)[row].tolist(), output.order[row].tolist(), int(output.nfe[row])
+        end = first_eos(tokens, eos)
+        assert max(order) == nfe <= budget
+        assert 0 not in order[: end + 1]
+        canvases = [c[int((output.nfe[:row] > call).sum())].tolist() for call, c in enumerate(denoiser.canvases[:nfe])]
+        for before, after in itertools.pairwise([*canvases, tokens]):
+            seen = first_eos(before, eos)
+            assert seen == length or MASK in before[:seen], "finished, but called"
+            written = [i for i in range(length) if before[i] == MASK != after[i]]
+            assert written, "each step unmasks something"
+            kept = [i for i in range(min(end + 1, length)) if MASK not in (before[i], after[i])]
+            assert [before[i] for i in kept] == [after[i] for i in kept], "a token changes by way of the mask only"
+        for i in range(min(end + 1, length)):
+            # the order is the step after the last canvas with a mask here
+            assert order[i] == max(call for call, canvas in enumerate(canvases, 1) if canvas[i] == MASK)
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "qwen2"])
@@ -411,7 +453,7 @@ def test_integers_of_either_width():
 
 class TestScoring:
     @settings(max_examples=25)
-    @given(task=tasks(), sampler=st.sampled_from([*DETERMINISTIC, *RANDOM]), seed=st.integers(0, 99))
+    @given(task=tasks(), sampler=st.sampled_from(FINAL), seed=st.integers(0, 99))
     @pytest.mark.parametrize("family", ["modernbert", "qwen2"])
     def test_log_likelihood_is_that_of_the_replayed_order(self, family, task, sampler, seed):
         prompts, options = task

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import beliefs, chi_square_excess, quota
+from oracles import beliefs, chi_square_excess, divergence, quota
 from strategies import MASK, VOCAB, rows, step_of
 
 from hf_learned_order.predictions import Predictions
@@ -22,6 +22,25 @@ def test_beliefs(shape, seed, scale):
             values = (got.log_probs[b, i].exp(), got.confidence[b, i], got.margin[b, i], got.entropy[b, i])
             for value, reference in zip(values, expected, strict=True):
                 torch.testing.assert_close(value, torch.tensor(reference), rtol=1e-4, atol=2e-5)
+
+
+@given(seed=st.integers(0, 2**32), scale=st.floats(0, 8))
+def test_kl(seed, scale):
+    logits = scale * torch.randn(2, 1, 3, VOCAB, generator=torch.Generator().manual_seed(seed))
+    p, q = (Predictions.from_logits(x, MASK) for x in logits)
+    got = p.kl(q.log_probs)
+    for i in range(3):
+        expected = divergence(p.log_probs[0, i].exp().tolist(), q.log_probs[0, i].exp().tolist())
+        torch.testing.assert_close(got[0, i], torch.tensor(expected), rtol=1e-3, atol=1e-5)
+
+
+def test_kl_at_its_limits():
+    one, other = torch.full((2, 1, 1, VOCAB), -torch.inf)
+    one[..., 0], other[..., [0, 1]] = 0.0, 0.0
+    one, other = Predictions.from_logits(one, MASK), Predictions.from_logits(other, MASK)
+    assert one.kl(one.log_probs).item() == 0.0
+    assert one.kl(other.log_probs).item() == pytest.approx(math.log(2))
+    assert other.kl(one.log_probs).item() == math.inf
 
 
 def test_limits_of_certainty():

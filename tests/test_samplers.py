@@ -3,19 +3,27 @@ import dataclasses
 import oracles
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import chi_square_excess
+from problems import Scripted
 from strategies import VOCAB, counts, positions, step_of, steps
 
 from hf_learned_order.distributions import at_least_one
+from hf_learned_order.generation import decode
+from hf_learned_order.remasking import WINOSampler
 from hf_learned_order.samplers import (
     SAMPLERS,
+    DilatedSampler,
     EntropyBoundSampler,
     EntropySampler,
+    FactorSampler,
     IIDSampler,
+    KLASSSampler,
     LearnedOrderSampler,
+    LeftToRightSampler,
     MarginSampler,
+    PositionSampler,
     RandomSampler,
     Sampler,
     ThresholdSampler,
@@ -25,13 +33,30 @@ from hf_learned_order.samplers import (
 )
 from hf_learned_order.scorer import OrderScorer, OrderScorerConfig
 
-FIXED_COUNT = (RandomSampler(), TopProbSampler(), MarginSampler(), EntropySampler())
-DETERMINISTIC = (*FIXED_COUNT[1:], ThresholdSampler(threshold=0.6), EntropyBoundSampler(gamma=0.7))
 SCORER = OrderScorer(OrderScorerConfig(hidden_size=8, denoiser_hidden_size=4, vocab_size=VOCAB))
+CONFIDENT = (
+    TopProbSampler(),
+    MarginSampler(),
+    EntropySampler(),
+    ThresholdSampler(threshold=0.6),
+    FactorSampler(factor=0.8),
+    EntropyBoundSampler(gamma=0.7),
+    WINOSampler(draft=0.6),
+)
+FIXED_COUNT = (RandomSampler(), LeftToRightSampler(), PositionSampler(), *CONFIDENT[:3])
+# a rule that draws has to be named here; every other one is taken to be deterministic
+RANDOM_NAMES = ("iid", "random", "remdm", "learned_order")
+DETERMINISTIC = (
+    *(make_sampler(name) for name in SAMPLERS if name not in RANDOM_NAMES),
+    *CONFIDENT[3:],
+    KLASSSampler(threshold=0.4, epsilon=0.5, history=1),
+    DilatedSampler(base=3),
+    WINOSampler(draft=0.3, verify=0.6),
+)
 
 
 def name_of(sampler):
-    return type(sampler).__name__
+    return str(sampler)
 
 
 def unmask(sampler, step):
@@ -89,6 +114,136 @@ def test_entropy_bound(step, gamma):
 
 
 @given(step=steps())
+def test_left_to_right(step):
+    check_rows(LeftToRightSampler(), step, lambda row, masked: oracles.left_to_right(masked, step.steps_left))
+
+
+@given(step=steps(), f=st.sampled_from([0.0, 0.2, 0.7, 1.0, 1.7, 3.0]))
+def test_factor(step, f):
+    c = step.predictions.confidence.tolist()
+    check_rows(FactorSampler(factor=f), step, lambda row, masked: oracles.factor(c[row], masked, f))
+
+
+def test_factor_counts_the_token_after_the_last():
+    """c = 0.9, 0.8, 0.7, ...: (n + 1) (1 - c_(n)) = 0.2, 0.6, 1.2, ..."""
+    c = torch.tensor([0.6, 0.9, 0.7, 0.8])
+    logits = torch.stack([c.log(), (1 - c).log(), *[torch.full_like(c, -200.0)] * 3], -1)
+    step = step_of(logits[None], torch.ones(1, 4, dtype=torch.bool), steps_left=9)
+    taken = [positions(unmask(FactorSampler(factor=f), step)[0]) for f in (0.1, 0.3, 1.0, 1.3)]
+    assert taken == [{1}, {1}, {1, 3}, {1, 2, 3}]
+
+
+FREQUENCIES = torch.tensor([0.5, 0.3, 0.2, 0.0, 0.0])
+
+
+@given(
+    step=steps(),
+    decay=st.sampled_from([0.0, 0.25, 1.0]),
+    clip=st.sampled_from([0.3, 1.0, 10.0]),
+    frequencies=st.sampled_from([None, FREQUENCIES]),
+)
+def test_position(step, decay, clip, frequencies):
+    probs = step.predictions.log_probs.exp().tolist()
+    f = [1 / VOCAB] * VOCAB if frequencies is None else FREQUENCIES.tolist()
+    sampler = PositionSampler(decay=decay, clip=clip, frequencies=frequencies)
+    got = unmask(sampler, step)
+    for row, masked in enumerate(step.masked.tolist()):
+        # the oracle's scores in double precision break ties that single precision has: both choices are right then
+        scores = oracles.position_scores(probs[row], decay, clip, f)
+        chosen, rest = positions(got[row]), set(oracles.eligible(masked)) - positions(got[row])
+        assert len(chosen) == oracles.quota(masked, step.steps_left)
+        assert min((scores[i] for i in chosen), default=1) >= max((scores[i] for i in rest), default=0) * (1 - 1e-5)
+
+
+def test_position_weighs_place_against_rarity():
+    logits = torch.full((1, 3, VOCAB), -200.0)
+    logits[0, [0, 1, 2], [0, 1, 2]] = (
+        0.0  # c = 1 everywhere, tokens of frequency 0.5, 0.3, 0.2: rarity 0.69, 1.20, 1.61
+    )
+    step = step_of(logits, torch.ones(1, 3, dtype=torch.bool), steps_left=3)
+    for decay, clip, best in ((0.0, 10.0, 2), (0.4, 10.0, 1), (1.0, 10.0, 0), (0.0, 1.0, 1)):
+        sampler = PositionSampler(decay=decay, clip=clip, frequencies=FREQUENCIES)
+        assert positions(unmask(sampler, step)[0]) == {best}
+
+
+def test_position_on_a_long_canvas():
+    """exp(-decay i) is below float32's smallest number from i = 400 on."""
+    masked = torch.zeros(1, 1000, dtype=torch.bool)
+    masked[0, [600, 700, 900]] = True
+    assert positions(unmask(PositionSampler(), step_of(torch.zeros(1, 1000, VOCAB), masked, steps_left=2))[0]) == {
+        600,
+        700,
+    }
+
+
+@given(step=steps(), base=st.integers(2, 4))
+def test_dilated(step, base):
+    check_rows(DilatedSampler(base=base), step, lambda row, masked: oracles.dilated(masked, base))
+
+
+def test_dilated_goes_from_coarse_to_fine():
+    masked, groups = torch.ones(1, 16, dtype=torch.bool), []
+    while masked.any():
+        taken = unmask(DilatedSampler(), step_of(torch.zeros(1, 16, VOCAB), masked))
+        groups.append(sorted(positions(taken[0])))
+        masked = masked & ~taken
+    assert groups == [[0, 8], [4, 12], [2, 6, 10, 14], [1, 3, 5, 7, 9, 11, 13, 15]]  # log2(16) steps
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    tau=st.sampled_from([0.0, 0.3, 0.6]),
+    epsilon=st.sampled_from([0.0, 0.02, 0.3]),
+    history=st.integers(1, 3),
+)
+def test_klass(seed, tau, epsilon, history):
+    """A walk of predictions, now and then a jump, and the positions that the rule itself takes."""
+    generator = torch.Generator().manual_seed(seed)
+    masked = torch.rand(3, 6, generator=generator) < 0.9
+    logits = 2 * torch.randn(3, 6, VOCAB, generator=generator)
+    sampler, state, seen = KLASSSampler(threshold=tau, epsilon=epsilon, history=history), None, []
+    while masked.any():
+        jump = torch.rand(3, 6, 1, generator=generator) < 0.2
+        logits = logits + torch.where(jump, 2.0, 0.1) * torch.randn(3, 6, VOCAB, generator=generator)
+        step = step_of(logits, masked)
+        seen.append(step.predictions.log_probs.exp().tolist())
+        proposal, state, _ = sampler.propose(step, sampler.init_state(step) if state is None else state)
+        taken = at_least_one(proposal, masked, step.predictions.confidence)
+        for row in range(3):
+            steps_of_row = [probs[row] for probs in seen]
+            expected = oracles.klass(steps_of_row, masked[row].tolist(), tau, epsilon, history)
+            assert positions(taken[row]) == expected
+        masked = masked & ~taken
+
+
+@pytest.mark.parametrize("history", [1, 2, 3])
+def test_klass_does_not_believe_at_once_who_changes_its_mind(history):
+    """Sure of the wrong token until so many surer positions are known as the prompt says, then of the right one.
+
+    With a state that is not its row's, or a count that is not reset, the order is another.
+    """
+    surest = 9
+
+    def script(prompt, canvas):
+        known = sum(token != Scripted.mask_token_id for token in canvas[:surest])
+        rest = [(Scripted.RIGHT if known >= prompt else Scripted.WRONG, 0.95)] * 3
+        return [(Scripted.RIGHT, 0.99 - 0.001 * i) for i in range(surest)] + rest
+
+    prompts = torch.tensor([[1], [3], [0], [2]])
+    sampler = KLASSSampler(history=history)
+    output = decode(Scripted(script), prompts, sampler=sampler, max_new_tokens=surest + 3, max_denoising_steps=40)
+    for row, (change,) in enumerate(prompts.tolist()):
+        # what is surest is stable from the first step on, so all of it goes at step history + 1; before that, and
+        # while the rest is not believed, one goes a step
+        expected = [min(i + 1, history + 1) for i in range(surest)]
+        believed = history + 1 + (change if change <= history else 0)
+        expected += [min(history + 2 + i, believed) for i in range(3)]
+        assert output.order[row].tolist() == expected
+        right = change <= history
+        assert output.sequences[row, -3:].tolist() == [Scripted.RIGHT if right else Scripted.WRONG] * 3
+
+
+@given(step=steps())
 def test_random_takes_its_quota(step):
     got = unmask(RandomSampler(), step)
     assert not (got & ~step.masked).any()
@@ -114,6 +269,7 @@ def test_iid(masked, steps_left):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
+@settings(max_examples=50)
 @given(step=steps())
 def test_a_non_empty_part_of_the_masked_positions(name, step):
     got = unmask(make_sampler(name, scorer=SCORER), step)
@@ -122,24 +278,76 @@ def test_a_non_empty_part_of_the_masked_positions(name, step):
     assert torch.equal(got.any(-1), step.masked.any(-1))
 
 
-@pytest.mark.parametrize("sampler", [IIDSampler(), *FIXED_COUNT], ids=name_of)
+@pytest.mark.parametrize("sampler", [IIDSampler(), make_sampler("remdm"), *FIXED_COUNT], ids=name_of)
 @given(step=steps())
 def test_one_step_left_unmasks_everything(sampler, step):
     assert torch.equal(unmask(sampler, dataclasses.replace(step, steps_left=1)), step.masked)
 
 
-@pytest.mark.parametrize("sampler", DETERMINISTIC, ids=name_of)
+@pytest.mark.parametrize("name", SAMPLERS)
+@settings(max_examples=10)
 @given(step=steps())
-def test_rows_are_independent(sampler, step):
-    together = unmask(sampler, step_of(step.predictions.log_probs, step.masked, steps_left=step.steps_left))
-    for row in range(len(together)):
-        alone = step_of(step.predictions.log_probs[[row]], step.masked[[row]], steps_left=step.steps_left)
-        assert torch.equal(unmask(sampler, alone)[0], together[row])
+def test_a_state_has_a_row_for_each_row(name, step):
+    sampler = make_sampler(name, scorer=SCORER)
+    state = sampler.init_state(step)
+    for proposal in (sampler.propose(step, state), sampler.propose(step, sampler.propose(step, state).state)):
+        assert isinstance(proposal.state, tuple)
+        assert [(len(part), part.dtype, part.shape) for part in proposal.state] == [
+            (len(step.masked), part.dtype, part.shape) for part in state
+        ]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@settings(max_examples=20)
+@given(step=steps())
+def test_only_unmasked_positions_are_remasked_and_only_by_rules_that_say_so(name, step):
+    sampler = make_sampler(name, scorer=SCORER)
+    for _ in range(2):
+        remask = propose(sampler, step).remask
+        assert (remask is not None) == sampler.remasks
+        if remask is not None:
+            assert remask.dtype == torch.bool
+            assert not (remask & step.masked).any()
+
+
+@pytest.mark.parametrize("sampler", DETERMINISTIC, ids=name_of)
+@settings(max_examples=20)
+@given(step=steps(), seed=st.integers(0, 2**32))
+def test_rows_are_independent(sampler, step, seed):
+    """Three steps of a batch and of each row alone, with the state that belongs to it."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = [0.3 * number * torch.randn(step.predictions.log_probs.shape, generator=generator) for number in range(3)]
+
+    def decoded(rows):
+        masked, state, answers = step.masked[rows], None, []
+        for extra in noise:
+            now = step_of(step.predictions.log_probs[rows] + extra[rows], masked, steps_left=step.steps_left)
+            taken, state, remask = sampler.propose(now, sampler.init_state(now) if state is None else state)
+            taken = at_least_one(taken, masked, now.predictions.confidence)
+            answers.append(torch.stack([taken, torch.zeros_like(taken) if remask is None else remask]))
+            masked = masked & ~taken | answers[-1][1]
+        return torch.stack(answers)
+
+    together = decoded(list(range(len(step.masked))))
+    for row in range(len(step.masked)):
+        assert torch.equal(decoded([row])[:, :, 0], together[:, :, row])
+
+
+@pytest.mark.parametrize("sampler", DETERMINISTIC, ids=name_of)
+@settings(max_examples=20)
+@given(step=steps())
+def test_the_generator_is_for_rules_that_draw(sampler, step):
+    propose(sampler, dataclasses.replace(step, generator=None, hidden_states=None))
+    before = torch.random.get_rng_state()
+    propose(sampler, dataclasses.replace(step, generator=None, hidden_states=None))
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("sampler", [IIDSampler(), RandomSampler(), *DETERMINISTIC], ids=name_of)
+@settings(max_examples=20)
 @given(step=steps(), seed=st.integers(0, 2**32))
 def test_what_is_already_unmasked_does_not_matter(sampler, step, seed):
+    """For what is unmasked next; what is remasked, it decides."""
     logits = step.predictions.log_probs
     noise = 9 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(seed))
     other = torch.where(step.masked[..., None], logits, noise)
@@ -147,7 +355,8 @@ def test_what_is_already_unmasked_does_not_matter(sampler, step, seed):
     assert torch.equal(before, after)
 
 
-@pytest.mark.parametrize("sampler", DETERMINISTIC, ids=name_of)
+@pytest.mark.parametrize("sampler", CONFIDENT, ids=name_of)
+@settings(max_examples=50)
 @given(step=steps(), position=st.integers(0, 8))
 def test_sharper_goes_first(sampler, step, position):
     """A position that is taken is still taken when the denoiser becomes surer of it."""
@@ -161,7 +370,7 @@ def test_sharper_goes_first(sampler, step, position):
     assert (after | ~before).all()
 
 
-@pytest.mark.parametrize("sampler", DETERMINISTIC, ids=name_of)
+@pytest.mark.parametrize("sampler", [*CONFIDENT, KLASSSampler(threshold=0.0)], ids=name_of)
 def test_the_sharpest_position_is_taken(sampler):
     logits = torch.tensor([0.5, 3.0, 0.1, 2.0])[:, None] * torch.tensor([1.0, 0.0, 0.4, 0.0, 0.2])
     step = step_of(logits[None], torch.tensor([[True, True, True, False]]), steps_left=9)
@@ -222,9 +431,54 @@ def test_threshold_out_of_range(value):
 
 
 @pytest.mark.parametrize("value", [-1, float("nan"), "0.9", None, False])
-def test_gamma_out_of_range(value):
-    with pytest.raises(ValueError, match=r"gamma must be a number in \[0.0, inf\], got"):
-        EntropyBoundSampler(gamma=value)
+@pytest.mark.parametrize(
+    ("name", "option"), [("factor", "factor"), ("klass", "epsilon"), ("position", "decay"), ("entropy_bound", "gamma")]
+)
+def test_option_below_zero(name, option, value):
+    with pytest.raises(ValueError, match=rf"{option} must be a number in \[0.0, inf\], got"):
+        make_sampler(name, {option: value})
+
+
+def test_klass_threshold_out_of_range():
+    with pytest.raises(ValueError, match=r"threshold must be a number in \[0.0, 1.0\], got 2"):
+        KLASSSampler(threshold=2)
+
+
+@pytest.mark.parametrize("value", [0, 1.5, "2", True])
+def test_history_out_of_range(value):
+    with pytest.raises(ValueError, match="history must be an integer of 1 or more, got"):
+        KLASSSampler(history=value)
+
+
+@pytest.mark.parametrize("value", [1, 2.0, None, True])
+def test_base_out_of_range(value):
+    with pytest.raises(ValueError, match="base must be an integer of 2 or more, got"):
+        DilatedSampler(base=value)
+
+
+def test_clip_out_of_range():
+    with pytest.raises(ValueError, match="clip must be a number in"):
+        PositionSampler(clip=0.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        ([0.5, 0.5], "list"),
+        (torch.ones(2, 2), r"torch.float32 \(2, 2\)"),
+        (torch.ones(2, dtype=torch.long), r"torch.int64 \(2,\)"),
+        (torch.tensor([0.5, -0.1]), r"torch.float32 \(2,\)"),
+    ],
+)
+def test_frequencies(value, got):
+    with pytest.raises(ValueError, match=rf"frequencies must be a float tensor \[vocab\] of 0 or more, got {got}"):
+        PositionSampler(frequencies=value)
+
+
+def test_frequencies_of_another_vocabulary():
+    step = step_of(torch.zeros(1, 2, VOCAB), torch.ones(1, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="frequencies must have one entry for each of 5 tokens, got 4"):
+        propose(PositionSampler(frequencies=torch.ones(4)), step)
 
 
 @pytest.mark.parametrize("value", [float("nan"), "fast", None])
@@ -240,7 +494,13 @@ def test_scorer_of_another_type():
 
 def test_defaults_are_those_of_the_papers():
     assert make_sampler("threshold").threshold == 0.9
+    assert make_sampler("factor").factor == 1.0
     assert make_sampler("entropy_bound").gamma == 0.1
+    assert vars(make_sampler("klass")) == {"threshold": 0.9, "epsilon": 0.01, "history": 2}
+    assert vars(make_sampler("position")) == {"decay": 0.25, "clip": 10.0, "frequencies": None}
+    assert make_sampler("dilated").base == 2
+    assert vars(make_sampler("remdm")) == {"schedule": "cap", "eta": 0.008, "confidence": False}
+    assert vars(make_sampler("wino")) == {"draft": 0.6, "verify": 0.9}
 
 
 def test_make_sampler_takes_options_and_instances():

@@ -1,0 +1,57 @@
+"""What an unmasking rule is: it gets a `Step` and its own state, and returns a `Proposal`."""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+
+from hf_learned_order.predictions import Step
+
+# What a rule remembers from step to step: tensors with the batch first. The loop drops the rows that finish.
+State = tuple[Tensor, ...]
+
+
+class Proposal(NamedTuple):
+    """What a rule says about one step.
+
+    Attributes:
+        unmask: bool [batch, canvas]; ignored outside `step.masked`.
+        state: what `propose` gets at the next step, without the rows that have finished by then.
+        remask: bool [batch, canvas], for rules with `remasks`; ignored outside `step.unmasked`.
+    """
+
+    unmask: Tensor
+    state: State = ()
+    remask: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """A rule. It keeps nothing between steps but its state, so one sampler serves any number of generations at once.
+
+    Attributes:
+        needs_hidden_states: the rule reads `step.hidden_states`.
+        remasks: the rule may propose to mask an unmasked position again, and reads `step.predictions` there.
+    """
+
+    needs_hidden_states: ClassVar[bool] = False
+    remasks: ClassVar[bool] = False
+
+    def init_state(self, step: Step) -> State:
+        """What the first `propose` gets; `step` is the first one."""
+        return ()
+
+    def propose(self, step: Step, state: State) -> Proposal:
+        raise NotImplementedError
+
+
+def check_range(name: str, value: float, *, low: float, high: float = float("inf")) -> None:
+    """Raises `ValueError` unless `value` is a number in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ValueError(f"{name} must be a number in [{low}, {high}], got {value!r}")
+
+
+def check_integer(name: str, value: int, *, low: int) -> None:
+    """Raises `ValueError` unless `value` is an integer of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{name} must be an integer of {low} or more, got {value!r}")
