@@ -20,8 +20,11 @@ from hf_learned_order.data import CanvasCollator
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.generation import LearnedOrderOutput, decode
 from hf_learned_order.gsm8k import answer_of
+from hf_learned_order.remasking import WINOSampler
 from hf_learned_order.samplers import (
     EntropyBoundSampler,
+    FactorSampler,
+    KLASSSampler,
     LearnedOrderSampler,
     Sampler,
     ThresholdSampler,
@@ -29,7 +32,7 @@ from hf_learned_order.samplers import (
 )
 from hf_learned_order.scorer import OrderScorer
 
-RANDOM_SAMPLERS = ("iid", "random")
+RANDOM_SAMPLERS = ("iid", "random", "remdm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,8 @@ class Result:
         accuracy: share of right final answers.
         spread: standard deviation of the accuracy over runs.
         nfe, nfe_min, nfe_max: mean and range over sequences.
-        bound: mean log-likelihood of the published response, nats a response; None where it was not asked for.
+        bound: mean log-likelihood of the published response, nats a response; None where it was not asked for or
+            the rule remasks.
         count: sequences.
         runs: how many seeds or scorers the means are over.
         scores: for each sequence the share of runs that got it right, in the order of the data set.
@@ -137,7 +141,7 @@ class Evaluator:
             right += [answer_of(text) == row["answer"] for text, row in zip(texts, rows, strict=True)]
             nfe += output.nfe.tolist()
         bound = None
-        if with_bound:
+        if with_bound and not sampler.remasks:
             scored = self.outputs(sampler, max_denoising_steps=max_denoising_steps, seed=seed, clean=True)
             bound = torch.cat([output.log_likelihood for output, _ in scored]).mean().item()
         return Result(
@@ -185,13 +189,13 @@ class Evaluator:
 
     def tune_budget(self, sampler: Sampler, target_nfe: float) -> int:
         """The step budget whose mean NFE here is nearest to `target_nfe` (an early EOS makes it less)."""
-        best, budget = (float("inf"), 1), min(self.canvas_length, max(1, round(target_nfe)))
+        best, budget, last = (float("inf"), 1), min(self.canvas_length, max(1, round(target_nfe))), 0.0
         while budget <= self.canvas_length:
             nfe = self.mean_nfe(sampler, max_denoising_steps=budget)
             best = min(best, (abs(nfe - target_nfe), budget))
-            if nfe >= target_nfe:
+            if nfe >= target_nfe or nfe == last:  # `dilated` has a number of steps of its own: more budget is no more
                 break
-            budget += 1
+            budget, last = budget + 1, nfe
         return best[1]
 
 
@@ -199,6 +203,12 @@ def knob(name: str, scorer: OrderScorer | None = None) -> Callable[[float], Samp
     """A sampler of that name for each setting in [0, 1], from slow to fast; None if it has no such knob."""
     if name == "threshold":
         return lambda x: ThresholdSampler(threshold=1.0 - x)
+    if name == "factor":
+        return lambda x: FactorSampler(factor=_log_scale(x))
+    if name == "klass":
+        return lambda x: KLASSSampler(threshold=1.0 - x)
+    if name == "wino":
+        return lambda x: WINOSampler(draft=1.0 - x)
     if name == "entropy_bound":
         return lambda x: EntropyBoundSampler(gamma=_log_scale(x))
     if name == "learned_order" and scorer is not None:

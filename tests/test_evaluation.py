@@ -13,6 +13,7 @@ from rich.console import Console
 from hf_learned_order.data import equation_tokenizer, equations
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.evaluation import (
+    RANDOM_SAMPLERS,
     Evaluator,
     Result,
     compare,
@@ -26,6 +27,8 @@ from hf_learned_order.evaluation import (
 from hf_learned_order.generation import decode
 from hf_learned_order.gsm8k import chains_of, read_rows
 from hf_learned_order.samplers import (
+    SAMPLERS,
+    DilatedSampler,
     EntropyBoundSampler,
     IIDSampler,
     LearnedOrderSampler,
@@ -152,7 +155,7 @@ def test_empty_dataset_is_refused(denoiser, tokenizer, dataset):
 
 
 @pytest.mark.parametrize("target", [3.0, 6.0])
-@pytest.mark.parametrize("name", ["threshold", "entropy_bound", "non_empty", "dependent"])
+@pytest.mark.parametrize("name", ["threshold", "factor", "entropy_bound", "non_empty", "dependent"])
 def test_knob_is_tuned_to_its_target(evaluator, denoiser, name, target):
     laws = ("non_empty", "dependent")
     make = knob("learned_order", scorer_of(denoiser.model, law=name)) if name in laws else knob(name)
@@ -177,6 +180,43 @@ def test_budget_is_tuned_to_its_target(evaluator, target):
 
 def test_budget_is_at_most_the_canvas(evaluator):
     assert evaluator.tune_budget(TopProbSampler(), 3.0 * CANVAS) == CANVAS
+
+
+def test_a_rule_with_its_own_number_of_steps_is_not_tried_at_every_budget(denoiser, tokenizer, dataset):
+    tried = []
+
+    class Counting(Evaluator):
+        def mean_nfe(self, sampler, *, max_denoising_steps=None, seed=0):
+            tried.append(max_denoising_steps)
+            return super().mean_nfe(sampler, max_denoising_steps=max_denoising_steps, seed=seed)
+
+    counting = Counting(denoiser, tokenizer, dataset, canvas_length=CANVAS)
+    assert counting.tune_budget(DilatedSampler(), 20.0) == 20
+    assert tried == [20, 21]
+
+
+def test_knob_of_wino(evaluator):
+    nfe = [evaluator.mean_nfe(knob("wino")(x)) for x in (0.0, 1.0)]
+    assert 1 <= nfe[1] < nfe[0] <= CANVAS
+
+
+def test_knob_of_klass(evaluator):
+    """It unmasks one position a step until a prediction has been stable for two steps, so it is not tuned to few."""
+    make = knob("klass")
+    assert (make(0.25).threshold, make(0.25).history) == (0.75, 2)
+    nfe = [evaluator.mean_nfe(make(x)) for x in (0.0, 1.0)]
+    assert 3 <= nfe[1] < nfe[0] <= CANVAS
+
+
+def test_every_rule_is_measured(denoiser, tokenizer, dataset):
+    evaluator = Evaluator(denoiser, tokenizer, dataset.select(range(2)), canvas_length=CANVAS)
+    scorer = scorer_of(denoiser.model)
+    names = list(SAMPLERS)
+    results = list(compare(evaluator, evaluator, samplers=names, targets=[6.0], scorers=[scorer], seeds=2))
+    assert [result.sampler for result in results] == names
+    for result in results:
+        assert (result.bound is None) == SAMPLERS[result.sampler].remasks
+        assert result.runs == (2 if result.sampler in RANDOM_SAMPLERS else 1)
 
 
 def test_rules_without_a_knob():
