@@ -26,13 +26,15 @@ class Predictions:
     entropy: Tensor
 
     @classmethod
-    def from_logits(cls, logits: Tensor, mask_token_id: int) -> "Predictions":
+    def from_logits(cls, logits: Tensor, mask_token_id: int | None = None) -> "Predictions":
         """Predictions from raw logits [batch, canvas, vocab], in float32 whatever the dtype of the logits.
 
-        A denoiser may predict the mask token itself; decoding never may, so its logit is out of the softmax.
+        A denoiser may predict the mask token itself; decoding never may, so its logit is out of the softmax. None
+        where the model has no mask token.
         """
         excluded = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        excluded[mask_token_id] = True
+        if mask_token_id is not None:
+            excluded[mask_token_id] = True
         log_probs = logits.float().masked_fill(excluded, -torch.inf).log_softmax(-1)
         probs = log_probs.exp()
         top = probs.topk(2, dim=-1).values

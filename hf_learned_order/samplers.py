@@ -9,7 +9,7 @@ Symbols: `M` masked, `n = |M|`, `c` confidence, `m` margin, `H` entropy, K = cei
 
 import math
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -250,7 +250,11 @@ class LearnedOrderSampler(Sampler):
 
     scorer: "OrderScorer"
     bias: float = 0.0
-    needs_hidden_states: ClassVar[bool] = True
+
+    @property
+    def needs_hidden_states(self) -> bool:  # pyrefly: ignore[bad-override]
+        """Unless the scorer looks at predictions only."""
+        return self.scorer.config.denoiser_hidden_size > 0
 
     def __post_init__(self):
         if not hasattr(self.scorer, "law"):

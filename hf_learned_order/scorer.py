@@ -43,7 +43,8 @@ class OrderScorerConfig(PreTrainedConfig):
         hidden_size: width of the scorer.
         num_hidden_layers: transformer layers over the canvas.
         num_attention_heads: heads of each.
-        denoiser_hidden_size, vocab_size, mask_token_id: what a denoiser must have to be used with this scorer.
+        denoiser_hidden_size, vocab_size, mask_token_id: what a denoiser must have to be used with this scorer. A
+            `denoiser_hidden_size` of 0 is a scorer that looks at predictions only, never at hidden states.
         base_model_name_or_path, base_model_revision: the denoiser it was trained with, for the card.
     """
 
@@ -99,8 +100,8 @@ class OrderScorerConfig(PreTrainedConfig):
     def for_denoiser(cls, denoiser: Denoiser, **kwargs: Any) -> "OrderScorerConfig":
         """The configuration of a scorer that fits `denoiser`."""
         config = denoiser.model.config
+        kwargs.setdefault("denoiser_hidden_size", denoiser.hidden_size)
         return cls(
-            denoiser_hidden_size=denoiser.hidden_size,
             vocab_size=config.vocab_size,
             mask_token_id=denoiser.mask_token_id,
             base_model_name_or_path=getattr(config, "_name_or_path", None) or None,
@@ -119,8 +120,10 @@ class OrderNetwork(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.features = nn.Linear(FEATURES - 2 * pairs + extra, size)
-        self.hidden_states = nn.Sequential(
-            nn.LayerNorm(config.denoiser_hidden_size), nn.Linear(config.denoiser_hidden_size, size)
+        self.hidden_states = (
+            nn.Sequential(nn.LayerNorm(config.denoiser_hidden_size), nn.Linear(config.denoiser_hidden_size, size))
+            if config.denoiser_hidden_size > 0
+            else None
         )
         layer = nn.TransformerEncoderLayer(
             size,
@@ -158,7 +161,10 @@ class OrderNetwork(nn.Module):
 
     def _encode(self, features: Tensor, hidden_states: Tensor) -> Tensor:
         dtype = self.features.weight.dtype
-        return self.encoder(self.features(features.to(dtype)) + self.hidden_states(hidden_states.to(dtype)))
+        inputs = self.features(features.to(dtype))
+        if self.hidden_states is not None:
+            inputs = inputs + self.hidden_states(hidden_states.to(dtype))
+        return self.encoder(inputs)
 
 
 def features_of(step: Step) -> Tensor:
@@ -237,7 +243,7 @@ class OrderScorer(PreTrainedModel):
         """Raises `ValueError` unless this scorer was made for a denoiser of this shape."""
         mine, config = self.config, denoiser.model.config
         for name, expected, got in (
-            ("hidden size", mine.denoiser_hidden_size, denoiser.hidden_size),
+            ("hidden size", mine.denoiser_hidden_size or denoiser.hidden_size, denoiser.hidden_size),
             ("vocabulary size", mine.vocab_size, config.vocab_size),
             ("mask token id", mine.mask_token_id, denoiser.mask_token_id),
         ):

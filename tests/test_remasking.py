@@ -100,12 +100,13 @@ class TestWINO:
         verify=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
     )
     def test_formula(self, step, before, draft, verify):
-        state = (torch.full((len(step.masked), 1), before),)
+        befores = [(before + row) % 6 for row in range(len(step.masked))]
+        state = (torch.tensor(befores)[:, None],)
         unmask, (count,), remask = WINOSampler(draft=draft, verify=verify).propose(step, state)
         unmask = at_least_one(unmask, step.masked, step.predictions.confidence)
         c, now = step.predictions.confidence.tolist(), step.predictions.log_probs[..., 0].exp().tolist()
         for row, masked in enumerate(step.masked.tolist()):
-            drafted, doubtful = oracles.wino(c[row], now[row], masked, before, draft, verify)
+            drafted, doubtful = oracles.wino(c[row], now[row], masked, befores[row], draft, verify)
             assert (positions(unmask[row]), positions(remask[row])) == (drafted, doubtful)
             assert count[row].item() == max(len(drafted), 1)
 

@@ -418,7 +418,10 @@ def test_bias_is_the_speed():
 
 
 def test_only_the_learned_order_needs_hidden_states():
-    assert [name for name, sampler in SAMPLERS.items() if sampler.needs_hidden_states] == ["learned_order"]
+    samplers = {name: make_sampler(name, scorer=SCORER) for name in SAMPLERS}
+    assert [name for name, sampler in samplers.items() if sampler.needs_hidden_states] == ["learned_order"]
+    config = OrderScorerConfig(hidden_size=8, denoiser_hidden_size=0, vocab_size=VOCAB)
+    assert not LearnedOrderSampler(scorer=OrderScorer(config)).needs_hidden_states
 
 
 # ---- options and errors ------------------------------------------------------------------------------------------

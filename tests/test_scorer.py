@@ -1,5 +1,6 @@
 """The scorer: configuration, laws, the learned dependence, and what training finds on a problem with an answer."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -87,6 +88,17 @@ def test_for_denoiser_takes_its_shape():
     config = OrderScorer.for_denoiser(denoiser, law="max_normalized", **SMALL).config
     assert (config.denoiser_hidden_size, config.vocab_size, config.mask_token_id) == (denoiser.hidden_size, VOCAB, MASK)
     assert config.law == "max_normalized"
+
+
+@pytest.mark.parametrize("law", ["non_empty", "max_normalized", "dependent"])
+def test_a_scorer_of_predictions_only(law):
+    denoiser = Denoiser(tiny_model("bert"), mask_token_id=MASK)
+    scorer = OrderScorer.for_denoiser(denoiser, law=law, denoiser_hidden_size=0, **SMALL)
+    scorer.check_fits(denoiser)
+    step = step_of()
+    blind = dataclasses.replace(step, hidden_states=None)
+    assert torch.equal(scorer(step), scorer(blind))
+    assert not [name for name, _ in scorer.named_parameters() if "hidden_states" in name]
 
 
 @pytest.mark.parametrize(
