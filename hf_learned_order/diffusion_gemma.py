@@ -14,9 +14,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
-    EntropyBoundSampler as AcceptanceBase,
-)
+from transformers.models.diffusion_gemma.generation_diffusion_gemma import EntropyBoundSampler as AcceptanceBase
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import EntropyBoundSamplerConfig
 
 from hf_learned_order.distributions import at_least_one
@@ -64,6 +62,7 @@ class AcceptanceSampler(AcceptanceBase):
         self.max_denoising_steps = max_denoising_steps
         self.state: State = ()
 
+    # pyrefly: ignore[bad-override] (LongTensor is a name for what Tensor is)
     def accept_canvas(
         self, current_canvas: Tensor, denoiser_canvas: Tensor, logits: Tensor, cur_step: int | Tensor
     ) -> Tensor:
@@ -85,14 +84,14 @@ class DiffusionGemmaForBlockDiffusion(transformers.DiffusionGemmaForBlockDiffusi
         config = generation_config.sampler_config
         if not isinstance(config, AcceptanceConfig):
             return super()._prepare_sampler(generation_config)
-        return AcceptanceSampler(
-            config, self.config.canvas_length, self.config.text_config.vocab_size, generation_config.max_denoising_steps
-        )
+        canvas_length, vocab_size = self.config.canvas_length, self.config.text_config.vocab_size  # pyrefly: ignore
+        # pyrefly: ignore[bad-argument-type]
+        return AcceptanceSampler(config, canvas_length, vocab_size, generation_config.max_denoising_steps)
 
-    def _compile_functions(self, sampler: AcceptanceBase, *args: Any) -> Any:
+    def _compile_functions(self, sampler: Any, diffusion_stopping_criteria: Any) -> Any:
         if isinstance(sampler, AcceptanceSampler):
             raise ValueError(
                 "cache_implementation must not be a static one with an AcceptanceConfig, or disable_compile must be "
                 "True: rules are not compiled"
             )
-        return super()._compile_functions(sampler, *args)
+        return super()._compile_functions(sampler, diffusion_stopping_criteria)

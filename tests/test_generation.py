@@ -419,6 +419,13 @@ class TestRemasking:
         output = decode(denoiser_of("bert"), words(2, 3), sampler=Remasks(given=False), max_new_tokens=8)
         assert_same_rows(output, expected)
 
+    def test_a_rule_that_does_not_say_so_remasks_nothing(self):
+        class Silent(RemasksOnce):
+            remasks = False
+
+        output = decode(denoiser_of("bert"), words(1, 3), sampler=Silent(), max_new_tokens=8)
+        assert output.order.tolist() == [[1, 1, 2, 2, 3, 3, 4, 4]]
+
     def test_no_bound(self):
         with pytest.raises(ValueError, match="sampler must not remask when clean is given, got RemasksOnce"):
             decode(denoiser_of("bert"), words(1, 3), sampler=RemasksOnce(), max_new_tokens=4, clean=words(1, 4))
