@@ -166,6 +166,13 @@ def test_position_weighs_place_against_rarity():
         assert positions(unmask(sampler, step)[0]) == {best}
 
 
+def test_position_prefers_the_sure():
+    logits = torch.zeros(1, 2, VOCAB)
+    logits[0, :, 0] = torch.tensor([1.0, 4.0])
+    step = step_of(logits, torch.ones(1, 2, dtype=torch.bool), steps_left=2)
+    assert positions(unmask(PositionSampler(decay=0.1), step)[0]) == {1}
+
+
 def test_position_on_a_long_canvas():
     """exp(-decay i) is below float32's smallest number from i = 400 on."""
     masked = torch.zeros(1, 1000, dtype=torch.bool)
