@@ -30,10 +30,7 @@ class ScriptArguments:
     task: str = field(default="equations", metadata={"choices": ["equations", "words"]})
     num_problems: int = field(default=20_000, metadata={"help": "equations: chains drawn by resampling the numbers"})
     law: str = field(default="non_empty", metadata={"help": "law of the scorer", "choices": list(LAWS)})
-    entropy_weight: float = field(default=0.0, metadata={"help": "dependent law: cost of a position by itself"})
-    passed_weight: float = field(
-        default=0.0, metadata={"help": "dependent law: share of the dependence on positions passed over that is paid"}
-    )
+    entropy_weight: float = field(default=1.5, metadata={"help": "dependent law: cost of a position by itself"})
     scorer_size: int = field(default=64, metadata={"help": "width of the scorer"})
     scorer_layers: int = 2
     use_lora: bool = field(default=False, metadata={"help": "tune the denoiser along, by LoRA"})
@@ -78,7 +75,6 @@ def main() -> None:
         Denoiser(model, mask_token_id=mask_token_id_of(tokenizer)),
         law=script.law,
         entropy_weight=script.entropy_weight,
-        passed_weight=script.passed_weight,
         hidden_size=script.scorer_size,
         num_hidden_layers=script.scorer_layers,
     )

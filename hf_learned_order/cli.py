@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--dtype", default="float32", help="of the denoiser, e.g. bfloat16")
     evaluate.add_argument("--limit", type=int, help="test problems, the first so many; by default all")
     evaluate.add_argument("--tuning_limit", type=int, default=120, help="held-out problems that settings are tuned on")
+    evaluate.add_argument("--cap", type=float, default=1.5, help="steps of the capped rows, times the target NFE")
+    evaluate.add_argument("--no_bound", action="store_true", help="leave out the bound, which costs as much again")
     evaluate.add_argument("--seeds", type=int, default=3, help="runs of the random samplers")
     evaluate.add_argument("--output_dir", default="runs/evaluation")
     evaluate.set_defaults(run=_evaluate)
@@ -119,9 +121,16 @@ def _evaluate(options: argparse.Namespace) -> None:
             Evaluator(denoiser, tokenizer, dataset, canvas_length=options.canvas_length, batch_size=options.batch_size)
         )
     targets = sorted(options.nfe)
-    comparison = compare(*evaluators, samplers=names, targets=targets, scorers=scorers, seeds=options.seeds)
-    total = len(names) * len(options.nfe)
-    results = list(track(comparison, description="samplers x budgets", total=total, console=Console(stderr=True)))
+    comparison = compare(
+        *evaluators,
+        samplers=names,
+        targets=targets,
+        scorers=scorers,
+        seeds=options.seeds,
+        cap=options.cap,
+        with_bound=not options.no_bound,
+    )
+    results = list(track(comparison, description="samplers x budgets", total=None, console=Console(stderr=True)))
     folder = Path(options.output_dir)
     save_results(results, folder)
     trade_off(results, folder / "trade_off.png", title=f"{options.task}, {len(evaluators[1].dataset)} test problems")

@@ -147,38 +147,26 @@ class NonEmptyBernoulli(SubsetDistribution):
 
 
 class BoundedDependence(SubsetDistribution):
-    """The set that is built from the most preferred position down while its dependence stays within a bound.
+    """The set that is built from the most preferred position down, each accepted while its own cost is within a bound.
 
-    Position i costs `c^i = own^i + sum of A_ij over the j accepted before it + rho * the same sum over the j passed
-    over`; it is accepted when the costs accepted so far and this one do not exceed `bound`. The first is free, so the
-    set is never empty. With own = 0 and rho = 0, what is bounded estimates the total correlation of the set, the nats
-    that a parallel draw loses; rho > 0 also charges for what i would have learned from more certain positions by
-    waiting. With A = 0 and own = H it is an entropy bound. All mass is on one set.
+    Position i costs `c^i = own^i + sum of A_ij over the j accepted before it`, an estimate of the nats that are lost by
+    unmasking it in this step; it is accepted when `c^i <= bound`. The first is free, so the set is never empty. With
+    A = 0 and own = H it is a threshold on the entropy; with own = 0 it bounds the dependence of each position on the
+    ones before it. All mass is on one set.
 
     Args:
         dependence: A [..., canvas, canvas], nats: how much knowing position j says about position i.
         own: [..., canvas], nats: what a position costs by itself.
         preference: [..., canvas]; positions are visited from the largest down.
         masked: bool [..., canvas].
-        bound: nats a step.
-        passed_weight: rho.
+        bound: nats a position.
     """
 
-    def __init__(
-        self,
-        dependence: Tensor,
-        own: Tensor,
-        preference: Tensor,
-        masked: Tensor,
-        *,
-        bound: float,
-        passed_weight: float = 0.0,
-    ):
-        for name, value in (("bound", bound), ("passed_weight", passed_weight)):
-            if not value >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {value}")
+    def __init__(self, dependence: Tensor, own: Tensor, preference: Tensor, masked: Tensor, *, bound: float):
+        if not bound >= 0:
+            raise ValueError(f"bound must be 0 or more, got {bound}")
         super().__init__(preference, masked)
-        self.accepted = self._build(dependence, own, preference, bound, passed_weight)
+        self.accepted = self._build(dependence, own, preference, bound)
 
     @property
     def mean(self) -> Tensor:
@@ -192,7 +180,7 @@ class BoundedDependence(SubsetDistribution):
     def _from_uniform(self, uniform: Tensor, pivot: Tensor) -> Tensor:
         return self.accepted.expand(uniform.shape)
 
-    def _build(self, dependence: Tensor, own: Tensor, preference: Tensor, bound: float, passed_weight: float) -> Tensor:
+    def _build(self, dependence: Tensor, own: Tensor, preference: Tensor, bound: float) -> Tensor:
         order = preference.masked_fill(~self.masked, -torch.inf).argsort(dim=-1, descending=True, stable=True)
         square = (*order.shape, order.shape[-1])
         # columns first, both axes in visiting order: row k is what accepting the k-th adds to the cost of each
@@ -201,13 +189,10 @@ class BoundedDependence(SubsetDistribution):
         masked = self.masked.gather(-1, order)
         cost = own.gather(-1, order)
         cost[..., 0] = 0.0
-        spent = torch.zeros_like(cost[..., 0])
         accepted = torch.zeros_like(masked)
         for k in range(int(masked.sum(-1).max()) if masked.numel() else 0):
-            within = masked[..., k] & (spent + cost[..., k] <= bound)
-            accepted[..., k] = within
-            spent = spent + cost[..., k] * within
-            cost = cost + visited[..., k, :] * torch.where(within, 1.0, passed_weight)[..., None]
+            accepted[..., k] = masked[..., k] & (cost[..., k] <= bound)
+            cost = cost + visited[..., k, :] * accepted[..., k, None]
         return torch.zeros_like(masked).scatter(-1, order, accepted)
 
 

@@ -7,6 +7,7 @@ gives when every unmasked token is the true one (`decode(clean=...)`), in nats a
 
 import csv
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from hf_learned_order.samplers import (
 )
 from hf_learned_order.scorer import OrderScorer
 
+LEARNED = ("learned_order, capped", "learned_order")  # the first that was measured is compared with the others
 RANDOM_SAMPLERS = ("iid", "random", "remdm")
 
 
@@ -224,35 +226,54 @@ def compare(
     targets: Sequence[float],
     scorers: Sequence[OrderScorer] = (),
     seeds: int = 3,
+    cap: float = 1.5,
+    with_bound: bool = True,
 ) -> Iterator[Result]:
     """Every sampler at every target NFE: tuned on `tuning`, measured on `test`.
 
-    Rules with a knob are tuned to the target; rules with a fixed count get the budget nearest to it. Random rules run
-    with `seeds` seeds and `learned_order` with every scorer: mean and standard deviation over them. A scorer that was
-    trained for one step budget decodes within it.
+    Rules with a knob are tuned to the target, once as they are and once "capped": with a step budget of `cap` times the
+    target, at whose last step everything is unmasked, so that a few long sequences do not use up the mean. Rules with a
+    fixed count get the budget nearest to the target. Random rules run with `seeds` seeds and `learned_order` with every
+    scorer: mean and standard deviation over them. A scorer that was trained for one step budget decodes within it.
 
     Raises:
-        ValueError: a sampler is unknown or lacks its scorer, or `seeds` is not positive.
+        ValueError: a sampler is unknown or lacks its scorer, or a number is out of range.
     """
     if seeds < 1:
         raise ValueError(f"seeds must be 1 or more, got {seeds}")
+    if not cap >= 1:
+        raise ValueError(f"cap must be 1 or more, got {cap}")
     for name in samplers:
+        # without a scorer, make_sampler says that there has to be one
+        mine = scorers if name == "learned_order" and scorers else (None,)
+        budgeted = any(scorer is not None and scorer.config.max_denoising_steps for scorer in mine)
         for target in targets:
-            runs = []
-            # without a scorer, make_sampler says that there has to be one
-            for scorer in scorers if name == "learned_order" and scorers else (None,):
-                make = knob(name, scorer)
-                if make is None:
-                    sampler = make_sampler(name)
-                    budget, setting = tuning.tune_budget(sampler, target), ""
-                else:
-                    budget = None if scorer is None else scorer.config.max_denoising_steps
-                    sampler = make(tuning.tune_knob(make, target, max_denoising_steps=budget))
-                    setting = " ".join(f"{k}={v:.4g}" for k, v in vars(sampler).items() if isinstance(v, float))
-                for seed in range(seeds if name in RANDOM_SAMPLERS else 1):
-                    run = test.measure(sampler, name=name, max_denoising_steps=budget, seed=seed)
-                    runs.append(replace(run, target=target, setting=setting))
-            yield over_runs(runs)
+            for capped in (False,) if knob(name, mine[0]) is None or budgeted else (False, True):
+                steps = min(math.ceil(cap * target), tuning.canvas_length) if capped else None
+                runs = []
+                for scorer in mine:
+                    sampler, budget, setting = _tuned(tuning, name, scorer, target, steps)
+                    label = f"{name}, capped" if capped else name
+                    for seed in range(seeds if name in RANDOM_SAMPLERS else 1):
+                        run = test.measure(
+                            sampler, name=label, max_denoising_steps=budget, seed=seed, with_bound=with_bound
+                        )
+                        runs.append(replace(run, target=target, setting=setting))
+                yield over_runs(runs)
+
+
+def _tuned(
+    tuning: Evaluator, name: str, scorer: OrderScorer | None, target: float, steps: int | None
+) -> tuple[Sampler, int | None, str]:
+    """The sampler tuned to the target, the step budget it runs with, and its setting in words."""
+    make = knob(name, scorer)
+    if make is None:
+        sampler = make_sampler(name)
+        return sampler, tuning.tune_budget(sampler, target), ""
+    budget = steps if scorer is None else scorer.config.max_denoising_steps or steps
+    sampler = make(tuning.tune_knob(make, target, max_denoising_steps=budget))
+    words = [f"{k}={v:.4g}" for k, v in vars(sampler).items() if isinstance(v, float)]
+    return sampler, budget, " ".join(words + [f"T={budget}"] * (budget is not None))
 
 
 def over_runs(runs: Sequence[Result]) -> Result:
@@ -299,9 +320,10 @@ def table(results: Sequence[Result]) -> Table:
     best = {target: max(r.accuracy for r in results if r.target == target) for target in {r.target for r in results}}
     targets = sorted(best)
     for target in targets:
-        learned = next((r for r in results if r.target == target and r.sampler == "learned_order" and r.scores), None)
+        ours = {r.sampler: r for r in results if r.target == target and r.scores}
+        learned = next((ours[name] for name in LEARNED if name in ours), None)
         for result in sorted((r for r in results if r.target == target), key=lambda r: -r.accuracy):
-            ahead = lead(learned, result) if learned is not None and result is not learned else None
+            ahead = lead(learned, result) if learned is not None and result.sampler not in LEARNED else None
             style = "bold" if result.accuracy == best[target] else None
             view.add_row(
                 f"{target:g}",

@@ -35,10 +35,8 @@ class OrderScorerConfig(PreTrainedConfig):
         law: "non_empty" (`NonEmptyBernoulli` with the ancestral schedule as offset), "max_normalized", or "dependent"
             (`BoundedDependence` with a learned A).
         law_temperature: tau, which scores are divided by; not used by the dependent law.
-        bound: nats a step of the dependent law.
+        bound: of the dependent law: what a position may cost, nats.
         entropy_weight: of the dependent law: what a position costs by itself, as a share of its entropy.
-        passed_weight: of the dependent law: how much of the dependence on more certain positions that were passed over
-            a position pays.
         max_denoising_steps: T, the budget that the scorer was trained for; None if it serves any.
         hidden_size: width of the scorer.
         num_hidden_layers: transformer layers over the canvas.
@@ -55,9 +53,8 @@ class OrderScorerConfig(PreTrainedConfig):
         *,
         law: str = "non_empty",
         law_temperature: float = 0.1,
-        bound: float = 0.3,
-        entropy_weight: float = 0.0,
-        passed_weight: float = 0.0,
+        bound: float = 1.0,
+        entropy_weight: float = 1.5,
         max_denoising_steps: int | None = None,
         hidden_size: int = 64,
         num_hidden_layers: int = 2,
@@ -76,14 +73,12 @@ class OrderScorerConfig(PreTrainedConfig):
         for name, value in (
             ("bound", bound),
             ("entropy_weight", entropy_weight),
-            ("passed_weight", passed_weight),
         ):
             if not value >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {value!r}")
         self.law = law
         self.bound = bound
         self.entropy_weight = entropy_weight
-        self.passed_weight = passed_weight
         self.max_denoising_steps = max_denoising_steps
         self.law_temperature = law_temperature
         self.hidden_size = hidden_size
@@ -235,7 +230,6 @@ class OrderScorer(PreTrainedModel):
                 -entropy,
                 step.masked,
                 bound=config.bound * math.exp(bias),
-                passed_weight=config.passed_weight,
             )
         return order_law(self.config.law, values, step, temperature=self.config.law_temperature, bias=bias)
 
