@@ -164,8 +164,11 @@ def load_native(
         raise ValueError(f"weights of {str(name_or_path)!r} must be those of a {architecture}, got {wrong}")
     # saved again, it is a checkpoint of the stock class, as its configuration says, not of the published layout
     model.__dict__.pop("_weight_conversions", None)
-    if model.generation_config.pad_token_id is None:
-        model.generation_config.pad_token_id = raw.get("pad_token_id")
+    generation = model.generation_config  # without a file of its own, it was made from the published config.json
+    if generation.eos_token_id == raw.get("eos_token_id"):
+        generation.eos_token_id = model.config.eos_token_id
+    if generation.pad_token_id is None:
+        generation.pad_token_id = raw.get("pad_token_id")
     return model
 
 

@@ -97,7 +97,8 @@ class Denoiser(nn.Module):
             arguments["position_ids"] = positions + self.family.position_offset
         if "timesteps" in taken:  # a model that is not conditioned on time, or it would have been refused
             arguments["timesteps"] = torch.zeros(len(input_ids), device=input_ids.device)
-        arguments |= {name: value for name, value in (("use_cache", False), ("return_dict", True)) if name in taken}
+        wanted = {"use_cache": False, "return_dict": True, "block_size": self.family.block_size}
+        arguments |= {name: value for name, value in wanted.items() if name in taken and value is not None}
         window = slice(start - self.family.shift, length - self.family.shift)
         if not hidden_states:
             return self.model(input_ids=input_ids, **arguments).logits[:, window], None

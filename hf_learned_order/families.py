@@ -55,7 +55,7 @@ class Family:
 
 ENCODER = Family()
 _A2D = Family(attention="4d")
-_SDAR = Family(attention="4d", block_size=4, mask_token_id=151669)
+_SDAR = Family(attention="4d", block_size=4, head_input=True, mask_token_id=151669)
 _END = {"eos_token_id": 156892, "pad_token_id": 156892}
 FAMILIES = {
     # transformers' own classes, by model type; their ids come from the configuration or the tokenizer
