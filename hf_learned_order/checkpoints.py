@@ -205,7 +205,7 @@ def check_inv_freq(model: PreTrainedModel, *, restore: bool = False) -> None:
 
 def _inv_freq(config: PreTrainedConfig) -> Tensor:
     """theta^(-2i/d), or what the configuration's kind of RoPE makes of it."""
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    rope = getattr(config, "rope_parameters", None) or {}  # where transformers 5 puts a published `rope_scaling`
     kind = rope.get("rope_type", "default")
     if kind in ROPE_INIT_FUNCTIONS:
         return ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))[0]

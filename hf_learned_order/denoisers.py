@@ -167,12 +167,13 @@ class Denoiser(nn.Module):
 
     def _first_sees_last(self, length: int) -> bool:
         """Whether the first position's logits depend on the last of `length` tokens."""
-        others = [token for token in range(5) if token != self.mask_token_id][:4]
+        others = [token for token in range(min(5, self.model.config.vocab_size)) if token != self.mask_token_id]
         ids = torch.full((len(others), length), self.mask_token_id, device=self.device)
         ids[:, -1] = torch.tensor(others, device=self.device)
         # `start` at the shift asks for what the model says at its first place
         logits = self(ids, torch.ones_like(ids), self.family.shift)[0][:, 0]
-        noise = 8 * torch.finfo(logits.dtype).eps * logits.abs().max()  # of kernels that treat rows differently
+        # of kernels that treat rows differently; logits may be of a finer type than what they were computed in
+        noise = 8 * max(torch.finfo(dtype).eps for dtype in (logits.dtype, self.model.dtype)) * logits.abs().max()
         return bool((logits - logits[0]).abs().max() > noise)
 
 

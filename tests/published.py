@@ -154,9 +154,7 @@ def llada_logits(weights: Weights, config: dict, ids: torch.Tensor) -> torch.Ten
     for i in range(config["n_layers"]):
         at = {name: weights[f"model.transformer.blocks.{i}.{name}.weight"] for name in _NAMES}
         y = normed(x, at["attn_norm"])
-        q, k, v = (
-            linear(y, at[f"{name}_proj"]).view(len(ids), -1, size).transpose(0, 1) for name in ("q", "k", "v")
-        )
+        q, k, v = (linear(y, at[f"{name}_proj"]).view(len(ids), -1, size).transpose(0, 1) for name in ("q", "k", "v"))
         k, v = (part.repeat_interleave(heads // kv_heads, 0) for part in (turned(k), v))
         y = scaled_dot_product_attention(turned(q)[None], k[None], v[None], scale=1 / math.sqrt(size))[0]
         x = x + linear(y.transpose(0, 1).reshape(len(ids), -1), at["attn_out"])

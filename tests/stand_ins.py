@@ -28,6 +28,9 @@ class _SizedConfig(_Config):
 class LLaDAConfig(_SizedConfig):  # LLaDA-MoE's model type is that of LLaDA
     model_type = "llada"
 
+    def __init__(self, **kwargs):  # transformers makes a configuration class without one a dataclass
+        super().__init__(**kwargs)
+
 
 class LLaDA2MoeConfig(_SizedConfig):
     model_type = "llada2_moe"
@@ -40,9 +43,15 @@ class LLaDA2MoeConfig(_SizedConfig):
 class SDARConfig(_SizedConfig):
     model_type = "sdar"
 
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+
 
 class Fast_dLLM_QwenConfig(_SizedConfig):
     model_type = "Fast_dLLM_Qwen"
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
 
 
 class MDLMConfig(_Config):
