@@ -14,7 +14,7 @@ from transformers import HfArgumentParser, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_learned_order.data import equations, load_gsm8k, resampled_equations, words
-from hf_learned_order.denoisers import Denoiser, load_denoiser, load_tokenizer, mask_token_id_of
+from hf_learned_order.denoisers import Denoiser, load_denoiser, load_tokenizer
 from hf_learned_order.gsm8k import chains_of
 from hf_learned_order.scorer import LAWS, OrderScorer
 from hf_learned_order.trainer import OrderTrainer, OrderTrainingArguments
@@ -72,7 +72,7 @@ def main() -> None:
             target_modules=targets if targets == "all-linear" else targets.split(","),
         )
     scorer = OrderScorer.for_denoiser(
-        Denoiser(model, mask_token_id=mask_token_id_of(tokenizer)),
+        Denoiser(model, mask_token_id=tokenizer.mask_token_id),
         law=script.law,
         entropy_weight=script.entropy_weight,
         hidden_size=script.scorer_size,

@@ -88,7 +88,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from rich.progress import track
 
     from hf_learned_order.data import equations, load_gsm8k, words
-    from hf_learned_order.denoisers import Denoiser, load_denoiser, load_tokenizer, mask_token_id_of
+    from hf_learned_order.denoisers import Denoiser, load_denoiser, load_tokenizer
     from hf_learned_order.evaluation import Evaluator, compare, save_results, table
     from hf_learned_order.gsm8k import chains_of
     from hf_learned_order.plotting import order_map_of, trade_off
@@ -97,7 +97,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     tokenizer = load_tokenizer(options.model)
     model = load_denoiser(options.model, dtype=options.dtype).eval()
-    denoiser = Denoiser(model, mask_token_id=mask_token_id_of(tokenizer))
+    denoiser = Denoiser(model, mask_token_id=tokenizer.mask_token_id)
     scorers = [OrderScorer.from_pretrained(path).eval() for path in options.scorer]
     for scorer in scorers:
         scorer.check_fits(denoiser)

@@ -1,51 +1,30 @@
 """Any Hugging Face model as a denoiser: canvas in, logits aligned to positions and hidden states out.
 
-What differs between model families is a few facts, and they stand in one table, `FAMILIES`.
+What differs between model families is a few facts, and they stand in one table, `families.FAMILIES`.
 """
 
 import inspect
-from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from hf_learned_order.checkpoints import LAYOUTS, check_inv_freq, load_native
+from hf_learned_order.families import Family, find_family, refuse_encoder_decoder
 from hf_learned_order.predictions import Predictions
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """What must be known to call a model as a denoiser.
-
-    Attributes:
-        full_attention: a decoder that attends to everything only when given a 4-D mask.
-        shift: 1 when the logits of position i stand at i - 1, as in a model tuned from an autoregressive one.
-        position_offset: position id of the first token.
-    """
-
-    full_attention: bool = False
-    shift: int = 0
-    position_offset: int = 0
-
-
-ENCODER = Family()
-FAMILIES = {
-    "llama": Family(full_attention=True),  # LLaDA
-    "qwen2": Family(full_attention=True, shift=1),  # Dream, DiffuCoder
-    "qwen3": Family(full_attention=True),  # A2D
-    "roberta": Family(position_offset=2),
-    "xlm-roberta": Family(position_offset=2),
-}
 
 
 class Denoiser(nn.Module):
@@ -53,30 +32,33 @@ class Denoiser(nn.Module):
 
     Args:
         model: a masked language model or a decoder trained with bidirectional attention.
-        mask_token_id: id of the mask token; by default the configuration's `mask_token_id`.
+        mask_token_id: id of the mask token; by default the configuration's `mask_token_id`, then its family's.
+        family: how to call the model, where the table does not know it or is wrong about it.
 
     Raises:
-        ValueError: no mask token is known, or it is outside the vocabulary.
+        ValueError: no mask token is known, or it is outside the vocabulary; the model is an encoder-decoder, of no
+            known family, conditioned on time, or has a prompt or prefix tuning adapter.
     """
 
     def __init__(self, model: PreTrainedModel, *, mask_token_id: int | None = None, family: Family | None = None):
         super().__init__()
-        if mask_token_id is None:
-            mask_token_id = getattr(model.config, "mask_token_id", None)
+        # pyrefly: ignore[not-callable] (PEFT's)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        _refuse_what_cannot_be_called(model)
+        self.family = family or find_family(model.config, type(base).__name__, masked_lm=_is_masked_lm(base))
+        for known in (getattr(model.config, "mask_token_id", None), self.family.mask_token_id):
+            mask_token_id = known if mask_token_id is None else mask_token_id
         if mask_token_id is None:
             raise ValueError(
                 "mask_token_id must be given, or a tokenizer with a mask token: "
-                f"the configuration of {type(model).__name__} does not name one"
+                f"neither the tokenizer nor the configuration of {type(model).__name__} names one"
             )
         vocab_size = model.config.vocab_size
         if not 0 <= mask_token_id < vocab_size:
             raise ValueError(f"mask_token_id must be in [0, {vocab_size}), got {mask_token_id}")
         self.model = model
         self.mask_token_id = mask_token_id
-        self.family = family or FAMILIES.get(model.config.model_type, ENCODER)
-        # pyrefly: ignore[not-callable] (PEFT's)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._takes_positions = "position_ids" in inspect.signature(base.forward).parameters
+        self._parameters_taken = inspect.signature(base.forward).parameters
 
     def train(self, mode: bool = True) -> "Denoiser":
         """A frozen denoiser stays in evaluation mode: its dropout would be noise in what the order learns from."""
@@ -84,7 +66,7 @@ class Denoiser(nn.Module):
 
     @property
     def hidden_size(self) -> int:
-        return self.model.config.hidden_size
+        return getattr(self.model.config, "hidden_size", None) or self.model.config.hidden_dim
 
     @property
     def device(self) -> torch.device:
@@ -93,7 +75,8 @@ class Denoiser(nn.Module):
     @property
     def max_length(self) -> int | None:
         """The longest sequence, prompt and canvas together; None where the configuration sets no limit."""
-        limit = getattr(self.model.config, "max_position_embeddings", None)
+        config = self.model.config
+        limit = getattr(config, "max_position_embeddings", None) or getattr(config, "model_length", None)
         return None if limit is None else limit - self.family.position_offset
 
     def forward(
@@ -106,19 +89,111 @@ class Denoiser(nn.Module):
             attention_mask: [batch, length], 0 at padding, which stands on the left.
             hidden_states: whether the hidden states [batch, length - start, hidden] are wanted.
         """
-        arguments: dict[str, object] = {"attention_mask": attention_mask}
-        if self._takes_positions:
-            # counted from the first real token, so that padding changes nothing
-            arguments["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0) + self.family.position_offset
-        if self.family.full_attention:
-            # padding attends to itself, or its softmax would be over nothing
-            seen = attention_mask.bool()[:, None, None, :]
-            itself = torch.eye(input_ids.shape[1], dtype=torch.bool, device=input_ids.device)
-            arguments |= {"attention_mask": seen | itself, "use_cache": False}
-        output = self.model(input_ids=input_ids, output_hidden_states=hidden_states, **arguments)
-        window = slice(start - self.family.shift, input_ids.shape[1] - self.family.shift)
-        hidden = output.hidden_states[-1][:, window] if hidden_states else None
-        return output.logits[:, window], hidden
+        taken, length = self._parameters_taken, input_ids.shape[1]
+        # counted from the first real token, so that padding changes nothing
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        arguments = self._attention(attention_mask, positions)
+        if "position_ids" in taken:
+            arguments["position_ids"] = positions + self.family.position_offset
+        if "timesteps" in taken:  # a model that is not conditioned on time, or it would have been refused
+            arguments["timesteps"] = torch.zeros(len(input_ids), device=input_ids.device)
+        wanted = {"use_cache": False, "return_dict": True, "block_size": self.family.block_size}
+        arguments |= {name: value for name, value in wanted.items() if name in taken and value is not None}
+        window = slice(start - self.family.shift, length - self.family.shift)
+        if not hidden_states:
+            return self.model(input_ids=input_ids, **arguments).logits[:, window], None
+        if self.family.head_input:
+            seen: list[Tensor] = []
+            head = cast(nn.Module, self.model.get_output_embeddings())
+            hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+            try:
+                output = self.model(input_ids=input_ids, **arguments)
+            finally:
+                hook.remove()
+            return output.logits[:, window], seen[0][:, window]
+        output = self.model(input_ids=input_ids, output_hidden_states=True, **arguments)
+        return output.logits[:, window], output.hidden_states[-1][:, window]
+
+    def _attention(self, attention_mask: Tensor, positions: Tensor) -> dict[str, Any]:
+        """Who sees whom, in the layout that the family takes."""
+        layout, block_size = self.family.attention, self.family.block_size
+        if layout == "none":
+            if not attention_mask.all():
+                raise ValueError(
+                    f"attention_mask must be 1 everywhere: {type(self.model).__name__} takes none, "
+                    "so the prompts of one batch must have the same length"
+                )
+            return {}
+        if layout == "2d":
+            return {"attention_mask": attention_mask}
+        seen = attention_mask.bool()[:, None, :]
+        if block_size is not None:
+            blocks = positions // block_size
+            seen = seen & (blocks[:, None, :] <= blocks[:, :, None])
+        # padding attends to itself, or its softmax would be over nothing
+        seen = (seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device))[:, None]
+        if layout == "additive":
+            nothing = torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device)
+            return {"attention_mask": nothing.masked_fill(~seen, -torch.inf)}
+        return {"attention_mask": seen}
+
+    @torch.no_grad()
+    def check_attention(self) -> None:
+        """Calls the model twice on a few tokens to see that it attends as its family says.
+
+        Raises:
+            ValueError: the last token of the sequence, or of the first block, does not change the first position's
+                logits (the model is causal, or ignores the mask it is given); or a token of the second block does.
+        """
+        name, block_size = type(self.model).__name__, self.family.block_size
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            if not self._first_sees_last(block_size or 2):
+                raise ValueError(
+                    f"model must attend in both directions, but in {name} the last token does not change the first "
+                    f"position: it is causal, or takes another mask than attention={self.family.attention!r}; "
+                    "attach(model, family=Family(attention=...)) gives another"
+                )
+            if block_size is not None and self._first_sees_last(block_size + 1):
+                raise ValueError(
+                    f"model must be block-causal, but in {name} a position sees beyond its block of {block_size}: "
+                    "its blocks are of another size, or it ignores its mask; "
+                    "attach(model, family=Family(block_size=...)) gives another"
+                )
+        finally:
+            for module in training:
+                module.training = True
+
+    def _first_sees_last(self, length: int) -> bool:
+        """Whether the first position's logits depend on the last of `length` tokens."""
+        others = [token for token in range(min(5, self.model.config.vocab_size)) if token != self.mask_token_id]
+        ids = torch.full((len(others), length), self.mask_token_id, device=self.device)
+        ids[:, -1] = torch.tensor(others, device=self.device)
+        # `start` at the shift asks for what the model says at its first place
+        logits = self(ids, torch.ones_like(ids), self.family.shift)[0][:, 0]
+        # of kernels that treat rows differently; logits may be of a finer type than what they were computed in
+        noise = 8 * max(torch.finfo(dtype).eps for dtype in (logits.dtype, self.model.dtype)) * logits.abs().max()
+        return bool((logits - logits[0]).abs().max() > noise)
+
+
+def _refuse_what_cannot_be_called(model: PreTrainedModel) -> None:
+    refuse_encoder_decoder(model.config)
+    for name, adapter in getattr(model, "peft_config", {}).items():
+        if getattr(adapter, "is_prompt_learning", False):
+            raise ValueError(
+                f"model must not have a prompt or prefix tuning adapter, but {name!r} is {adapter.peft_type.value}: "
+                "its virtual tokens would stand where positions are counted. LoRA and its relatives work"
+            )
+    if getattr(model.config, "time_conditioning", False):
+        raise ValueError(
+            "model must not be conditioned on time, but its configuration has time_conditioning=True: "
+            "an order of its own knows no time at which a canvas stands"
+        )
+
+
+def _is_masked_lm(model: nn.Module) -> bool:
+    return "AutoModelForMaskedLM" in (getattr(model.config, "auto_map", None) or {})
 
 
 def predict(
@@ -134,27 +209,50 @@ def predict(
     return Predictions.from_logits(logits, denoiser.mask_token_id), hidden
 
 
-def mask_token_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The mask token's id. Raises `ValueError` when the tokenizer has none."""
-    if tokenizer.mask_token_id is None:
-        raise ValueError(
-            f"tokenizer must have a mask token, but {type(tokenizer).__name__} has none: "
-            "set tokenizer.mask_token, or pass mask_token_id"
-        )
-    return tokenizer.mask_token_id
-
-
 def load_tokenizer(name_or_path: str | PathLike) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or a Hub repository."""
     # its annotation allows None; it raises instead
     return AutoTokenizer.from_pretrained(name_or_path)  # pyrefly: ignore[bad-return]
 
 
-def load_denoiser(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
-    """The model of a folder or a Hub repository, as a masked language model where it is one, else as a decoder.
+_HUB = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
 
-    `kwargs` go to `from_pretrained`.
+
+def load_denoiser(
+    name_or_path: str | PathLike, *, trust_remote_code: bool = False, restore_inv_freq: bool = False, **kwargs: Any
+) -> PreTrainedModel:
+    """The model of a folder or a Hub repository.
+
+    LLaDA, Dream, DiffuCoder and A2D are recognised from their `config.json` and load as transformers' own Llama, Qwen2
+    and Qwen3, without their remote code. Anything else loads as a masked language model where it is one, else as a
+    decoder, by remote code only when `trust_remote_code` says so.
+
+    Args:
+        name_or_path: a folder or a Hub repository.
+        trust_remote_code: run the code that the repository brings, where transformers has no class for it.
+        restore_inv_freq: put rotary frequencies computed from the configuration in the place of wrong ones.
+        kwargs: for `from_pretrained`.
+
+    Raises:
+        ValueError: an encoder-decoder, a causal model of no known family, remote code that is not trusted, rotary
+            frequencies that are not the configuration's, a checkpoint whose weights are not the layout's.
     """
-    config = AutoConfig.from_pretrained(name_or_path)
-    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING
-    return (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_pretrained(name_or_path, **kwargs)
+    hub = {name: value for name, value in kwargs.items() if name in _HUB}
+    raw, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
+    architecture = next(iter(raw.get("architectures") or ()), "")
+    if architecture in LAYOUTS:
+        return load_native(name_or_path, raw, architecture, **kwargs)
+    auto_map = raw.get("auto_map") or {}
+    if auto_map and raw.get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
+        raise ValueError(
+            f"trust_remote_code must be True to load {str(name_or_path)!r}: transformers has no class for its "
+            f"{architecture or 'model'}, and it brings its own ({auto_map.get('AutoConfig')}). Read that code first"
+        )
+    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **hub)
+    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING or "AutoModelForMaskedLM" in auto_map
+    find_family(config, architecture, masked_lm=masked)  # before the weights come
+    causal = not auto_map or "AutoModelForCausalLM" in auto_map
+    loader = AutoModelForMaskedLM if masked else AutoModelForCausalLM if causal else AutoModel
+    model = loader.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **kwargs)
+    check_inv_freq(model, restore=restore_inv_freq)
+    return model

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_learned_order.denoisers import Denoiser, Family, mask_token_id_of
+from hf_learned_order.checkpoints import check_inv_freq
+from hf_learned_order.denoisers import Denoiser
+from hf_learned_order.families import Family
 from hf_learned_order.generation import LearnedOrderOutput, decode
 from hf_learned_order.samplers import SAMPLERS, Sampler, make_sampler
 from hf_learned_order.scorer import OrderScorer
@@ -78,7 +80,7 @@ class LearnedOrderGenerationMixin(_Base):
             do_sample: draw tokens at `temperature` instead of taking the most likely one.
             temperature: used with `do_sample`.
             seed: makes random rules and drawn tokens repeatable; by default torch's global generator is used.
-            eos_token_id, pad_token_id: by default those of `generation_config`, then of `config`.
+            eos_token_id, pad_token_id: by default those of `generation_config`, then of `config`, then of the family.
             token_type_ids: as some tokenizers return them; must be 0.
             return_dict_in_generate: return a `LearnedOrderOutput` instead of its `sequences`.
 
@@ -122,7 +124,8 @@ class LearnedOrderGenerationMixin(_Base):
         return Denoiser(self, **self.denoiser_options)
 
     def _special_token(self, name: str, given: Any) -> Any:
-        for value in (given, getattr(self.generation_config, name, None), getattr(self.config, name, None)):
+        holders = (self.generation_config, self.config, self.denoiser_options["family"])
+        for value in (given, *(getattr(holder, name, None) for holder in holders)):
             if value is not None:
                 return value
         return None
@@ -145,12 +148,13 @@ def attach(
     Args:
         model: a transformers model, PEFT-wrapped or not.
         scorer: an `OrderScorer`, or where to load one from; needed for `sampler="learned_order"`.
-        tokenizer: names the mask token where the model's configuration does not.
+        tokenizer: names the mask token; one that has none leaves it to the configuration, then to the family.
         mask_token_id: the same, as a number.
-        family: how to call the model, where `denoisers.FAMILIES` does not know it.
+        family: how to call the model, where `families.FAMILIES` does not know it or is wrong about it.
 
     Raises:
-        ValueError: no mask token is known, the tokenizer has none, or the scorer was made for another denoiser.
+        ValueError: no mask token is known, the scorer was made for another denoiser, or the model cannot denoise: an
+            encoder-decoder, of no known family, causal, prompt tuned, or with rotary frequencies that are not its own.
         TypeError: `model` or `scorer` is of the wrong type.
     """
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
@@ -160,11 +164,13 @@ def attach(
     if scorer is not None and not isinstance(scorer, OrderScorer):
         raise TypeError(f"scorer must be an OrderScorer or a path, got {type(scorer).__name__}")
     if tokenizer is not None and mask_token_id is None:
-        mask_token_id = mask_token_id_of(tokenizer)
+        mask_token_id = tokenizer.mask_token_id
     # pyrefly: ignore[bad-argument-type] (PEFT's wrapper is no PreTrainedModel)
     denoiser = Denoiser(model, mask_token_id=mask_token_id, family=family)
     if scorer is not None:
         scorer.check_fits(denoiser)
+    check_inv_freq(model)  # pyrefly: ignore[bad-argument-type]
+    denoiser.check_attention()
     model.__class__ = _attached_class(_base_class(model))
     if getattr(model, "generation_config", None) is None:
         # pyrefly: ignore[bad-argument-type]

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from hf_learned_order.data import CanvasCollator
-from hf_learned_order.denoisers import Denoiser, mask_token_id_of
+from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.dependence import DependenceObjective
 from hf_learned_order.objective import OrderELBO
 from hf_learned_order.posteriors import CleanPosterior
@@ -98,7 +98,7 @@ class OrderTrainer(Trainer):
             from peft import get_peft_model
 
             model = get_peft_model(model, peft_config)
-        denoiser = Denoiser(model, mask_token_id=mask_token_id_of(processing_class))
+        denoiser = Denoiser(model, mask_token_id=processing_class.mask_token_id)
         scorer = OrderScorer.for_denoiser(denoiser) if scorer is None else scorer
         scorer.check_fits(denoiser)
         self.scorer = scorer

@@ -10,7 +10,8 @@ from models import DECODERS, EOS, FAMILIES, HIDDEN, MASK, MAX_LENGTH, PAD, VOCAB
 from peft import LoraConfig, get_peft_model
 from transformers import BloomConfig, BloomForCausalLM
 
-from hf_learned_order.denoisers import Denoiser, Family, load_denoiser, mask_token_id_of
+from hf_learned_order.denoisers import Denoiser, load_denoiser
+from hf_learned_order.families import Family
 
 SHIFTS = {"qwen2": 1}
 
@@ -123,7 +124,7 @@ def test_family_given_by_hand_wins():
     """A decoder tuned without shift from a family that has one."""
     model = denoiser_of("qwen2").model
     ids = words(1, 7)
-    logits, _ = call(Denoiser(model, mask_token_id=MASK, family=Family(full_attention=True)), ids, 3)
+    logits, _ = call(Denoiser(model, mask_token_id=MASK, family=Family(attention="4d")), ids, 3)
     torch.testing.assert_close(logits, raw_logits("qwen2", ids)[:, 3:])
 
 
@@ -145,15 +146,9 @@ def test_mask_token_outside_the_vocabulary(mask_token_id):
         Denoiser(tiny_model("bert"), mask_token_id=mask_token_id)
 
 
-def test_mask_token_of_a_tokenizer():
-    assert mask_token_id_of(tiny_tokenizer()) == MASK
-    with pytest.raises(ValueError, match=r"tokenizer must have a mask token, but .* has none"):
-        mask_token_id_of(tiny_tokenizer(mask_token=None))
-
-
 def test_no_length_limit():
     bloom = BloomForCausalLM(BloomConfig(vocab_size=VOCAB, hidden_size=8, n_layer=1, n_head=1))
-    assert Denoiser(bloom, mask_token_id=MASK).max_length is None
+    assert Denoiser(bloom, mask_token_id=MASK, family=Family(attention="4d")).max_length is None
 
 
 def test_special_tokens_of_the_tiny_tokenizer():

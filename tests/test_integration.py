@@ -10,7 +10,8 @@ from models import BOS, DECODERS, ENCODERS, FAMILIES, MASK, MAX_LENGTH, PAD, VOC
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from hf_learned_order.denoisers import Denoiser, Family
+from hf_learned_order.denoisers import Denoiser
+from hf_learned_order.families import Family
 from hf_learned_order.generation import LearnedOrderOutput, decode
 from hf_learned_order.integration import LearnedOrderGenerationMixin, attach, detach
 from hf_learned_order.samplers import SAMPLERS, IIDSampler, LearnedOrderSampler, TopProbSampler
@@ -316,9 +317,9 @@ class TestOptions:
         assert output.tokens_per_forward.tolist() == [1.0, 1.0]
 
     def test_family_given_by_hand(self):
-        model = attach(tiny_model("llama"), mask_token_id=MASK, family=Family(full_attention=True, shift=1))
+        model = attach(tiny_model("llama"), mask_token_id=MASK, family=Family(attention="4d", shift=1))
         expected = decode(
-            Denoiser(tiny_model("llama"), mask_token_id=MASK, family=Family(full_attention=True, shift=1)),
+            Denoiser(tiny_model("llama"), mask_token_id=MASK, family=Family(attention="4d", shift=1)),
             *(tokenized()[name] for name in ("input_ids", "attention_mask")),
             sampler=TopProbSampler(),
             max_new_tokens=6,
@@ -389,7 +390,7 @@ class TestBadInput:
         assert "order_scorer" not in model.__dict__
 
     def test_no_mask_token(self):
-        with pytest.raises(ValueError, match="tokenizer must have a mask token"):
+        with pytest.raises(ValueError, match="neither the tokenizer nor the configuration of BertForMaskedLM"):
             attach(tiny_model("bert"), tokenizer=tiny_tokenizer(mask_token=None))
         with pytest.raises(ValueError, match="mask_token_id must be given, or a tokenizer with a mask token"):
             attach(tiny_model("bert"))
