@@ -153,8 +153,9 @@ def load_tokenizer(name_or_path: str | PathLike) -> PreTrainedTokenizerBase:
 def load_denoiser(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
     """The model of a folder or a Hub repository, as a masked language model where it is one, else as a decoder.
 
-    `kwargs` go to `from_pretrained`.
+    `kwargs` go to `from_pretrained`; `revision`, `subfolder` and `token` are among them.
     """
-    config = AutoConfig.from_pretrained(name_or_path)
+    place = {name: kwargs[name] for name in ("revision", "subfolder", "token", "cache_dir") if name in kwargs}
+    config = AutoConfig.from_pretrained(name_or_path, **place)
     masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING
     return (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_pretrained(name_or_path, **kwargs)
