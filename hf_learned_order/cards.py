@@ -15,6 +15,7 @@ from hf_learned_order.files import read_json, reading
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 LEARNED = "learned_order"
+UNNAMED = "path/or/name/of/the/denoiser"
 TRAINING_FILE = "training_args.json"
 COLUMNS = {  # of a results.json, and what must stand there
     **dict.fromkeys(("sampler", "setting"), str),
@@ -101,7 +102,8 @@ def model_card(folder: Path, repo_id: str, card: Card, results: Sequence[Mapping
         card=card,
         config=config,
         denoiser=f"`{base or 'not named'}`" if local else f"[`{base}`](https://huggingface.co/{base})",
-        tokenizer=repo_id if (folder / "tokenizer_config.json").is_file() else base,
+        base=base or UNNAMED,
+        tokenizer=repo_id if (folder / "tokenizer_config.json").is_file() else base or UNNAMED,
         parameters=count_parameters(folder / "model.safetensors"),
         folders={name: (folder / name).is_dir() for name in ("adapter", "denoiser")},
         generation=read_json(generation, dict) if generation.is_file() else config,
