@@ -6,9 +6,11 @@ What differs between model families is a few facts, and they stand in one table,
 import inspect
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -153,9 +155,17 @@ def load_tokenizer(name_or_path: str | PathLike) -> PreTrainedTokenizerBase:
 def load_denoiser(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
     """The model of a folder or a Hub repository, as a masked language model where it is one, else as a decoder.
 
-    `kwargs` go to `from_pretrained`; `revision`, `subfolder` and `token` are among them.
+    `kwargs` go to `from_pretrained`; `revision`, `subfolder` and `token` are among them. The commit that a repository
+    was at is kept in the configuration's `_commit_hash`, as transformers 4 did: a scorer names it.
     """
     place = {name: kwargs[name] for name in ("revision", "subfolder", "token", "cache_dir") if name in kwargs}
     config = AutoConfig.from_pretrained(name_or_path, **place)
     masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING
-    return (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_pretrained(name_or_path, **kwargs)
+    model = (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_pretrained(name_or_path, **kwargs)
+    if not Path(name_or_path).exists():
+        file = f"{kwargs['subfolder']}/config.json" if kwargs.get("subfolder") else "config.json"
+        where = {name: value for name, value in place.items() if name in ("revision", "cache_dir")}
+        cached = try_to_load_from_cache(str(name_or_path), file, **where)
+        if isinstance(cached, str):  # .../snapshots/COMMIT/config.json
+            model.config._commit_hash = cached.removesuffix(file).rstrip("/").rpartition("/")[2]
+    return model

@@ -90,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
         elif name in self.server.repositories:
             self.answer({"url": f"{self.server.url}/{name}"}, 409)
         else:
-            self.server.repositories[name] = Repository(private=bool(body.get("private")))
+            self.server.repositories[name] = Repository(private=body.get("visibility") == "private")
             self.answer({"url": f"{self.server.url}/{name}"})
 
     def visible(self, name: str, user: str | None) -> Repository | None:

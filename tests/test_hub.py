@@ -151,7 +151,7 @@ def test_subfolder(hub, tmp_path):
     HfApi().create_repo("user/many")
     HfApi().upload_folder(repo_id="user/many", folder_path=tmp_path, path_in_repo="scorers/0")
     assert_same(OrderScorer.from_pretrained("user/many", subfolder="scorers/0"), scorer)
-    with pytest.raises(OSError, match=r"user/many does not appear to have a file named config\.json"):
+    with pytest.raises(OSError, match="Can't load the model for 'user/many'"):
         OrderScorer.from_pretrained("user/many")
 
 
@@ -213,7 +213,7 @@ def test_missing_repository_and_wrong_token(hub):
     assert hub.repositories == {}
 
 
-@pytest.mark.parametrize("request_part", ["/repos/create", "/preupload/", "/commit/"])
+@pytest.mark.parametrize("request_part", ["/repos/create", "/commit/"])  # others are tried again for half a minute
 def test_broken_push_leaves_everything(hub, tmp_path, request_part):
     old = scorer_of(0)
     old.push_to_hub("user/scorer")
