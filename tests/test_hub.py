@@ -193,14 +193,14 @@ def test_revision_of_the_denoiser(base, hub):
 # ---- what is refused and what breaks -----------------------------------------------------------------------------
 
 
-def test_private_repository(hub):
+def test_private_repository(hub, tmp_path):
     scorer = scorer_of()
     scorer.push_to_hub("user/secret", private=True)
     assert hub.repositories["user/secret"].private
     assert_same(OrderScorer.from_pretrained("user/secret"), scorer)
     for token in (GUEST, False):
         with pytest.raises(OSError, match="user/secret is not a local folder"):
-            OrderScorer.from_pretrained("user/secret", token=token, force_download=True)
+            OrderScorer.from_pretrained("user/secret", token=token, cache_dir=tmp_path)
 
 
 def test_missing_repository_and_wrong_token(hub):
@@ -384,6 +384,7 @@ def test_custom_generate_takes_a_revision(hub):
     first = scorer_of(0, max_denoising_steps=1).push_to_hub("user/scorer")
     scorer_of(0, max_denoising_steps=9).push_to_hub("user/scorer")
     options = {"custom_generate": "user/scorer", "trust_remote_code": True, "return_dict_in_generate": True}
+    options["max_new_tokens"] = 9
     prompt = torch.tensor([[5, 6]])
     new, old = (tiny_model("llama").generate(prompt, **options, revision=r, seed=0) for r in (None, first.oid))
     assert old.nfe.tolist() == [1] != new.nfe.tolist()
