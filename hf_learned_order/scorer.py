@@ -139,7 +139,9 @@ class OrderScorerConfig(PreTrainedConfig):
 
 # field of a configuration -> its type, and its least and largest value where it has them
 _FIELDS: dict[str, tuple[Any, float, float]] = {
-    **dict.fromkeys(("law_temperature", "bound", "entropy_weight"), (int | float, -math.inf, math.inf)),
+    **dict.fromkeys(
+        ("law_temperature", "bound", "entropy_weight", "passed_weight"), (int | float, -math.inf, math.inf)
+    ),
     **dict.fromkeys(("hidden_size", "num_attention_heads", "denoiser_hidden_size", "vocab_size"), (int, 1, 2**24)),
     "num_hidden_layers": (int, 1, 256),
     "max_denoising_steps": (int | None, 1, math.inf),
