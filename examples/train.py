@@ -8,11 +8,14 @@ with its tokenizer and chat template. `--use_lora` tunes the denoiser along with
 Interrupted runs go on from the last checkpoint when the same command is given again.
 """
 
+import shlex
+import sys
 from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from hf_learned_order.cards import Card
 from hf_learned_order.data import equations, load_gsm8k, resampled_equations, words
 from hf_learned_order.denoisers import Denoiser, load_denoiser, load_tokenizer
 from hf_learned_order.gsm8k import chains_of
@@ -86,6 +89,12 @@ def main() -> None:
         train_dataset=train,
         eval_dataset=validation,
         peft_config=peft_config,
+        card=Card(
+            task=script.task,
+            data=f"GSM8K {script.task}, {len(train)} training problems",
+            command=shlex.join(["python", *sys.argv]),
+            seeds=(training.seed,),
+        ),
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(training.output_dir))
     trainer.save_model()

@@ -44,6 +44,8 @@ _MODULES = {
     "CleanPosterior": "posteriors",
     "OrderTrainer": "trainer",
     "OrderTrainingArguments": "trainer",
+    "Card": "cards",
+    "push_folder": "hub",
     "Evaluator": "evaluation",
     "compare": "evaluation",
 }

@@ -1,4 +1,4 @@
-"""`hf-learned-order`: generate, evaluate and plot from the command line."""
+"""`hf-learned-order`: generate, evaluate, plot and push from the command line."""
 
 import argparse
 import sys
@@ -43,6 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plot.add_argument("results")
     plot.add_argument("--output", default="trade_off.png")
     plot.set_defaults(run=_plot)
+
+    push = commands.add_parser("push", help="push the folder of a scorer to the Hub, with its card")
+    push.add_argument("folder", help="where the scorer was saved")
+    push.add_argument("repo_id", help="user/name on the Hub")
+    push.add_argument("--results", help="results.json of evaluate; without it the card says that nothing was measured")
+    push.add_argument("--plot", help="trade_off.png of evaluate")
+    push.add_argument("--data", default="", help="what the scorer was trained on, in words")
+    push.add_argument("--train_command", default="", help="the command that trained it")
+    push.add_argument("--private", action="store_true")
+    push.set_defaults(run=_push)
 
     options = parser.parse_args(arguments)
     try:
@@ -145,6 +155,15 @@ def _plot(options: argparse.Namespace) -> None:
 
     trade_off(load_results(options.results), options.output)
     print(f"Written to {options.output}")
+
+
+def _push(options: argparse.Namespace) -> None:
+    from hf_learned_order.cards import Card
+    from hf_learned_order.hub import push_folder
+
+    card = Card(results=options.results, plot=options.plot, data=options.data, command=options.train_command)
+    push_folder(options.folder, options.repo_id, card=card, private=options.private or None)
+    print(f"Pushed {options.folder} to {options.repo_id}")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ What differs between model families is a few facts, and they stand in one table,
 
 import inspect
 from os import PathLike
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
@@ -227,6 +229,9 @@ def load_denoiser(
     and Qwen3, without their remote code. Anything else loads as a masked language model where it is one, else as a
     decoder, by remote code only when `trust_remote_code` says so.
 
+    The commit that a repository was at is kept in the configuration's `_commit_hash`, as transformers 4 did: a scorer
+    names it.
+
     Args:
         name_or_path: a folder or a Hub repository.
         trust_remote_code: run the code that the repository brings, where transformers has no class for it.
@@ -241,7 +246,7 @@ def load_denoiser(
     raw, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
     architecture = next(iter(raw.get("architectures") or ()), "")
     if architecture in LAYOUTS:
-        return load_native(name_or_path, raw, architecture, **kwargs)
+        return _with_commit(load_native(name_or_path, raw, architecture, **kwargs), name_or_path, hub)
     auto_map = raw.get("auto_map") or {}
     if auto_map and raw.get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
         raise ValueError(
@@ -255,4 +260,14 @@ def load_denoiser(
     loader = AutoModelForMaskedLM if masked else AutoModelForCausalLM if causal else AutoModel
     model = loader.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **kwargs)
     check_inv_freq(model, restore=restore_inv_freq)
+    return _with_commit(model, name_or_path, hub)
+
+
+def _with_commit(model: PreTrainedModel, name_or_path: str | PathLike, hub: dict[str, Any]) -> PreTrainedModel:
+    if not Path(name_or_path).exists():
+        file = f"{hub['subfolder']}/config.json" if hub.get("subfolder") else "config.json"
+        where = {name: value for name, value in hub.items() if name in ("revision", "cache_dir")}
+        cached = try_to_load_from_cache(str(name_or_path), file, **where)
+        if isinstance(cached, str):  # .../snapshots/COMMIT/config.json
+            model.config._commit_hash = cached.removesuffix(file).rstrip("/").rpartition("/")[2]
     return model

@@ -4,7 +4,9 @@ The way in is a class swap. `model.__class__` becomes a subclass of `(LearnedOrd
 object stays the same one, so PEFT, accelerate, pipelines and `state_dict` see no difference, and `detach` undoes it.
 """
 
+import copy
 import functools
+import inspect
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -187,6 +189,42 @@ def detach(model: Model) -> Model:
     for name in ("order_scorer", "denoiser_options"):
         model.__dict__.pop(name, None)
     return model
+
+
+def custom_generate(
+    model: PreTrainedModel,
+    scorer: str | PathLike,
+    *,
+    inputs: Tensor | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    **kwargs: Any,
+) -> LearnedOrderOutput | Tensor:
+    """What `model.generate(..., custom_generate="user/scorer", trust_remote_code=True)` runs; `model` stays as it is.
+
+    Args:
+        model: the denoiser.
+        scorer: the repository (or folder) that holds the scorer and a `generation_config.json`.
+        inputs: the prompt, where `generate` got it by position.
+        revision, token: of the repository.
+        **kwargs: of `learned_order_generate`; what is None counts as not given. By default the settings of the
+            repository's `generation_config.json`.
+
+    Raises:
+        TypeError: an argument of transformers' `generate` that this decoding does not have.
+    """
+    known = inspect.signature(LearnedOrderGenerationMixin.learned_order_generate).parameters
+    given = {name: value for name, value in {"input_ids": inputs, **kwargs}.items() if value is not None}
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise TypeError(f"arguments of generate must be among {', '.join(list(known)[1:])}, got {', '.join(unknown)}")
+    place: dict[str, Any] = {"revision": revision, "token": token}
+    loaded = OrderScorer.from_pretrained(scorer, **place).eval()
+    settings = GenerationConfig.from_pretrained(scorer, **place).to_diff_dict()
+    defaults = {name: value for name, value in settings.items() if name in known}
+    # a shallow copy shares the weights; the class swap is its own
+    attached: Any = attach(copy.copy(model), loaded, mask_token_id=loaded.config.mask_token_id)
+    return attached.learned_order_generate(**{"sampler": "learned_order", **defaults, **given})
 
 
 @functools.cache

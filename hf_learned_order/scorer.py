@@ -6,7 +6,10 @@ canvas, and how many steps of the budget are left.
 Symbols: `s` scores, `H` entropy, `T - t` steps left.
 """
 
+import inspect
 import math
+import os
+import warnings
 from typing import Any
 
 import torch
@@ -21,6 +24,8 @@ from hf_learned_order.distributions import (
     SubsetDistribution,
     ancestral_logit,
 )
+from hf_learned_order.files import reading
+from hf_learned_order.hub import HubMixin
 from hf_learned_order.predictions import Step
 
 LAWS = ("non_empty", "max_normalized", "dependent")
@@ -44,6 +49,9 @@ class OrderScorerConfig(PreTrainedConfig):
         denoiser_hidden_size, vocab_size, mask_token_id: what a denoiser must have to be used with this scorer. A
             `denoiser_hidden_size` of 0 is a scorer that looks at predictions only, never at hidden states.
         base_model_name_or_path, base_model_revision: the denoiser it was trained with, for the card.
+
+    Raises:
+        ValueError, TypeError: a field is out of its range or of another type.
     """
 
     model_type = "order_scorer"
@@ -66,6 +74,7 @@ class OrderScorerConfig(PreTrainedConfig):
         base_model_revision: str | None = None,
         **kwargs: Any,
     ):
+        _check_fields(locals())
         if law not in LAWS:
             raise ValueError(f"law must be one of {', '.join(LAWS)}, got {law!r}")
         if not law_temperature > 0:
@@ -100,7 +109,53 @@ class OrderScorerConfig(PreTrainedConfig):
             vocab_size=config.vocab_size,
             mask_token_id=denoiser.mask_token_id,
             base_model_name_or_path=getattr(config, "_name_or_path", None) or None,
+            base_model_revision=getattr(config, "_commit_hash", None),
             **kwargs,
+        )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """transformers' own, with a warning that names the keys this version does not know."""
+        known = {*inspect.signature(cls.__init__).parameters, *PreTrainedConfig().to_dict(), "auto_map", "torch_dtype"}
+        unknown = sorted(name for name in config_dict if name not in known and not name.startswith("_"))
+        if unknown:
+            warnings.warn(
+                f"the scorer's configuration has keys that this version of hf_learned_order does not know and that it "
+                f"does not use: {', '.join(unknown)}; a newer version may have written them",
+                stacklevel=2,
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own; a damaged file raises `ValueError`, `TypeError` or `OSError` and nothing else."""
+        with reading(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+
+# field of a configuration -> its type, and its least and largest value where it has them
+_FIELDS: dict[str, tuple[Any, float, float]] = {
+    **dict.fromkeys(("law_temperature", "bound", "entropy_weight"), (int | float, -math.inf, math.inf)),
+    **dict.fromkeys(("hidden_size", "num_attention_heads", "vocab_size"), (int, 1, 2**24)),
+    "denoiser_hidden_size": (int, 0, 2**24),
+    "num_hidden_layers": (int, 1, 256),
+    "max_denoising_steps": (int | None, 1, math.inf),
+    "mask_token_id": (int | None, 0, math.inf),
+    **dict.fromkeys(("base_model_name_or_path", "base_model_revision"), (str | None, 0, 0)),
+}
+
+
+def _check_fields(values: dict[str, Any]) -> None:
+    for name, (kind, low, high) in _FIELDS.items():
+        value = values[name]
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise TypeError(f"{name} must be of type {getattr(kind, '__name__', kind)}, got {value!r}")
+        if isinstance(value, int | float) and not (math.isnan(value) or low <= value <= high):
+            raise ValueError(f"{name} must be in [{low}, {high}], got {value!r}")
+    if values["hidden_size"] % values["num_attention_heads"]:
+        raise ValueError(
+            f"hidden_size must be a multiple of num_attention_heads, "
+            f"got {values['hidden_size']} and {values['num_attention_heads']}"
         )
 
 
@@ -181,7 +236,7 @@ def features_of(step: Step) -> Tensor:
     return torch.stack(columns, -1)
 
 
-class OrderScorer(PreTrainedModel):
+class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-inheritance]
     """The order prior p_psi(r_t | x_t). Load one with `from_pretrained`, make one for a denoiser with `for_denoiser`.
 
     With law "non_empty" the success logits are `ancestral_logit(steps left) + s`: an untrained scorer, whose s is 0,
@@ -246,6 +301,13 @@ class OrderScorer(PreTrainedModel):
                     f"scorer was made for another denoiser ({mine.base_model_name_or_path or 'unnamed'}): "
                     f"its {name} must be {expected}, but this model's is {got}"
                 )
+        expected, got = mine.base_model_revision, getattr(config, "_commit_hash", None)
+        if expected and got and expected != got:
+            warnings.warn(
+                f"scorer was trained with revision {expected} of {mine.base_model_name_or_path}, "
+                f"but this model is of revision {got}",
+                stacklevel=2,
+            )
 
 
 def order_law(law: str, scores: Tensor, step: Step, *, temperature: float, bias: float = 0.0) -> SubsetDistribution:

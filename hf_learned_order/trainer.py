@@ -1,23 +1,29 @@
 """`OrderTrainer`: fits a scorer on `transformers.Trainer`, with the denoiser frozen, LoRA-tuned or fully tuned.
 
-accelerate, FSDP, DeepSpeed, resuming, trackers and `push_to_hub` are the Trainer's own. A checkpoint holds what is
+accelerate, FSDP, DeepSpeed, resuming and trackers are the Trainer's own. A checkpoint holds what is
 trained and no more: the scorer as `from_pretrained` reads it, the posterior, and the adapter or the tuned denoiser.
 """
 
 from collections import defaultdict
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
+from huggingface_hub import CommitInfo, HfApi
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from hf_learned_order.cards import TRAINING_FILE, Card
 from hf_learned_order.data import CanvasCollator
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.dependence import DependenceObjective
+from hf_learned_order.files import reading, replacing, saving
+from hf_learned_order.hub import generation_config, push_folder
 from hf_learned_order.objective import OrderELBO
 from hf_learned_order.posteriors import CleanPosterior
 from hf_learned_order.scorer import LAWS, OrderScorer
@@ -48,10 +54,12 @@ class OrderTrainingArguments(TrainingArguments):
     train_denoiser: bool = field(default=False, metadata={"help": "tune every weight of the denoiser"})
     learning_rate: float = 3e-3
     remove_unused_columns: bool = False
+    hub_strategy: str = field(default="end", metadata={"help": "'end': a push brings the whole scorer and its card"})
 
     def __post_init__(self):
         super().__post_init__()
-        for name, choices in (("posterior", POSTERIORS), ("posterior_law", LAWS[:2])):
+        choices_of = {"posterior": POSTERIORS, "posterior_law": LAWS[:2], "hub_strategy": ("end",)}
+        for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         for name in ("max_denoising_steps", "num_chains", "canvas_length"):
@@ -69,6 +77,7 @@ class OrderTrainer(Trainer):
         train_dataset, eval_dataset: rows of `prompt_ids` and `response_ids` (`hf_learned_order.data`).
         processing_class: the tokenizer; it must have mask, EOS and padding tokens.
         peft_config: a PEFT configuration, e.g. `LoraConfig`, to tune the denoiser along.
+        card: what the model card says of data and command when the scorer is pushed; the seed by default.
         **kwargs: `Trainer`'s own.
 
     Raises:
@@ -89,6 +98,7 @@ class OrderTrainer(Trainer):
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,
         peft_config: Any = None,
+        card: Card | None = None,
         **kwargs: Any,
     ):
         if peft_config is not None and args.train_denoiser:
@@ -103,6 +113,7 @@ class OrderTrainer(Trainer):
         scorer.check_fits(denoiser)
         self.scorer = scorer
         self.denoiser = denoiser
+        self.card = card or Card(seeds=(args.seed,))
         self.posterior = None
         if scorer.config.law == "dependent":
             if peft_config is not None or args.train_denoiser:
@@ -156,29 +167,68 @@ class OrderTrainer(Trainer):
             logs[name] = round(self.accelerator.gather(mean).mean().item(), 4)
         super().log(logs, *args, **kwargs)
 
+    def push_to_hub(  # pyrefly: ignore[bad-override] (None where there is nothing to push)
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        *,
+        card: Card | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future[CommitInfo] | None:
+        """Save to `output_dir` and push what stands there in one commit, see `hub.push_folder`.
+
+        `private` and the repository's name are by default `args.hub_private_repo` and `args.hub_model_id`, `card` the
+        trainer's. With `blocking=False` a future is returned; on all processes but the first, None.
+
+        Raises:
+            TypeError: `kwargs` of `Trainer.push_to_hub` are given: what they say of the card stands in `card`.
+        """
+        if kwargs:
+            raise TypeError(f"push_to_hub takes what it writes into the card from card=Card(...), got {sorted(kwargs)}")
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        push = push_folder if blocking else partial(HfApi().run_as_future, push_folder)
+        return push(
+            self.args.output_dir,
+            self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
+            card=card or self.card,
+            commit_message=commit_message or "End of training",
+            private=self.args.hub_private_repo if private is None else private,
+            token=token or self.args.hub_token,
+            revision=revision,
+        )
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.scorer.save_pretrained(folder)
-        self.processing_class.save_pretrained(folder)
-        if self.posterior is not None:
-            save_file(self.posterior.state_dict(), folder / POSTERIOR_FILE)
-        if hasattr(self.denoiser.model, "peft_config"):
-            self.denoiser.model.save_pretrained(folder / ADAPTER_FOLDER)
-        elif self.args.train_denoiser:
-            self.denoiser.model.save_pretrained(folder / DENOISER_FOLDER)
-        torch.save(self.args, folder / "training_args.bin")
+        folder = output_dir or self.args.output_dir
+        with replacing(folder) as temporary, saving(folder):
+            self.scorer.save_pretrained(temporary)
+            self.processing_class.save_pretrained(temporary)
+            settings = generation_config(self.scorer.config.max_denoising_steps, self.args.canvas_length)
+            settings.save_pretrained(temporary)
+            if self.posterior is not None:
+                save_file(self.posterior.state_dict(), temporary / POSTERIOR_FILE)
+            if hasattr(self.denoiser.model, "peft_config"):
+                self.denoiser.model.save_pretrained(temporary / ADAPTER_FOLDER)
+            elif self.args.train_denoiser:
+                self.denoiser.model.save_pretrained(temporary / DENOISER_FOLDER)
+            # Trainer's own would be a pickle
+            (temporary / TRAINING_FILE).write_text(self.args.to_json_string(), encoding="utf-8")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        self.scorer.load_state_dict(load_file(folder / "model.safetensors"))
-        if self.posterior is not None:
-            self.posterior.load_state_dict(load_file(folder / POSTERIOR_FILE))
-        if hasattr(self.denoiser.model, "peft_config"):
-            from peft import set_peft_model_state_dict
+        with reading(folder):
+            self.scorer.load_state_dict(load_file(folder / "model.safetensors"))
+            if self.posterior is not None:
+                self.posterior.load_state_dict(load_file(folder / POSTERIOR_FILE))
+            if hasattr(self.denoiser.model, "peft_config"):
+                from peft import set_peft_model_state_dict
 
-            weights = load_file(folder / ADAPTER_FOLDER / "adapter_model.safetensors")
-            set_peft_model_state_dict(self.denoiser.model, weights)
-        elif self.args.train_denoiser:
-            tuned = type(self.denoiser.model).from_pretrained(folder / DENOISER_FOLDER)
-            self.denoiser.model.load_state_dict(tuned.state_dict())
+                weights = load_file(folder / ADAPTER_FOLDER / "adapter_model.safetensors")
+                set_peft_model_state_dict(self.denoiser.model, weights)
+            elif self.args.train_denoiser:
+                tuned = type(self.denoiser.model).from_pretrained(folder / DENOISER_FOLDER)
+                self.denoiser.model.load_state_dict(tuned.state_dict())

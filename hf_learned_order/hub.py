@@ -1,0 +1,182 @@
+"""A scorer's repository on the Hub: what stands in it beside the weights, and the push, which is one commit.
+
+`OrderScorer.push_to_hub` and `OrderTrainer.push_to_hub` come here. Loading is transformers' own `from_pretrained`.
+"""
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import filter_repo_objects
+from transformers import GenerationConfig, PreTrainedModel
+
+from hf_learned_order.cards import Card, card_files
+from hf_learned_order.files import read_json, reading, replacing, saving
+
+# what is left out of a push: checkpoints and whatever else serves the training alone, hidden files, and pickles
+IGNORED = [
+    "checkpoint-*",
+    "runs/*",
+    "posterior.safetensors",
+    "*/README.md",
+    ".*",
+    "_*",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.pkl",
+]
+# what a push deletes unless it brings it: an adapter or a figure of the last push says nothing of these weights
+OWNED = ["adapter/*", "denoiser/*", ".eval_results/*", "results.json", "trade_off.png"]
+CUSTOM_GENERATE = """\
+# model.generate(..., custom_generate={repo_id!r}, trust_remote_code=True)
+from hf_learned_order.integration import custom_generate
+
+
+def generate(model, **kwargs):
+    return custom_generate(model, {repo_id!r}, **kwargs)
+"""
+
+
+def push_folder(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    card: Card | None = None,
+    commit_message: str = "Upload scorer",
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Push a folder that a scorer was saved to, with its card, evaluation metadata and `custom_generate`.
+
+    One commit: a push that fails leaves the repository as it was. The folder is only read. Figures and adapters of an
+    earlier push that this one does not bring are deleted; the card is written anew.
+
+    Args:
+        folder: `config.json`, `model.safetensors`; `adapter/` or `denoiser/` where the denoiser was tuned along.
+        repo_id: `user/name`; made if it does not exist.
+        card: what the model card says; see `Card`.
+        commit_message, private, token, revision, create_pr: as in `HfApi.create_repo` and `create_commit`.
+
+    Raises:
+        ValueError: the folder holds no scorer, or `card` names a file of another kind.
+        OSError: the Hub refused the push or could not be reached.
+    """
+    folder, api = Path(folder), HfApi(token=token)
+    # `*` of a pattern goes through slashes
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = {name: folder / name for name in filter_repo_objects(names, ignore_patterns=IGNORED)}
+    try:
+        if "/" not in repo_id:
+            repo_id = f"{api.whoami()['name']}/{repo_id}"
+        made = repository_files(folder, repo_id, card or Card())  # before anything is made on the Hub
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None and not create_pr:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        there = api.list_repo_files(repo_id, revision=None if create_pr else revision)
+        stale = [name for name in filter_repo_objects(there, allow_patterns=OWNED) if name not in {**files, **made}]
+        return api.create_commit(
+            repo_id,
+            [CommitOperationAdd(name, content) for name, content in {**files, **made}.items()]
+            + [CommitOperationDelete(name) for name in stale],
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    except HTTPError as error:
+        if isinstance(error, OSError):  # the Hub's answers are
+            raise
+        raise OSError(f"{repo_id}: the push broke off, and the repository is as it was ({error!r})") from error
+
+
+def repository_files(folder: Path, repo_id: str, card: Card) -> dict[str, bytes]:
+    """Path in the repository to content of all that is not in `folder`: card, metadata, `custom_generate`."""
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise ValueError(f"folder must be one that a scorer was saved to, but {folder} has no {name}")
+    files = {
+        "custom_generate/generate.py": CUSTOM_GENERATE.format(repo_id=repo_id).encode(),
+        "custom_generate/requirements.txt": b"hf_learned_order\n",
+        **card_files(folder, repo_id, card),
+    }
+    if not (folder / "generation_config.json").is_file():
+        steps = read_json(folder / "config.json", dict).get("max_denoising_steps")
+        files["generation_config.json"] = generation_config(steps).to_json_string().encode()
+    return files
+
+
+def generation_config(max_denoising_steps: int | None, max_new_tokens: int | None = None) -> GenerationConfig:
+    """The settings that `custom_generate` decodes with unless others are given; what is None is left out."""
+    settings = {"max_denoising_steps": max_denoising_steps, "max_new_tokens": max_new_tokens}
+    return GenerationConfig(**{name: value for name, value in settings.items() if value is not None})
+
+
+_Base = PreTrainedModel if TYPE_CHECKING else object  # a mixin for models
+
+
+class HubMixin(_Base):
+    """Loading, saving and pushing of a scorer: transformers' own, made strict, safe and complete."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own, from safetensors only, and only if every weight is there and fits.
+
+        Args:
+            pretrained_model_name_or_path: a folder or a Hub repository.
+            *args, **kwargs: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only` and the others there.
+
+        Raises:
+            OSError: nothing to load there, no access, or the Hub cannot be reached.
+            ValueError: files are damaged, or configuration and weights do not belong together.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        with reading(pretrained_model_name_or_path):
+            loaded: Any = super().from_pretrained(
+                pretrained_model_name_or_path, *args, use_safetensors=True, output_loading_info=True, **kwargs
+            )
+        scorer, info = loaded
+        wrong = sorted(info["missing_keys"] | info["unexpected_keys"])
+        if wrong:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: its model.safetensors must hold the weights that its config.json "
+                f"asks for, but {len(wrong)} are missing or too many: {', '.join(wrong[:3])}"
+            )
+        return (scorer, info) if wants_info else scorer
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """transformers' own; the files that stood there stay as they were until all are written (`files.replacing`).
+
+        Raises:
+            ValueError: `push_to_hub` is asked for: the method of that name also writes the card.
+            OSError: the folder cannot be written to, or the disk is full.
+        """
+        if push_to_hub:
+            raise ValueError(
+                "push_to_hub must be False, got True: call push_to_hub(repo_id), which writes the card too"
+            )
+        with replacing(save_directory) as temporary, saving(save_directory):
+            super().save_pretrained(temporary, *args, **kwargs)
+
+    # pyrefly: ignore[bad-override] (max_shard_size and tags: a scorer is small, and its card has its tags)
+    def push_to_hub(self, repo_id: str, *, card: Card | None = None, **kwargs: Any) -> CommitInfo:
+        """Push the scorer with its card, evaluation metadata and `custom_generate`, in one commit.
+
+        Args:
+            repo_id: `user/name`; made if it does not exist.
+            card: what the model card says of training and measurements.
+            **kwargs: `commit_message`, `private`, `token`, `revision`, `create_pr`, see `hub.push_folder`.
+
+        Raises:
+            ValueError: `card` names a file of another kind.
+            OSError: the Hub refused the push or could not be reached; the repository is as it was.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push_folder(folder, repo_id, card=card, **kwargs)
