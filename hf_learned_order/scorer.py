@@ -61,7 +61,7 @@ class OrderScorerConfig(PreTrainedConfig):
         *,
         law: str = "non_empty",
         law_temperature: float = 0.1,
-        bound: float = 1.0,
+        bound: float = 0.5,
         entropy_weight: float = 1.5,
         max_denoising_steps: int | None = None,
         hidden_size: int = 64,
