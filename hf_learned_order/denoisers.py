@@ -60,6 +60,7 @@ class Denoiser(nn.Module):
             raise ValueError(f"mask_token_id must be in [0, {vocab_size}), got {mask_token_id}")
         self.model = model
         self.mask_token_id = mask_token_id
+        self._stock = type(base).__module__.startswith("transformers.")
         self._parameters_taken = inspect.signature(base.forward).parameters
 
     def train(self, mode: bool = True) -> "Denoiser":
@@ -134,7 +135,9 @@ class Denoiser(nn.Module):
             seen = seen & (blocks[:, None, :] <= blocks[:, :, None])
         # padding attends to itself, or its softmax would be over nothing
         seen = (seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device))[:, None]
-        if layout == "additive":
+        # transformers' eager attention adds a bool mask to its scores instead of masking with it
+        eager = self._stock and getattr(self.model.config, "_attn_implementation", None) == "eager"
+        if layout == "additive" or eager:
             nothing = torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device)
             return {"attention_mask": nothing.masked_fill(~seen, -torch.inf)}
         return {"attention_mask": seen}

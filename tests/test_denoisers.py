@@ -120,6 +120,18 @@ class TestEveryFamily:
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("family", DECODERS)
+def test_eager_attention_is_the_same_denoiser(family):
+    """It would add a bool mask to its scores, and padding would be seen."""
+    model = tiny_model(family)
+    model.set_attn_implementation("eager")
+    ids, mask = words(2, 10), torch.ones(2, 10, dtype=torch.long)
+    mask[0, :4] = 0
+    expected, _ = call(denoiser_of(family), ids, 5, mask)
+    got, _ = call(Denoiser(model, mask_token_id=MASK), ids, 5, mask)
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)  # its softmax is in float32
+
+
 def test_family_given_by_hand_wins():
     """A decoder tuned without shift from a family that has one."""
     model = denoiser_of("qwen2").model
