@@ -160,7 +160,7 @@ class DenoiserTrainer(Trainer):
         scored; in the other half all results are hidden from their first, second or third digit on.
         """
         tokenizer, length = self.processing_class, clean.shape[1]
-        equals, space, answer = (clean == tokenizer.convert_tokens_to_ids(c) for c in "= #")
+        equals, space, answer = (clean.eq(tokenizer.get_vocab()[c]) for c in "= #")
         position = torch.arange(length, device=clean.device)
         kind, ahead, anywhere = torch.rand(3, len(clean), 1, device=clean.device)
 
@@ -173,9 +173,8 @@ class DenoiserTrainer(Trainer):
         # inside a result more `=` than spaces have gone by
         inside = equals.cumsum(1) - equals.long() > space.cumsum(1)
         digit = position - torch.where(equals, position, 0).cummax(1).values - 1
-        results = (inside & (digit >= (3 * ahead**2).long())) | (answer.cumsum(1) - answer.long() > 0) & (
-            position < end
-        )
+        final = (answer.cumsum(1) - answer.long() > 0) & (position < end)
+        results = final | (inside & (digit >= (3 * ahead**2).long()))
 
         suffix, drill = kind < self.args.arithmetic_share / 2, kind < self.args.arithmetic_share
         masked = torch.where(suffix, hidden, torch.where(drill, results, masked))

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers.utils import logging
 
 from hf_learned_order.cli import main
-from hf_learned_order.evaluation import load_results
+from hf_learned_order.evaluation import knob, load_results
 from hf_learned_order.samplers import SAMPLERS
 
 
@@ -74,10 +74,14 @@ def test_evaluate_and_plot(folder, capsys):
     assert "bound, nats" in printed
     out = folder / "out"
     results = load_results(out / "results.json")
-    assert [(result.sampler, result.target) for result in results] == [(n, t) for n in samplers for t in (3.0, 6.0)]
-    assert [result.runs for result in results] == [2, 2, 1, 1, 1, 1, 2, 2]
+    names = [[name] if knob(name) is None else [name, f"{name}, capped"] for name in samplers[:-1]]
+    names.append(["learned_order", "learned_order, capped"])
+    assert [(result.sampler, result.target) for result in results] == [
+        (name, target) for both in names for target in (3.0, 6.0) for name in both
+    ]
+    assert [result.runs for result in results] == [2, 2, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2]
     assert all(result.bound < 0 and 0 < result.count <= 4 for result in results)
-    assert len((out / "results.csv").read_text().splitlines()) == 9
+    assert len((out / "results.csv").read_text().splitlines()) == 13
     for name in ("trade_off.png", "order_map.png"):
         with Image.open(out / name) as image:
             assert image.format == "PNG"
@@ -90,7 +94,8 @@ def test_evaluate_and_plot(folder, capsys):
 def test_evaluate_takes_every_sampler_by_default(folder, capsys):
     assert evaluate(folder, "--limit", "2", "--tuning_limit", "2", "--seeds", "1") == 0
     names = [result.sampler for result in load_results(folder / "out" / "results.json")]
-    assert names == [name for name in SAMPLERS if name != "learned_order"]
+    assert [name for name in names if "capped" not in name] == [name for name in SAMPLERS if name != "learned_order"]
+    assert [name for name in names if "capped" in name] == [f"{name}, capped" for name in SAMPLERS if knob(name)]
 
 
 # ---- what is refused, in one line --------------------------------------------------------------------------------

@@ -213,9 +213,12 @@ def test_every_rule_is_measured(denoiser, tokenizer, dataset):
     scorer = scorer_of(denoiser.model)
     names = list(SAMPLERS)
     results = list(compare(evaluator, evaluator, samplers=names, targets=[6.0], scorers=[scorer], seeds=2))
-    assert [result.sampler for result in results] == names
+    assert [result.sampler for result in results if "capped" not in result.sampler] == names
+    assert [name for name in names if knob(name, scorer)] == [
+        result.sampler.partition(",")[0] for result in results if "capped" in result.sampler
+    ]
     for result in results:
-        assert (result.bound is None) == SAMPLERS[result.sampler].remasks
+        assert (result.bound is None) == SAMPLERS[result.sampler.partition(",")[0]].remasks
         assert result.runs == (2 if result.sampler in RANDOM_SAMPLERS else 1)
 
 
@@ -231,12 +234,16 @@ def test_compare(evaluator, denoiser):
     scorers = [scorer_of(denoiser.model, seed=seed) for seed in range(2)]
     names = ["iid", "top_prob", "threshold", "learned_order"]
     results = list(compare(evaluator, evaluator, samplers=names, targets=[3.0], scorers=scorers, seeds=3))
-    assert [result.sampler for result in results] == names
-    assert [result.runs for result in results] == [3, 1, 1, 2]
-    assert [result.budget for result in results] == [3, 3, CANVAS, CANVAS]
-    assert [result.setting.partition("=")[0] for result in results] == ["", "", "threshold", "bias"]
+    assert [result.sampler for result in results] == [
+        *("iid", "top_prob", "threshold", "threshold, capped", "learned_order", "learned_order, capped")
+    ]
+    assert [result.runs for result in results] == [3, 1, 1, 1, 2, 2]
+    assert [result.budget for result in results] == [3, 3, CANVAS, 5, CANVAS, 5]
+    assert [result.setting.partition("=")[0] for result in results] == ["", "", *["threshold"] * 2, *["bias"] * 2]
     for result in results:
         assert result.target == 3.0
+        assert (", capped" in result.sampler) == ("T=5" in result.setting)
+        assert result.nfe_max <= result.budget
         assert result.nfe_min <= result.nfe <= result.nfe_max
         assert abs(result.nfe - 3.0) < 0.5
         assert result.count == 10
@@ -250,6 +257,7 @@ def test_compare(evaluator, denoiser):
         ({"samplers": ["fast"]}, "sampler must be one of iid, random, .*, got 'fast'"),
         ({"samplers": ["learned_order"]}, 'sampler "learned_order" needs a scorer'),
         ({"samplers": ["iid"], "seeds": 0}, "seeds must be 1 or more, got 0"),
+        ({"samplers": ["iid"], "cap": 0.5}, r"cap must be 1 or more, got 0\.5"),
     ],
 )
 def test_compare_checks(evaluator, options, message):

@@ -340,7 +340,7 @@ class TestOptions:
 
 class TestBadInput:
     def test_unknown_sampler(self):
-        with pytest.raises(ValueError, match=r"sampler must be one of iid, random, .*learned_order, got 'best'"):
+        with pytest.raises(ValueError, match=r"sampler must be one of iid, random, .*, wino, got 'best'"):
             generated(attached(), "best")
 
     def test_sampler_of_the_wrong_type(self):

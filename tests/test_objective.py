@@ -10,7 +10,8 @@ from models import WORDS, tiny_model
 from problems import MASK, ExactPairs, ExactTable
 from torch import Tensor
 
-from hf_learned_order.denoisers import ENCODER, Denoiser
+from hf_learned_order.denoisers import Denoiser
+from hf_learned_order.families import ENCODER
 from hf_learned_order.generation import decode
 from hf_learned_order.objective import OrderELBO
 from hf_learned_order.posteriors import CleanPosterior

@@ -273,7 +273,7 @@ def test_combinations_are_checked(options, message, tmp_path, tokenizer, dataset
 def test_tokenizer_needs_a_mask_token(tmp_path, dataset):
     tokenizer = equation_tokenizer()
     tokenizer.mask_token = None
-    with pytest.raises(ValueError, match="tokenizer must have a mask token"):
+    with pytest.raises(ValueError, match="mask_token_id must be given, or a tokenizer with a mask token"):
         OrderTrainer(model=denoising_model(tokenizer), args=arguments(tmp_path), processing_class=tokenizer)
 
 
