@@ -16,6 +16,7 @@ from pathlib import Path
 from hf_learned_order.cli import main as command_line
 from hf_learned_order.gsm8k import Chain, Resampler, chains_of, read_rows
 
+SAMPLERS = "iid random top_prob margin entropy threshold factor entropy_bound learned_order".split()
 HERE = Path(__file__).parent
 GSM8K = HERE.parent.parent / "shared" / "data" / "gsm8k"
 
@@ -63,6 +64,8 @@ def main() -> int:
             options.limit,
             "--seeds",
             "1",
+            "--samplers",
+            *SAMPLERS,
         ]
         arguments += ["--train_file", str(files["train"]), "--test_file", str(files["test"])]
         return command_line([*arguments, "--nfe", *options.nfe, "--output_dir", options.output_dir])
