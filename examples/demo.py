@@ -16,7 +16,7 @@ from pathlib import Path
 from hf_learned_order.cli import main as command_line
 from hf_learned_order.gsm8k import Chain, Resampler, chains_of, read_rows
 
-SAMPLERS = "iid random top_prob margin entropy threshold factor entropy_bound learned_order".split()
+SAMPLERS = ["iid", "random", "top_prob", "margin", "entropy", "threshold", "factor", "entropy_bound", "learned_order"]
 HERE = Path(__file__).parent
 GSM8K = HERE.parent.parent / "shared" / "data" / "gsm8k"
 
