@@ -38,7 +38,9 @@ def test_the_formula(family, scale, negative, side):
     ids, mask = padded(PROMPTS, side)
     options = {}
     if negative:
-        options = dict(zip(("negative_prompt_ids", "negative_prompt_attention_mask"), padded(NEGATIVE, side), strict=True))
+        options = dict(
+            zip(("negative_prompt_ids", "negative_prompt_attention_mask"), padded(NEGATIVE, side), strict=True)
+        )
     output = decode(
         denoiser_of(family), ids, mask, sampler=TopProbSampler(), max_new_tokens=4, max_denoising_steps=1,
         guidance_scale=scale, **options,
@@ -53,13 +55,16 @@ def test_the_formula(family, scale, negative, side):
 def test_rows_keep_their_own_negative_prompt():
     """Rows leave the batch at different steps; a row alone gives the same."""
     prompts, negative = words(8, 4), words(8, 3, seed=4)
-    options = {"sampler": ThresholdSampler(threshold=0.6), "max_new_tokens": 8, "guidance_scale": 2.0, "block_length": 4}
+    options = {
+        "sampler": ThresholdSampler(threshold=0.6),
+        "max_new_tokens": 8,
+        "guidance_scale": 2.0,
+        "block_length": 4,
+    }
     output = decode(denoiser_of("llama"), prompts, negative_prompt_ids=negative, **options)
     assert len(output.nfe.unique()) > 1
     for row in range(8):
-        alone = decode(
-            denoiser_of("llama"), prompts[row, None], negative_prompt_ids=negative[row, None], **options
-        )
+        alone = decode(denoiser_of("llama"), prompts[row, None], negative_prompt_ids=negative[row, None], **options)
         assert response(alone)[0].tolist() == response(output)[row].tolist()
         assert alone.nfe.item() == output.nfe[row].item()
 
@@ -89,7 +94,10 @@ class TestBadInput:
         [
             ({"guidance_scale": -1}, "guidance_scale must be a number, 0 or more, got -1"),
             ({"guidance_scale": "2"}, "guidance_scale must be a number, 0 or more, got '2'"),
-            ({"negative_prompt_ids": words(2, 3)}, "guidance_scale must be given and not be 1 with negative_prompt_ids"),
+            (
+                {"negative_prompt_ids": words(2, 3)},
+                "guidance_scale must be given and not be 1 with negative_prompt_ids",
+            ),
             (
                 {"guidance_scale": 2.0, "negative_prompt_attention_mask": torch.ones(2, 3)},
                 "negative_prompt_ids must be given with negative_prompt_attention_mask, got None",
@@ -123,7 +131,9 @@ class TestBadInput:
     def test_nothing_to_guide_away_from(self):
         mask = torch.tensor([[1, 1], [0, 0]])
         with pytest.raises(ValueError, match="guidance_scale needs a prompt in each row, or negative_prompt_ids"):
-            decode(denoiser_of("bert"), words(2, 2), mask, sampler=TopProbSampler(), max_new_tokens=4, guidance_scale=2.0)
+            decode(
+                denoiser_of("bert"), words(2, 2), mask, sampler=TopProbSampler(), max_new_tokens=4, guidance_scale=2.0
+            )
 
     def test_a_shifted_model_needs_a_negative_prompt(self):
         with pytest.raises(ValueError, match="each negative prompt must have at least one token"):

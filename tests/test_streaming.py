@@ -45,7 +45,9 @@ def streamed(streamer, *, rows=3, eos=SOME_EOS, **options):
 @pytest.mark.parametrize("eos", [None, SOME_EOS], ids=["full", "eos"])
 @pytest.mark.parametrize("block_length", [None, 2])
 @pytest.mark.parametrize(
-    "rule", [*RULES, RemasksOnce(), ReMDMSampler(eta=1.0), WINOSampler(draft=0.3, verify=0.9)], ids=lambda r: type(r).__name__
+    "rule",
+    [*RULES, RemasksOnce(), ReMDMSampler(eta=1.0), WINOSampler(draft=0.3, verify=0.9)],
+    ids=lambda r: type(r).__name__,
 )
 def test_exactly_the_final_tokens(rule, block_length, eos, rows):
     streamer = Collector()
