@@ -127,7 +127,8 @@ class Canvas:
     def windows(self, block_length: int | None, steps: int | None) -> list[tuple[slice, int]]:
         """The blocks of the canvas, from left to right, and the steps of each; one of everything without a length.
 
-        `steps` are divided evenly, the first blocks take what is over; by default each gets one for each position.
+        `steps` are divided evenly, the first blocks take what is over; by default each gets one for each position that
+        is masked in it, in the row that has most.
 
         Raises:
             ValueError: `block_length` does not divide the canvas, or there are fewer steps than blocks.
@@ -139,7 +140,7 @@ class Canvas:
                 raise ValueError(f"block_length must divide max_new_tokens {self.length}, got {block_length}")
             length = block_length
         starts = range(0, self.length, length)
-        shares = [length] * len(starts)
+        shares = [int(self.masked[:, start : start + length].sum(-1).max()) for start in starts]
         if steps is not None:
             check_positive("max_denoising_steps", steps)
             if steps < len(starts):

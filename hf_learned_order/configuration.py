@@ -121,6 +121,7 @@ class Settings:
         """
         names = [entry.name for entry in fields(cls)]
         called = {} if generation_config is None else generation_config.to_diff_dict()
+        called = {name: value for name, value in called.items() if value is not False or name in names}
         private = {name for name in called if name.startswith("_")}
         for source, unknown in (
             ("generate", set(given) - set(names)),

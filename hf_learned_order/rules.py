@@ -58,7 +58,6 @@ class Sampler:
         logits_processor: Any,
         stopping_criteria: Any,
         generation_config: "GenerationConfig",
-        attention_mask: Tensor | None = None,
         max_denoising_steps: int | None = None,
         block_length: int | None = None,
         infill: bool = False,
@@ -70,7 +69,7 @@ class Sampler:
     ) -> Any:
         """`model.generate(ids, custom_generate=sampler)`: decoding without `attach`, for models with a `generate`.
 
-        `prepared` is what transformers makes for its own loop, a cache among others; it is not used.
+        `prepared` is what transformers makes for its own loop; all but `attention_mask` is not used.
         """
         # the one way up: everything else that a sampler needs lies below it
         from hf_learned_order.calls import generate_custom
@@ -82,7 +81,7 @@ class Sampler:
             logits_processor=logits_processor,
             stopping_criteria=stopping_criteria,
             generation_config=generation_config,
-            attention_mask=attention_mask,
+            attention_mask=prepared["attention_mask"],
             infill=infill,
             mask_token_id=mask_token_id,
             seed=seed,
