@@ -118,6 +118,7 @@ class Canvas:
         """One step of `rows`: `tokens` at `unmask`, the mask token at `remask`, all [len(rows), window]."""
         at = (rows, window)
         self.steps[rows] += 1
+        tokens = tokens.to(self.ids.dtype)
         self.tokens[at] = torch.where(unmask, tokens, self.tokens[at]).masked_fill(remask, self.mask_token_id)
         self.token_log_probs[at] = torch.where(unmask, log_probs, self.token_log_probs[at]).masked_fill(remask, 0.0)
         number = self.steps[rows, None]
