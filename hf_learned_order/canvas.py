@@ -1,7 +1,11 @@
 """The canvas: the window of mask tokens behind a prompt, where a response appears. Shared by decoding and training."""
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
+
+from hf_learned_order.inputs import check_positive
 
 
 def left_padded(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -10,12 +14,140 @@ def left_padded(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tens
     return input_ids.gather(-1, order), mask
 
 
+def given_layout(values: Tensor, attention_mask: Tensor) -> Tensor:
+    """Undoes `left_padded`: columns [batch, length] of left-padded rows, back where `attention_mask` has them."""
+    return values.gather(-1, attention_mask.long().argsort(dim=-1, stable=True).argsort(dim=-1))
+
+
+def first(flags: Tensor) -> Tensor:
+    """int [batch]: where the first True of each row of `flags` [batch, canvas] stands; the row's length without one."""
+    return torch.where(flags.any(-1), flags.to(torch.uint8).argmax(-1), flags.shape[-1])
+
+
 def settled(eos: Tensor, masked: Tensor) -> Tensor:
     """bool [batch]: the row has an unmasked EOS (bool `eos` [batch, canvas]) and nothing masked before the first one.
 
     What follows the first EOS is no part of the response, so such a row is finished.
     """
-    eos = eos & ~masked
-    first_eos = eos.to(torch.uint8).argmax(-1)
-    first_mask = torch.where(masked.any(-1), masked.to(torch.uint8).argmax(-1), eos.shape[-1])
-    return eos.any(-1) & (first_eos < first_mask)
+    return first(eos) < first(masked)
+
+
+@dataclass(kw_only=True)
+class Canvas:
+    """A batch while it is decoded. Rows are written in place.
+
+    Attributes:
+        ids: int [batch, start + length], prompt and canvas, padding on the left.
+        attention_mask: [batch, start + length], 0 at padding.
+        start: the column where the canvas begins.
+        masked: bool [batch, length], the positions that are still to be unmasked; nothing else is ever touched.
+        mask_token_id: what a masked position holds.
+        order: int [batch, length], the step of the row, from 1, that unmasked a position; 0 where none did.
+        token_log_probs: [batch, length], log p_theta of each token when it was unmasked.
+        steps: int [batch], the steps that each row took part in.
+    """
+
+    ids: Tensor
+    attention_mask: Tensor
+    start: int
+    masked: Tensor
+    mask_token_id: int
+    order: Tensor = field(init=False)
+    token_log_probs: Tensor = field(init=False)
+    steps: Tensor = field(init=False)
+
+    def __post_init__(self):
+        self.order = torch.zeros_like(self.masked, dtype=torch.long)
+        self.token_log_probs = torch.zeros_like(self.masked, dtype=torch.float)
+        self.steps = self.order.new_zeros(len(self.masked))
+
+    @classmethod
+    def behind(cls, prompt: Tensor, attention_mask: Tensor, *, length: int, mask_token_id: int) -> "Canvas":
+        """`length` masks behind each prompt [batch, prompt], which is padded on the left.
+
+        Raises:
+            ValueError: a prompt holds the mask token itself.
+        """
+        if ((prompt == mask_token_id) & attention_mask.bool()).any():
+            raise ValueError(f"input_ids must not hold the mask token {mask_token_id} unless infill=True, but it does")
+        masked = torch.ones(len(prompt), length, dtype=torch.bool, device=prompt.device)
+        return cls(
+            ids=torch.cat([prompt, torch.full_like(masked, mask_token_id, dtype=prompt.dtype)], 1),
+            attention_mask=torch.cat([attention_mask, torch.ones_like(masked, dtype=attention_mask.dtype)], 1),
+            start=prompt.shape[1],
+            masked=masked,
+            mask_token_id=mask_token_id,
+        )
+
+    @classmethod
+    def within(cls, ids: Tensor, attention_mask: Tensor, *, start: int, mask_token_id: int) -> "Canvas":
+        """The masks of `ids` [batch, length], which is padded on the left.
+
+        `start` is 1 for a model that predicts a token from the one before it: the first one cannot be filled.
+
+        Raises:
+            ValueError: there is no mask, or one at a place that cannot be filled.
+        """
+        masked = (ids == mask_token_id) & attention_mask.bool()
+        if not masked.any():
+            raise ValueError(f"input_ids must hold the mask token {mask_token_id} when infill=True, but it does not")
+        alone = masked[:, 0].clone()
+        alone |= (masked[:, 1:] & (attention_mask[:, :-1] == 0)).any(-1)
+        if start and alone.any():
+            raise ValueError("input_ids must not begin with the mask token: this model predicts from the token before")
+        return cls(
+            ids=ids.clone(),
+            attention_mask=attention_mask,
+            start=start,
+            masked=masked[:, start:],
+            mask_token_id=mask_token_id,
+        )
+
+    @property
+    def length(self) -> int:
+        return self.masked.shape[1]
+
+    @property
+    def tokens(self) -> Tensor:
+        """int [batch, length], a view of `ids`."""
+        return self.ids[:, self.start :]
+
+    def write(
+        self, rows: Tensor, window: slice, tokens: Tensor, log_probs: Tensor, unmask: Tensor, remask: Tensor
+    ) -> None:
+        """One step of `rows`: `tokens` at `unmask`, the mask token at `remask`, all [len(rows), window]."""
+        at = (rows, window)
+        self.steps[rows] += 1
+        tokens = tokens.to(self.ids.dtype)
+        self.tokens[at] = torch.where(unmask, tokens, self.tokens[at]).masked_fill(remask, self.mask_token_id)
+        self.token_log_probs[at] = torch.where(unmask, log_probs, self.token_log_probs[at]).masked_fill(remask, 0.0)
+        number = self.steps[rows, None]
+        self.order[at] = torch.where(unmask, number, self.order[at]).masked_fill(remask, 0)
+        self.masked[at] = self.masked[at] & ~unmask | remask
+
+    def windows(self, block_length: int | None, steps: int | None) -> list[tuple[slice, int]]:
+        """The blocks of the canvas, from left to right, and the steps of each; one of everything without a length.
+
+        `steps` are divided evenly, the first blocks take what is over; by default each gets one for each position that
+        is masked in it, in the row that has most.
+
+        Raises:
+            ValueError: `block_length` does not divide the canvas, or there are fewer steps than blocks.
+        """
+        length = self.length
+        if block_length is not None:
+            check_positive("block_length", block_length)
+            if self.length % block_length:
+                raise ValueError(f"block_length must divide max_new_tokens {self.length}, got {block_length}")
+            length = block_length
+        starts = range(0, self.length, length)
+        shares = [int(self.masked[:, start : start + length].sum(-1).max()) for start in starts]
+        if steps is not None:
+            check_positive("max_denoising_steps", steps)
+            if steps < len(starts):
+                raise ValueError(
+                    f"max_denoising_steps must be at least one for each of the {len(starts)} blocks, got {steps}"
+                )
+            share, over = divmod(steps, len(starts))
+            shares = [share + (number < over) for number in range(len(starts))]
+        return [(slice(start, start + length), share) for start, share in zip(starts, shares, strict=True)]

@@ -1,9 +1,14 @@
 """The one decoding loop.
 
-    canvas of mask tokens -> { denoiser -> predictions -> the rule proposes -> at least one, everything at the last
-    step -> tokens drawn at the proposed positions, the mask token at those to remask } -> sequences, order, nfe
+    canvas of mask tokens -> { denoiser -> guidance, logits processors -> predictions -> the rule proposes -> at least
+    one, everything at the last step -> tokens drawn at the proposed positions, the mask token at those to remask }
+    -> sequences, order, nfe
 
 Each step unmasks something and the last step unmasks everything and remasks nothing, so every rule ends.
+
+Which positions may be touched is one bool tensor, `Canvas.masked`: the whole window behind the prompts, or the masks
+of the prompts themselves (`infill=True`). With a `block_length` the loop runs once for each block, from left to right,
+and a rule sees the block only; the denoiser sees everything.
 
 The same loop scores a given response (`clean=`): the true token takes the place of the drawn one, and the sum of
 log p_theta over the unmasked positions bounds log p(x | c) from below when the rule is deterministic, and in
@@ -14,26 +19,35 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
-from hf_learned_order.canvas import left_padded, settled
-from hf_learned_order.denoisers import Denoiser, predict
+from hf_learned_order.canvas import Canvas, given_layout, left_padded
+from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.distributions import at_least_one, everything
-from hf_learned_order.predictions import Step
+from hf_learned_order.guidance import Guidance, guidance_of
+from hf_learned_order.inputs import check_ids, check_positive, check_room
+from hf_learned_order.predictions import Predictions, Step, draw
 from hf_learned_order.rules import Sampler, State
+from hf_learned_order.stopping import Stopping
+from hf_learned_order.streaming import Stream
 
 
-# every field is always there; ModelOutput asks for the default None
+# every field is always there, `order` unless it is not wanted; ModelOutput asks for the default None
 @dataclass
 class LearnedOrderOutput(ModelOutput):
     """What `generate(..., return_dict_in_generate=True)` returns.
 
     Attributes:
-        sequences: [batch, prompt + canvas], the prompt as it was given and the response; padding after the first EOS.
-        order: int [batch, canvas], the step, from 1, at which a position was (last) unmasked; 0 where an early EOS made
-            it unnecessary.
-        nfe: int [batch], denoiser calls made while the sequence still had a masked position.
-        tokens_per_forward: float [batch], tokens of the response, first EOS included, a denoiser call.
+        sequences: [batch, prompt + canvas], the prompt as it was given and the response; padding after its end. With
+            `infill`, `input_ids` with the masks filled.
+        order: int [batch, canvas], the step, from 1, at which a position was (last) unmasked; 0 where an early end made
+            it unnecessary. With `infill` one number for each token of `input_ids`, 0 where there was no mask.
+        nfe: int [batch], denoiser calls made while the sequence still had a masked position. With guidance a step
+            takes two.
+        tokens_per_forward: float [batch], tokens of the response, first EOS included, a denoiser call. With `infill`
+            the tokens that were filled in.
         log_likelihood: float [batch], nats: log p_theta of each token when it was (last) unmasked, summed. With a rule
             that remasks it bounds nothing.
     """
@@ -52,137 +66,221 @@ def decode(
     attention_mask: Tensor | None = None,
     *,
     sampler: Sampler,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     max_denoising_steps: int | None = None,
+    block_length: int | None = None,
+    infill: bool = False,
     temperature: float = 0.0,
+    logits_processor: LogitsProcessorList | None = None,
+    logits_warper: LogitsProcessorList | None = None,
+    guidance_scale: float | None = None,
+    negative_prompt_ids: Tensor | None = None,
+    negative_prompt_attention_mask: Tensor | None = None,
     eos_token_id: int | list[int] | None = None,
     pad_token_id: int | None = None,
+    stopping_criteria: StoppingCriteriaList | None = None,
+    streamer: BaseStreamer | None = None,
     generator: torch.Generator | None = None,
     clean: Tensor | None = None,
 ) -> LearnedOrderOutput:
-    """Fill a canvas of `max_new_tokens` masks behind each prompt.
+    """Fill a canvas of `max_new_tokens` masks behind each prompt, or the masks within it.
 
     Args:
         denoiser: the model.
         input_ids: int [batch, prompt], padded on either side.
         attention_mask: [batch, prompt], 0 at padding; by default nothing is padding.
         sampler: the rule.
-        max_new_tokens: length of the canvas.
-        max_denoising_steps: step budget T; by default one for each position.
+        max_new_tokens: length of the canvas, by default 128.
+        max_denoising_steps: step budget T; by default one for each position. Divided evenly among blocks.
+        block_length: decode in blocks of so many positions, from left to right; must divide `max_new_tokens`.
+        infill: fill the masks in `input_ids`, all of them; nothing else is touched or added, and no EOS ends a row.
         temperature: 0 takes the most likely token at an unmasked position, otherwise it is drawn.
+        logits_processor: changes the logits at each position, given prompt and canvas as they are, before rules and
+            draws see them. In these ids padding looks like the mask token.
+        logits_warper: the same, for draws only, behind the temperature.
+        guidance_scale, negative_prompt_ids, negative_prompt_attention_mask: see `Guidance`; 1 or None is no guidance.
         eos_token_id: a row is finished when everything before its first EOS is settled; None decodes every position.
             Several ids may end a response.
-        pad_token_id: what follows the first EOS in `sequences`; by default more EOS.
+        pad_token_id: what follows the end of a response in `sequences`; by default more EOS.
+        stopping_criteria: end a row as well, see `Stopping`.
+        streamer: gets prompt and response as they become final, see `Stream`.
+        generator: source of all randomness; by default torch's global one.
         clean: [batch, canvas], a response to score instead of drawing one; not with a rule that remasks.
 
     Raises:
         ValueError, TypeError: an argument is out of range; the message names it.
     """
-    attention_mask = _check_inputs(denoiser, input_ids, attention_mask, max_new_tokens)
-    steps = max_new_tokens if max_denoising_steps is None else max_denoising_steps
-    _check_positive("max_denoising_steps", steps)
+    mask = check_ids("input_ids", input_ids, attention_mask, vocab_size=denoiser.model.config.vocab_size)
     if isinstance(temperature, bool) or not temperature >= 0:
         raise ValueError(f"temperature must be 0 or more, got {temperature!r}")
-    batch, canvas_length = input_ids.shape[0], max_new_tokens
-    if clean is not None and clean.shape != (batch, canvas_length):
-        raise ValueError(f"clean must have the shape {(batch, canvas_length)}, got {tuple(clean.shape)}")
-    if clean is not None and sampler.remasks:
+    if infill:
+        _check_infill(
+            max_new_tokens=max_new_tokens,
+            block_length=block_length,
+            negative_prompt_ids=negative_prompt_ids,
+            stopping_criteria=stopping_criteria or None,
+            streamer=streamer,
+            clean=clean,
+        )
+        eos_token_id = None
+    canvas = _canvas(denoiser, input_ids, mask, None if infill else 128 if max_new_tokens is None else max_new_tokens)
+    windows = canvas.windows(block_length, max_denoising_steps)
+    _check_clean(clean, canvas, sampler)
+    loop = _Loop(
+        denoiser=denoiser,
+        sampler=sampler,
+        canvas=canvas,
+        stopping=Stopping(canvas, eos_token_id=eos_token_id, criteria=stopping_criteria, pad_token_id=pad_token_id),
+        guidance=guidance_of(guidance_scale, canvas, denoiser, negative_prompt_ids, negative_prompt_attention_mask),
+        logits_processor=logits_processor,
+        logits_warper=logits_warper,
+        temperature=temperature,
+        generator=generator,
+        clean=clean,
+        stream=None if streamer is None else Stream(streamer, input_ids),
+    )
+    for window, steps in windows:
+        loop.run(window, steps)
+    if loop.stream is not None:
+        loop.stream.end()
+    return _output(loop, input_ids, mask, infill=infill)
+
+
+@dataclass(kw_only=True)
+class _Loop:
+    """A batch on its way through the loop; the attributes are those of `decode`."""
+
+    denoiser: Denoiser
+    sampler: Sampler
+    canvas: Canvas
+    stopping: Stopping
+    stream: Stream | None
+    guidance: Guidance | None
+    logits_processor: LogitsProcessorList | None
+    logits_warper: LogitsProcessorList | None
+    temperature: float
+    generator: torch.Generator | None
+    clean: Tensor | None
+
+    def run(self, window: slice, steps: int) -> None:
+        """Unmask everything in the window within `steps` steps. Rows that are done with it cost nothing."""
+        canvas = self.canvas
+        state: State = ()
+        rows = canvas.masked[:, window].any(-1).nonzero().squeeze(-1)
+        for steps_left in range(steps, 0, -1):
+            if len(rows) == 0:
+                break
+            step = self.look(rows, window, steps_left)
+            if steps_left == steps:
+                state = self.sampler.init_state(step)
+            unmask, remask, state = self.changes(step, state)
+            tokens = self.draw(step.predictions, rows) if self.clean is None else self.clean[rows, window]
+            canvas.write(rows, window, tokens, step.predictions.log_prob(tokens), unmask, remask)
+            self.stopping.update(canvas)
+            going_on = canvas.masked[rows, window].any(-1).nonzero().squeeze(-1)
+            if len(going_on) < len(rows):
+                rows, state = rows[going_on], tuple(part[going_on] for part in state)
+            if self.stream is not None:
+                self.stream.update(canvas, self.stopping, final=len(rows) == 0 or not self.sampler.remasks)
+
+    def look(self, rows: Tensor, window: slice, steps_left: int) -> Step:
+        """What the denoiser believes of the window, and all else that a rule may look at."""
+        canvas, width = self.canvas, window.stop - window.start
+        logits, hidden = self.denoiser(
+            canvas.ids[rows],
+            canvas.attention_mask[rows],
+            canvas.start + window.start,
+            hidden_states=self.sampler.needs_hidden_states,
+        )
+        logits = logits[:, :width]
+        if self.guidance is not None:
+            logits = self.guidance(rows, window, logits)
+        if self.logits_processor:
+            mask_token = torch.tensor([canvas.mask_token_id], device=logits.device)
+            logits = self.process(self.logits_processor, logits.float().index_fill(-1, mask_token, -torch.inf), rows)
+        return Step(
+            predictions=Predictions.from_logits(logits, canvas.mask_token_id),
+            masked=canvas.masked[rows, window],
+            steps_left=steps_left,
+            unmasked=canvas.order[rows, window] > 0,
+            canvas=canvas.tokens[rows, window],
+            token_log_probs=canvas.token_log_probs[rows, window],
+            hidden_states=None if hidden is None else hidden[:, :width],
+            generator=self.generator,
+        )
+
+    def changes(self, step: Step, state: State) -> tuple[Tensor, Tensor, State]:
+        """What a step unmasks and remasks, and the state of the next: the rule proposes, the laws of the loop hold."""
+        nothing = torch.zeros_like(step.masked)
+        if step.steps_left == 1:
+            return everything(step.masked), nothing, state
+        unmask, state, remask = self.sampler.propose(step, state)
+        unmask = at_least_one(unmask, step.masked, step.predictions.confidence)
+        return unmask, remask & step.unmasked if self.sampler.remasks and remask is not None else nothing, state
+
+    def draw(self, predictions: Predictions, rows: Tensor) -> Tensor:
+        """Token ids [len(rows), window]."""
+        if self.temperature > 0 and self.logits_warper:
+            scores = self.process(self.logits_warper, predictions.log_probs / self.temperature, rows)
+            return draw(scores, generator=self.generator)
+        return predictions.draw(temperature=self.temperature, generator=self.generator)
+
+    def process(self, processors: LogitsProcessorList, scores: Tensor, rows: Tensor) -> Tensor:
+        """`processors`, made for one position a row, at each position of `scores` [len(rows), window, vocab]."""
+        canvas, (_, width, vocab) = self.canvas, scores.shape
+        ids = canvas.ids.masked_fill(canvas.attention_mask == 0, canvas.mask_token_id)[rows]
+        # pyrefly: ignore[bad-argument-type] (a Tensor is what it takes)
+        return processors(ids.repeat_interleave(width, 0), scores.reshape(-1, vocab)).view(scores.shape)
+
+
+def _canvas(denoiser: Denoiser, input_ids: Tensor, attention_mask: Tensor, length: int | None) -> Canvas:
+    """`length` masks behind the prompts; with None, the masks within them."""
+    if length is not None:
+        check_positive("max_new_tokens", length)
+    shift = denoiser.family.shift
+    check_room("prompt", attention_mask, length or 0, limit=denoiser.max_length, shift=shift)
+    prompt, mask = left_padded(input_ids, attention_mask)
+    if length is None:
+        return Canvas.within(prompt, mask, start=shift, mask_token_id=denoiser.mask_token_id)
+    return Canvas.behind(prompt, mask, length=length, mask_token_id=denoiser.mask_token_id)
+
+
+def _check_infill(**arguments: object) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} must be None with infill=True, which fills the masks of input_ids and adds nothing"
+            )
+
+
+def _check_clean(clean: Tensor | None, canvas: Canvas, sampler: Sampler) -> None:
+    if clean is None:
+        return
+    if clean.shape != canvas.masked.shape:
+        raise ValueError(f"clean must have the shape {tuple(canvas.masked.shape)}, got {tuple(clean.shape)}")
+    if sampler.remasks:
         raise ValueError(
             f"sampler must not remask when clean is given, got {type(sampler).__name__}: its order bounds no likelihood"
         )
 
-    prompt, prompt_mask = left_padded(input_ids, attention_mask)
-    device = input_ids.device
-    eos = None if eos_token_id is None else torch.tensor(eos_token_id, device=device).reshape(-1)
-    canvas = torch.full((batch, canvas_length), denoiser.mask_token_id, device=device)
-    masked = torch.ones_like(canvas, dtype=torch.bool)
-    order = torch.zeros_like(canvas)
-    nfe = torch.zeros(batch, dtype=torch.long, device=device)
-    token_log_probs = torch.zeros(batch, canvas_length, device=device)
-    state: State = ()
-    rows = torch.arange(batch, device=device)  # the rows that are not finished; the others cost nothing
-    for number in range(1, steps + 1):
-        predictions, hidden = predict(
-            denoiser, prompt[rows], prompt_mask[rows], canvas[rows], hidden_states=sampler.needs_hidden_states
-        )
-        step = Step(
-            predictions=predictions,
-            masked=masked[rows],
-            steps_left=steps - number + 1,
-            unmasked=order[rows] > 0,
-            canvas=canvas[rows],
-            token_log_probs=token_log_probs[rows],
-            hidden_states=hidden,
-            generator=generator,
-        )
-        if number == 1:
-            state = sampler.init_state(step)
-        unmask, remask, state = _changes(sampler, step, state)
-        tokens = predictions.draw(temperature=temperature, generator=generator) if clean is None else clean[rows]
-        log_prob = torch.where(unmask, predictions.log_prob(tokens), token_log_probs[rows])
-        token_log_probs[rows] = log_prob.masked_fill(remask, 0.0)
-        canvas[rows] = torch.where(unmask, tokens, canvas[rows]).masked_fill(remask, denoiser.mask_token_id)
-        order[rows] = order[rows].masked_fill(unmask, number).masked_fill(remask, 0)
-        nfe[rows] += 1
-        masked[rows] = step.masked & ~unmask | remask
-        if eos is not None:
-            masked &= ~settled(torch.isin(canvas, eos), masked)[:, None]
-        going_on = masked[rows].any(-1).nonzero().squeeze(-1)
-        if len(going_on) == 0:
-            break
-        if len(going_on) < len(rows):
-            rows, state = rows[going_on], tuple(part[going_on] for part in state)
 
-    length = torch.full_like(nfe, canvas_length)
-    if eos is not None:
-        ended = torch.isin(canvas, eos).long()
-        after = (ended.cumsum(-1) - ended) > 0
-        length = (~after).sum(-1)
-        canvas = canvas.masked_fill(after, int(eos[0]) if pad_token_id is None else pad_token_id)
+def _output(loop: _Loop, input_ids: Tensor, attention_mask: Tensor, *, infill: bool) -> LearnedOrderOutput:
+    canvas, response, order, length = (
+        loop.canvas,
+        loop.stopping.response(loop.canvas),
+        loop.canvas.order,
+        loop.stopping.length,
+    )
+    sequences = torch.cat([input_ids, response], 1)
+    if infill:
+        sequences = given_layout(canvas.ids, attention_mask)
+        order = given_layout(torch.nn.functional.pad(order, (canvas.start, 0)), attention_mask)
+        length = (order > 0).sum(-1)
+    nfe = canvas.steps * (1 if loop.guidance is None else 2)
     return LearnedOrderOutput(
-        sequences=torch.cat([input_ids, canvas], 1),
+        sequences=sequences,
         order=order,
         nfe=nfe,
-        tokens_per_forward=length / nfe,
-        log_likelihood=token_log_probs.sum(-1),
+        tokens_per_forward=length / nfe.clamp(min=1),  # a row without masks needs no call
+        log_likelihood=canvas.token_log_probs.sum(-1),
     )
-
-
-def _changes(sampler: Sampler, step: Step, state: State) -> tuple[Tensor, Tensor, State]:
-    """What a step unmasks and remasks, and the state of the next: the rule proposes, the laws of the loop hold."""
-    nothing = torch.zeros_like(step.masked)
-    if step.steps_left == 1:
-        return everything(step.masked), nothing, state
-    unmask, state, remask = sampler.propose(step, state)
-    unmask = at_least_one(unmask, step.masked, step.predictions.confidence)
-    return unmask, remask & step.unmasked if sampler.remasks and remask is not None else nothing, state
-
-
-def _check_inputs(denoiser: Denoiser, input_ids: Tensor, attention_mask: Tensor | None, max_new_tokens: int) -> Tensor:
-    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.dtype not in (torch.long, torch.int):
-        got = (
-            f"{input_ids.dtype} {tuple(input_ids.shape)}" if isinstance(input_ids, Tensor) else type(input_ids).__name__
-        )
-        raise TypeError(f"input_ids must be an integer tensor [batch, prompt], got {got}")
-    if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
-    if attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask must have the shape of input_ids {tuple(input_ids.shape)}, "
-            f"got {tuple(attention_mask.shape)}"
-        )
-    _check_positive("max_new_tokens", max_new_tokens)
-    limit = denoiser.max_length
-    if limit is not None and input_ids.shape[1] + max_new_tokens > limit:
-        raise ValueError(
-            f"the prompt and max_new_tokens must fit the model's {limit} positions, "
-            f"got {input_ids.shape[1]} + {max_new_tokens}"
-        )
-    if denoiser.family.shift and not attention_mask.any(-1).all():
-        raise ValueError("each prompt must have at least one token: this model predicts a token from the one before it")
-    return attention_mask
-
-
-def _check_positive(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")

@@ -7,18 +7,30 @@ object stays the same one, so PEFT, accelerate, pipelines and `state_dict` see n
 import copy
 import functools
 import inspect
+from collections.abc import Sequence
+from dataclasses import fields
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+)
+from transformers.generation.streamers import BaseStreamer
 
+from hf_learned_order.calls import run
 from hf_learned_order.checkpoints import check_inv_freq
+from hf_learned_order.configuration import Settings, merged
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.families import Family
-from hf_learned_order.generation import LearnedOrderOutput, decode
-from hf_learned_order.samplers import SAMPLERS, Sampler, make_sampler
+from hf_learned_order.generation import LearnedOrderOutput
+from hf_learned_order.samplers import SAMPLERS, Sampler
 from hf_learned_order.scorer import OrderScorer
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -37,9 +49,17 @@ class LearnedOrderGenerationMixin(_Base):
     def generate(self, *args: Any, sampler: str | Sampler | None = None, **kwargs: Any) -> Any:
         """`learned_order_generate` with a sampler; without one, the model's own `generate`, to the token.
 
+        The sampler is the call's, else the one that a `sampler_config` names: the call's, its `generation_config`'s or
+        the model's.
+
         Raises:
             ValueError: no sampler is given and the model has no `generate` of its own.
         """
+        if sampler is None and "custom_generate" not in kwargs:
+            configs = (
+                getattr(c, "sampler_config", None) for c in (kwargs.get("generation_config"), self.generation_config)
+            )
+            sampler = merged([kwargs.get("sampler_config"), *configs]).get("sampler")
         if sampler is not None:
             return self.learned_order_generate(*args, sampler=sampler, **kwargs)
         own = getattr(super(), "generate", None)
@@ -60,15 +80,18 @@ class LearnedOrderGenerationMixin(_Base):
         *,
         sampler: str | Sampler,
         sampler_config: dict[str, Any] | None = None,
-        max_new_tokens: int = 128,
-        max_denoising_steps: int | None = None,
-        do_sample: bool = False,
-        temperature: float = 1.0,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: Sequence[LogitsProcessor] = (),
+        stopping_criteria: Sequence[StoppingCriteria] = (),
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        streamer: BaseStreamer | None = None,
+        negative_prompt_ids: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        infill: bool = False,
         seed: int | None = None,
-        eos_token_id: int | list[int] | None = None,
-        pad_token_id: int | None = None,
+        generator: torch.Generator | None = None,
         token_type_ids: Tensor | None = None,
-        return_dict_in_generate: bool = False,
+        **settings: Any,
     ) -> LearnedOrderOutput | Tensor:
         """Fill a canvas of mask tokens behind each prompt, in the order that `sampler` gives.
 
@@ -77,60 +100,55 @@ class LearnedOrderGenerationMixin(_Base):
             attention_mask: [batch, prompt], 0 at padding.
             sampler: a name of `SAMPLERS` or a `Sampler`.
             sampler_config: options of a sampler given by name, e.g. `{"threshold": 0.9}`.
-            max_new_tokens: length of the canvas.
-            max_denoising_steps: step budget T; by default one for each position.
-            do_sample: draw tokens at `temperature` instead of taking the most likely one.
-            temperature: used with `do_sample`.
-            seed: makes random rules and drawn tokens repeatable; by default torch's global generator is used.
-            eos_token_id, pad_token_id: by default those of `generation_config`, then of `config`, then of the family.
+            generation_config: settings; those of the model's own hold where it has none.
+            logits_processor: change what the denoiser believes, at each position, before rules and draws.
+            stopping_criteria: end a response, asked once for each token of it, in order.
+            tokenizer: for `stop_strings`.
+            streamer: gets the prompt and the response, in order, and drafts if it has `put_draft`.
+            negative_prompt_ids, negative_prompt_attention_mask: with `guidance_scale`; by default the prompt, masked.
+            infill: fill the masks in `input_ids` instead of a canvas behind it.
+            seed, generator: make random rules and drawn tokens repeatable; by default torch's global generator is used.
             token_type_ids: as some tokenizers return them; must be 0.
-            return_dict_in_generate: return a `LearnedOrderOutput` instead of its `sequences`.
+            settings: fields of `Settings`, over those of `generation_config`.
 
         Raises:
             ValueError: the sampler is unknown or lacks its scorer, the scorer was made for another denoiser, the
-                prompt and canvas exceed the model's positions, or a number is out of range.
+                prompt and canvas exceed the model's positions, or settings are unknown, out of range or contradict
+                each other.
             TypeError: an argument has the wrong type.
         """
         if token_type_ids is not None and token_type_ids.any():
             raise ValueError("token_type_ids must be 0 everywhere: prompt and canvas are one segment")
-        if do_sample and not temperature > 0:
-            raise ValueError(f"temperature must be positive when do_sample=True, got {temperature!r}")
-        denoiser = self._denoiser()
-        rule = make_sampler(sampler, sampler_config, scorer=self.order_scorer)
-        scorer = getattr(rule, "scorer", None)
-        if isinstance(scorer, OrderScorer):
-            scorer.check_fits(denoiser)
-            scorer.to(denoiser.device)  # pyrefly: ignore[bad-argument-type]
-        generator = None if seed is None else torch.Generator(denoiser.device).manual_seed(seed)
-        training = [module for module in self.modules() if module.training]  # a part may be frozen in eval mode
-        self.eval()
-        try:
-            output = decode(
-                denoiser,
-                input_ids,
-                attention_mask,
-                sampler=rule,
-                max_new_tokens=max_new_tokens,
-                max_denoising_steps=max_denoising_steps,
-                temperature=temperature if do_sample else 0.0,
-                eos_token_id=self._special_token("eos_token_id", eos_token_id),
-                pad_token_id=self._special_token("pad_token_id", pad_token_id),
-                generator=generator,
-            )
-        finally:
-            for module in training:
-                module.training = True
-        return output if return_dict_in_generate else output.sequences
+        if isinstance(sampler, str):
+            settings["sampler_config"] = {"sampler": sampler, **(sampler_config or {})}
+        resolved = Settings.resolve(
+            settings,
+            generation_config,
+            own=self.generation_config,
+            special_tokens=(self.config, self.denoiser_options["family"]),
+            infill=infill,
+        )
+        rule = resolved.rule(sampler, sampler_config, scorer=self.order_scorer)
+        output = run(
+            self._denoiser(),
+            rule,
+            resolved,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            negative_prompt_ids=negative_prompt_ids,
+            negative_prompt_attention_mask=negative_prompt_attention_mask,
+            infill=infill,
+            logits_processor=[*resolved.processors(), *logits_processor],
+            logits_warper=resolved.warpers(),
+            stopping_criteria=[*stopping_criteria, *resolved.criteria(tokenizer)],
+            streamer=streamer,
+            seed=seed,
+            generator=generator,
+        )
+        return output if resolved.return_dict_in_generate else output.sequences
 
     def _denoiser(self) -> Denoiser:
         return Denoiser(self, **self.denoiser_options)
-
-    def _special_token(self, name: str, given: Any) -> Any:
-        holders = (self.generation_config, self.config, self.denoiser_options["family"])
-        for value in (given, *(getattr(holder, name, None) for holder in holders)):
-            if value is not None:
-                return value
-        return None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # the class is made at run time: a pickle names the model's own class and attaches again
@@ -176,7 +194,9 @@ def attach(
     model.__class__ = _attached_class(_base_class(model))
     if getattr(model, "generation_config", None) is None:
         # pyrefly: ignore[bad-argument-type]
-        model.generation_config = GenerationConfig.from_model_config(model.config)
+        model.generation_config = _generation_config(model.config)
+    # with this mark, which a configuration made from the model's carries, loading would drop the settings that are ours
+    model.generation_config._from_model_config = False
     # not as a submodule: the model's state_dict and parameters stay its own
     model.__dict__["order_scorer"] = scorer
     model.__dict__["denoiser_options"] = {"mask_token_id": denoiser.mask_token_id, "family": denoiser.family}
@@ -213,11 +233,13 @@ def custom_generate(
     Raises:
         TypeError: an argument of transformers' `generate` that this decoding does not have.
     """
-    known = inspect.signature(LearnedOrderGenerationMixin.learned_order_generate).parameters
+    parameters = inspect.signature(LearnedOrderGenerationMixin.learned_order_generate).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    known += [field.name for field in fields(Settings)]
     given = {name: value for name, value in {"input_ids": inputs, **kwargs}.items() if value is not None}
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise TypeError(f"arguments of generate must be among {', '.join(list(known)[1:])}, got {', '.join(unknown)}")
+        raise TypeError(f"arguments of generate must be among {', '.join(known[1:])}, got {', '.join(unknown)}")
     place: dict[str, Any] = {"revision": revision, "token": token}
     loaded = OrderScorer.from_pretrained(scorer, **place).eval()
     settings = GenerationConfig.from_pretrained(scorer, **place).to_diff_dict()
@@ -241,3 +263,11 @@ def _base_class(model: object) -> type:
 def _rebuild(base: type) -> PreTrainedModel:
     kind = _attached_class(base)
     return kind.__new__(kind)  # pyrefly: ignore[no-matching-overload]
+
+
+def _generation_config(config: PreTrainedConfig) -> GenerationConfig:
+    """What was saved beside the model. transformers loads it for models with a `generate` of their own only."""
+    try:
+        return GenerationConfig.from_pretrained(config.name_or_path or "")
+    except OSError:  # not a folder or a repository, or one that has no such file
+        return GenerationConfig.from_model_config(config)

@@ -9,6 +9,13 @@ import torch
 from torch import Tensor
 
 
+def draw(scores: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Token ids [...], drawn from the softmax of `scores` [..., vocab]."""
+    uniform = torch.rand(scores.shape, device=scores.device, generator=generator)
+    gumbel = -(-uniform.clamp(min=1e-20).log()).clamp(min=1e-20).log()
+    return (scores + gumbel).argmax(-1)
+
+
 @dataclass(frozen=True, slots=True)
 class Predictions:
     """Beliefs of the denoiser about every position of a canvas.
@@ -46,9 +53,7 @@ class Predictions:
         """Token ids [batch, canvas]: the most likely ones at temperature 0, else drawn from p^(1/temperature)."""
         if temperature == 0.0:
             return self.log_probs.argmax(-1)
-        uniform = torch.rand(self.log_probs.shape, device=self.log_probs.device, generator=generator)
-        gumbel = -(-uniform.clamp(min=1e-20).log()).clamp(min=1e-20).log()
-        return (self.log_probs / temperature + gumbel).argmax(-1)
+        return draw(self.log_probs / temperature, generator=generator)
 
     def log_prob(self, tokens: Tensor) -> Tensor:
         """log p_theta of `tokens` [batch, canvas] at their positions, [batch, canvas]."""

@@ -37,6 +37,7 @@ class ReMDMSampler(Sampler):
     schedule: str = "cap"
     eta: float = 0.008
     confidence: bool = False
+    is_random: ClassVar[bool] = True
     remasks: ClassVar[bool] = True
 
     def __post_init__(self):

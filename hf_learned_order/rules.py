@@ -1,11 +1,15 @@
 """What an unmasking rule is: it gets a `Step` and its own state, and returns a `Proposal`."""
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from hf_learned_order.predictions import Step
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel
 
 # What a rule remembers from step to step: tensors with the batch first. The loop drops the rows that finish.
 State = tuple[Tensor, ...]
@@ -31,10 +35,12 @@ class Sampler:
 
     Attributes:
         needs_hidden_states: the rule reads `step.hidden_states`.
+        is_random: the rule draws, so that several responses to one prompt can differ.
         remasks: the rule may propose to mask an unmasked position again, and reads `step.predictions` there.
     """
 
     needs_hidden_states: ClassVar[bool] = False
+    is_random: ClassVar[bool] = False
     remasks: ClassVar[bool] = False
 
     def init_state(self, step: Step) -> State:
@@ -43,6 +49,47 @@ class Sampler:
 
     def propose(self, step: Step, state: State) -> Proposal:
         raise NotImplementedError
+
+    # transformers takes what it hands on from this signature
+    def __call__(
+        self,
+        model: "PreTrainedModel",
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: "GenerationConfig",
+        max_denoising_steps: int | None = None,
+        block_length: int | None = None,
+        infill: bool = False,
+        mask_token_id: int | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        output_order: bool | None = None,
+        **prepared: Any,
+    ) -> Any:
+        """`model.generate(ids, custom_generate=sampler)`: decoding without `attach`, for models with a `generate`.
+
+        `prepared` is what transformers makes for its own loop; all but `attention_mask` is not used.
+        """
+        # the one way up: everything else that a sampler needs lies below it
+        from hf_learned_order.calls import generate_custom
+
+        return generate_custom(
+            model,
+            input_ids,
+            sampler=self,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            generation_config=generation_config,
+            attention_mask=prepared["attention_mask"],
+            infill=infill,
+            mask_token_id=mask_token_id,
+            seed=seed,
+            generator=generator,
+            max_denoising_steps=max_denoising_steps,
+            block_length=block_length,
+            output_order=output_order,
+        )
 
 
 def check_range(name: str, value: float, *, low: float, high: float = float("inf")) -> None:

@@ -9,7 +9,7 @@ Symbols: `M` masked, `n = |M|`, `c` confidence, `m` margin, `H` entropy, K = cei
 
 import math
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class IIDSampler(Sampler):
     needs no denoiser call; here it does not occur.
     """
 
+    is_random: ClassVar[bool] = True
+
     def propose(self, step: Step, state: State) -> Proposal:
         return Proposal(self.law(step).sample(generator=step.generator))
 
@@ -44,6 +46,8 @@ class IIDSampler(Sampler):
 @dataclass(frozen=True, kw_only=True)
 class RandomSampler(Sampler):
     """K positions uniformly at random. LLaDA "random", arXiv 2502.09992."""
+
+    is_random: ClassVar[bool] = True
 
     def propose(self, step: Step, state: State) -> Proposal:
         noise = torch.rand(step.masked.shape, device=step.masked.device, generator=step.generator)
@@ -255,6 +259,10 @@ class LearnedOrderSampler(Sampler):
     def needs_hidden_states(self) -> bool:  # pyrefly: ignore[bad-override]
         """Unless the scorer looks at predictions only."""
         return self.scorer.config.denoiser_hidden_size > 0
+
+    @property
+    def is_random(self) -> bool:  # pyrefly: ignore[bad-override]
+        return self.scorer.config.law != "dependent"
 
     def __post_init__(self):
         if not hasattr(self.scorer, "law"):

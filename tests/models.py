@@ -62,3 +62,10 @@ def tiny_tokenizer(**options) -> PreTrainedTokenizerFast:
     special = {"pad_token": "[PAD]", "eos_token": "[EOS]", "mask_token": "[MASK]", **options}
     names = ["input_ids", "token_type_ids", "attention_mask"]
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=names, **special)
+
+
+def spelling_tokenizer(**options) -> PreTrainedTokenizerFast:
+    """`tiny_tokenizer` with the word by which transformers finds out how tokens are spelt, for stop strings."""
+    tokenizer = tiny_tokenizer(**options)
+    tokenizer.add_tokens(["abcdef"])
+    return tokenizer

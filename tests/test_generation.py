@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import DECODERS, EOS, FAMILIES, MASK, MAX_LENGTH, PAD, WORDS, tiny_model
+from models import DECODERS, EOS, FAMILIES, MASK, MAX_LENGTH, PAD, VOCAB, WORDS, tiny_model
 from torch import Tensor
+from transformers import MaxLengthCriteria, StoppingCriteriaList
 
 from hf_learned_order.denoisers import Denoiser, predict
 from hf_learned_order.generation import LearnedOrderOutput, decode
@@ -169,11 +170,20 @@ def tasks(draw):
     }
 
 
+# 300 ragged batches over the families
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=40)
-@given(task=tasks(), sampler=st.sampled_from([*DETERMINISTIC, "dependent"]), extra=st.integers(0, 3))
-def test_a_row_does_not_depend_on_its_batch_nor_on_padding(family, task, sampler, extra):
+@settings(max_examples=300 // len(FAMILIES))
+@given(
+    task=tasks(),
+    sampler=st.sampled_from([*DETERMINISTIC, "dependent"]),
+    extra=st.integers(0, 3),
+    blocks=st.sampled_from([1, 1, 2, 3]),
+)
+def test_a_row_does_not_depend_on_its_batch_nor_on_padding(family, task, sampler, extra, blocks):
     prompts, options = task
+    length, budget = options["max_new_tokens"], options["max_denoising_steps"] or blocks
+    if length % blocks == 0 and budget >= blocks:
+        options |= {"block_length": length // blocks}
     denoiser = denoiser_of(family)
     if sampler == "dependent":  # the learned law without chance
         sampler = LearnedOrderSampler(scorer=scorer_of(family, "dependent"))
@@ -552,6 +562,25 @@ class TestBadInput:
     def test_counts(self, name, value):
         with pytest.raises(ValueError, match=f"{name} must be a positive integer, got {value!r}"):
             self.decode(words(1, 3), **{name: value})
+
+    @pytest.mark.parametrize("token", [-1, -100, VOCAB, 99])
+    def test_ids_outside_the_vocabulary(self, token):
+        ids = words(2, 3)
+        ids[1, 1] = token
+        with pytest.raises(ValueError, match=rf"input_ids must hold ids in \[0, {VOCAB}\), got {token}"):
+            self.decode(ids)
+
+    def test_a_mask_in_the_prompt(self):
+        ids = words(2, 3)
+        ids[1, 0] = MASK
+        with pytest.raises(ValueError, match="input_ids must not hold the mask token 3 unless infill=True"):
+            self.decode(ids)
+        self.decode(ids, torch.tensor([[1, 1, 1], [0, 1, 1]]))  # padding may look like it
+
+    def test_nothing_to_put_behind_an_end(self):
+        criteria = StoppingCriteriaList([MaxLengthCriteria(5)])
+        with pytest.raises(ValueError, match="pad_token_id must be given with stopping_criteria and no eos_token_id"):
+            self.decode(words(1, 3), stopping_criteria=criteria)
 
     @pytest.mark.parametrize("value", [-0.5, float("nan"), True])
     def test_temperature(self, value):

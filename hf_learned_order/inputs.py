@@ -1,0 +1,57 @@
+"""Checks of what a user passes: each raises an error that names the argument, what it must be and what it was."""
+
+import torch
+from torch import Tensor
+
+
+def check_ids(name: str, ids: Tensor, attention_mask: Tensor | None, *, vocab_size: int) -> Tensor:
+    """The attention mask of `ids` [batch, length], by default all ones.
+
+    Raises:
+        TypeError: `ids` is no integer tensor of two dimensions.
+        ValueError: an id is outside the vocabulary, or the mask has another shape.
+    """
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.dtype not in (torch.long, torch.int):
+        got = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+        raise TypeError(f"{name} must be an integer tensor [batch, prompt], got {got}")
+    outside = ids[(ids < 0) | (ids >= vocab_size)]
+    if len(outside):
+        raise ValueError(f"{name} must hold ids in [0, {vocab_size}), got {int(outside[0])}")
+    if attention_mask is None:
+        return torch.ones_like(ids)
+    if attention_mask.shape != ids.shape:
+        mask_name = f"{name.removesuffix('_ids')}_attention_mask".removeprefix("input_")
+        raise ValueError(
+            f"{mask_name} must have the shape of {name} {tuple(ids.shape)}, got {tuple(attention_mask.shape)}"
+        )
+    return attention_mask
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raises `ValueError` unless `value` is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def check_room(name: str, attention_mask: Tensor, length: int, *, limit: int | None, shift: int) -> None:
+    """That a canvas of `length` fits behind a prompt with this mask.
+
+    Args:
+        name: what the prompt is called, "prompt" or "negative prompt".
+        attention_mask: [batch, prompt].
+        length: of the canvas.
+        limit: the model's longest sequence, None where it has none.
+        shift: 1 for a model that predicts a token from the one before it.
+
+    Raises:
+        ValueError: both together exceed the limit, or a prompt is empty where one is needed.
+    """
+    width = attention_mask.shape[1]
+    if limit is not None and width + length > limit:
+        raise ValueError(
+            f"the {name} and max_new_tokens must fit the model's {limit} positions, got {width} + {length}"
+        )
+    if shift and not attention_mask.any(-1).all():
+        raise ValueError(
+            f"each {name} must have at least one token: this model predicts a token from the one before it"
+        )
