@@ -135,9 +135,8 @@ class TestArguments:
         del chat["token_type_ids"]
         output = attached().generate(**chat, sampler="entropy", max_new_tokens=4)
         assert output[:, :3].tolist() == [[5, 6, 30]]
-        assert_equal(
-            {"sequences": output}, {"sequences": attached().generate(torch.tensor([[5, 6, 30]]), sampler="entropy", max_new_tokens=4)}
-        )  # fmt: skip
+        expected = attached().generate(torch.tensor([[5, 6, 30]]), sampler="entropy", max_new_tokens=4)
+        assert_equal({"sequences": output}, {"sequences": expected})
 
     def test_adapters_on_and_off(self):
         model = attach(with_lora(tiny_model("llama")), mask_token_id=MASK)

@@ -57,11 +57,18 @@ class TestSources:
         [
             ([], {}),
             ([None, {"sampler": "iid"}], {"sampler": "iid"}),
-            ([{"threshold": 0.5}, {"sampler": "threshold", "threshold": 0.8}], {"sampler": "threshold", "threshold": 0.5}),
+            (
+                [{"threshold": 0.5}, {"sampler": "threshold", "threshold": 0.8}],
+                {"sampler": "threshold", "threshold": 0.5},
+            ),
             ([{"sampler": "threshold"}, {"threshold": 0.8}], {"sampler": "threshold", "threshold": 0.8}),
             ([{"sampler": "factor"}, {"sampler": "threshold", "threshold": 0.8}], {"sampler": "factor"}),
             (
-                [{"sampler": "threshold"}, {"sampler": "threshold", "threshold": 0.8}, {"sampler": "factor", "factor": 2}],
+                [
+                    {"sampler": "threshold"},
+                    {"sampler": "threshold", "threshold": 0.8},
+                    {"sampler": "factor", "factor": 2},
+                ],
                 {"sampler": "threshold", "threshold": 0.8},
             ),
         ],
