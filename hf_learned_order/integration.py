@@ -196,7 +196,8 @@ def attach(
         # pyrefly: ignore[bad-argument-type]
         model.generation_config = _generation_config(model.config)
     # with this mark, which a configuration made from the model's carries, loading would drop the settings that are ours
-    model.generation_config._from_model_config = False
+    settings: Any = model.generation_config
+    settings._from_model_config = False
     # not as a submodule: the model's state_dict and parameters stay its own
     model.__dict__["order_scorer"] = scorer
     model.__dict__["denoiser_options"] = {"mask_token_id": denoiser.mask_token_id, "family": denoiser.family}
