@@ -72,6 +72,10 @@ class Denoiser(nn.Module):
         return getattr(self.model.config, "hidden_size", None) or self.model.config.hidden_dim
 
     @property
+    def vocab_size(self) -> int:
+        return self.model.config.vocab_size
+
+    @property
     def device(self) -> torch.device:
         return self.model.device
 

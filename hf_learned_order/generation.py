@@ -110,7 +110,7 @@ def decode(
     Raises:
         ValueError, TypeError: an argument is out of range; the message names it.
     """
-    mask = check_ids("input_ids", input_ids, attention_mask, vocab_size=denoiser.model.config.vocab_size)
+    mask = check_ids("input_ids", input_ids, attention_mask, vocab_size=denoiser.vocab_size)
     if isinstance(temperature, bool) or not temperature >= 0:
         raise ValueError(f"temperature must be 0 or more, got {temperature!r}")
     if infill:

@@ -61,7 +61,7 @@ class Guidance:
         return unconditional + self.scale * (conditional.float() - unconditional)
 
     def _checked(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        mask = check_ids("negative_prompt_ids", ids, mask, vocab_size=self.denoiser.model.config.vocab_size)
+        mask = check_ids("negative_prompt_ids", ids, mask, vocab_size=self.denoiser.vocab_size)
         if len(ids) != len(self.canvas.ids):
             raise ValueError(f"negative_prompt_ids must have {len(self.canvas.ids)} rows, as input_ids, got {len(ids)}")
         limit, shift = self.denoiser.max_length, self.denoiser.family.shift

@@ -19,6 +19,8 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
+from hf_learned_order.configuration import Settings
+
 VOCAB, HIDDEN = 40, 32
 BOS, PAD, EOS, MASK = 0, 1, 2, 3
 WORDS = range(4, VOCAB)
@@ -52,6 +54,13 @@ def tiny_model(family: str, *, seed: int = 0, **config) -> PreTrainedModel:
     torch.manual_seed(seed)
     model = model_class(config_class(**{**SHARED, "eos_token_id": EOS, **options, **config}))
     return model.double().eval()
+
+
+def special_tokens(model: PreTrainedModel) -> list:
+    """[EOS, padding] that an attached model decodes with unless the call says otherwise."""
+    holders = (model.config, model.denoiser_options["family"])
+    settings = Settings.resolve({}, None, own=model.generation_config, special_tokens=holders)
+    return [settings.eos_token_id, settings.pad_token_id]
 
 
 def tiny_tokenizer(**options) -> PreTrainedTokenizerFast:

@@ -74,6 +74,7 @@ class Scripted(nn.Module):
 
     OTHER, WRONG, RIGHT = 0, 1, 3
     mask_token_id = MASK
+    vocab_size = 100  # of prompts; it says 0 to 3
     max_length = None
     family = SimpleNamespace(shift=0)
 

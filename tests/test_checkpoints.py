@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from models import BOS, EOS, MASK, PAD, VOCAB, WORDS, tiny_tokenizer
+from models import BOS, EOS, MASK, PAD, VOCAB, WORDS, special_tokens, tiny_tokenizer
 from published import DREAM, LLADA, a2d, llada_logits, llada_weights, write_checkpoint
 from transformers import (
     AutoModelForCausalLM,
@@ -92,8 +92,7 @@ class TestLLaDA:
         out = model.generate(**prompts, sampler="top_prob", max_new_tokens=6, return_dict_in_generate=True)
         assert out.sequences.shape == (2, 9)
         assert (out.sequences != MASK).all()
-        assert model._special_token("eos_token_id", None) == EOS
-        assert model._special_token("pad_token_id", None) == EOS
+        assert special_tokens(model) == [EOS, EOS]
 
     def test_published_ids(self, tmp_path):
         """At the published vocabulary, from the table: the mask, both ends of a turn, the padding."""
@@ -101,8 +100,7 @@ class TestLLaDA:
         name, *_ = llada(tmp_path, **fields, eos_token_id=126081, pad_token_id=126081, mask_token_id=None)
         model = attach(load_denoiser(name))
         assert model._denoiser().mask_token_id == 126336
-        assert model._special_token("eos_token_id", None) == [126081, 126348]
-        assert model._special_token("pad_token_id", None) == 126081
+        assert special_tokens(model) == [[126081, 126348], 126081]
 
     def test_saved_again_it_is_a_llama(self, tmp_path):
         name, *_ = llada(tmp_path / "published", shards=2)
@@ -204,7 +202,7 @@ class TestDream:
         name = write_checkpoint(tmp_path, DREAM, reference.state_dict())
         model = attach(load_denoiser(name))
         assert model._denoiser().mask_token_id == MASK
-        assert [model._special_token(f"{end}_token_id", None) for end in ("eos", "pad", "bos")] == [EOS, PAD, BOS]
+        assert [*special_tokens(model), model.config.bos_token_id] == [EOS, PAD, BOS]
 
     def test_saved_again_it_keeps_its_shift(self, tmp_path):
         reference = stock(DREAM, Qwen2ForCausalLM, Qwen2Config)

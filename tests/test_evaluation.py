@@ -69,7 +69,7 @@ class Answers:
 
     def __init__(self, denoiser, tokenizer, rows, *, wrong):
         self.denoiser, self.mask_token_id, self.device = denoiser, denoiser.mask_token_id, denoiser.device
-        self.max_length, self.family, self.vocab = denoiser.max_length, denoiser.family, len(tokenizer)
+        self.max_length, self.family, self.vocab_size = denoiser.max_length, denoiser.family, len(tokenizer)
         self.known = {}
         for number, row in enumerate(rows):
             response = row["response_ids"] if number not in wrong else row["response_ids"][:-1]
@@ -81,7 +81,7 @@ class Answers:
             row[mask.bool()][: int(mask.sum()) - CANVAS] for row, mask in zip(input_ids, attention_mask, strict=True)
         )
         canvases = torch.stack([self.known[tuple(prompt.tolist())] for prompt in prompts])
-        return 20.0 * torch.nn.functional.one_hot(canvases, self.vocab).float(), None
+        return 20.0 * torch.nn.functional.one_hot(canvases, self.vocab_size).float(), None
 
 
 # ---- measuring ---------------------------------------------------------------------------------------------------

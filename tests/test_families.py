@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import EOS, MASK, PAD, VOCAB, WORDS, tiny_model
+from models import EOS, MASK, PAD, VOCAB, WORDS, special_tokens, tiny_model
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from published import DREAM, stand_in, write_checkpoint, write_remote_code
 from transformers import (
@@ -176,7 +176,7 @@ class TestRegister:
         model.generation_config.eos_token_id = model.generation_config.pad_token_id = None
         attach(model, mask_token_id=MASK)
         assert (model.generate(words(2, 4), sampler="entropy_bound", max_new_tokens=4) != MASK).all()
-        assert [model._special_token(f"{end}_token_id", None) for end in ("eos", "pad")] == [EOS, PAD]
+        assert special_tokens(model) == [EOS, PAD]
 
     def test_twice(self):
         register_family("new", shift=1)
