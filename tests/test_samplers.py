@@ -233,13 +233,14 @@ def test_klass_does_not_believe_at_once_who_changes_its_mind(history):
 
     def script(prompt, canvas):
         known = sum(token != Scripted.mask_token_id for token in canvas[:surest])
-        rest = [(Scripted.RIGHT if known >= prompt else Scripted.WRONG, 0.95)] * 3
+        rest = [(Scripted.RIGHT if known >= prompt - 10 else Scripted.WRONG, 0.95)] * 3
         return [(Scripted.RIGHT, 0.99 - 0.001 * i) for i in range(surest)] + rest
 
-    prompts = torch.tensor([[1], [3], [0], [2]])
+    changes = [1, 3, 0, 2]
+    prompts = torch.tensor(changes)[:, None] + 10
     sampler = KLASSSampler(history=history)
     output = decode(Scripted(script), prompts, sampler=sampler, max_new_tokens=surest + 3, max_denoising_steps=40)
-    for row, (change,) in enumerate(prompts.tolist()):
+    for row, change in enumerate(changes):
         # what is surest is stable from the first step on, so all of it goes at step history + 1; before that, and
         # while the rest is not believed, one goes a step
         expected = [min(i + 1, history + 1) for i in range(surest)]
