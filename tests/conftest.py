@@ -13,6 +13,7 @@ from loopback import LoopbackHub
 HUB = LoopbackHub()
 HOME = tempfile.mkdtemp(prefix="hf-home-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+atexit.register(HUB.server_close)
 os.environ.update(HUB.environment(HOME))
 
 # where transformers copies remote code to; read when it is imported
