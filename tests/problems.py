@@ -14,7 +14,7 @@ class ExactPairs(nn.Module):
     Called as a `Denoiser`; its hidden states are the position and the state of the partner, one-hot.
     """
 
-    mask_token_id = MASK
+    mask_token_id, vocab_size = MASK, 3
 
     def __init__(self, n: int):
         super().__init__()
@@ -42,7 +42,7 @@ class ExactTable(nn.Module):
     Called as a `Denoiser`; its hidden states are the position and the canvas token, one-hot.
     """
 
-    mask_token_id = MASK
+    mask_token_id, vocab_size = MASK, 3
 
     def __init__(self, table: Tensor):
         super().__init__()
