@@ -64,6 +64,8 @@ def main() -> int:
             options.limit,
             "--seeds",
             "1",
+            "--tuning_limit",
+            "80",
             "--samplers",
             *SAMPLERS,
         ]
