@@ -108,16 +108,13 @@ def generate_custom(
         ValueError, TypeError: as `run`; or `guidance_scale` is set, which transformers has made a left-to-right
             processor of.
     """
-    resolved = Settings.resolve(settings, None, own=generation_config, special_tokens=(model.config,))
+    resolved = Settings.resolve(settings, None, own=generation_config, special_tokens=(model.config,), infill=infill)
     if resolved.guidance_scale not in (None, 1):
         raise ValueError(
             f"guidance_scale must not be set with custom_generate, got {resolved.guidance_scale}: attach the model"
         )
     options = getattr(model, "denoiser_options", {"mask_token_id": mask_token_id})
     warpers = (TemperatureLogitsWarper, *(kind for kind, _ in WARPERS.values()))
-    # its lengths are those of a canvas behind the prompt
-    if infill:
-        resolved = replace(resolved, max_new_tokens=None, max_length=None, block_length=None)
     output = run(
         Denoiser(model, **options),
         sampler,

@@ -233,6 +233,13 @@ class TestCustomGenerate:
         )
         assert output.tolist() == attached(family).generate(ids, sampler="entropy", infill=True).tolist()
 
+    def test_blocks_mean_nothing_to_infilling(self, family):
+        ids = torch.tensor([[5, 6, MASK, 8]])
+        with pytest.raises(ValueError, match="block_length must be None with infill=True"):
+            tiny_model(family).generate(
+                ids, custom_generate=EntropySampler(), mask_token_id=MASK, infill=True, block_length=2, max_new_tokens=1
+            )
+
     def test_an_attached_model(self, family):
         model = attached(family)
         model.generation_config.sampler_config = {"sampler": "iid"}  # the call's own way in counts

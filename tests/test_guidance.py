@@ -52,6 +52,27 @@ def test_the_formula(family, scale, negative, side):
     assert output.nfe.tolist() == [2, 2]
 
 
+@pytest.mark.parametrize("negative", [False, True])
+def test_in_blocks(negative):
+    """One step a block: the second is guided with the first one on the canvas, in both calls."""
+    prompt, other = PROMPTS[0], NEGATIVE[0] if negative else torch.full_like(PROMPTS[0], MASK)
+    canvas = torch.full((6,), MASK)
+    for block in (slice(0, 3), slice(3, 6)):
+        guided = best(logits_of("llama", prompt, canvas), logits_of("llama", other, canvas), 2.0)
+        canvas[block] = torch.tensor(guided[block])
+    output = decode(
+        denoiser_of("llama"),
+        prompt[None],
+        sampler=TopProbSampler(),
+        max_new_tokens=6,
+        max_denoising_steps=2,
+        block_length=3,
+        guidance_scale=2.0,
+        negative_prompt_ids=NEGATIVE[0][None] if negative else None,
+    )
+    assert response(output)[0].tolist() == canvas.tolist()
+
+
 def test_rows_keep_their_own_negative_prompt():
     """Rows leave the batch at different steps; a row alone gives the same."""
     prompts, negative = words(8, 4), words(8, 3, seed=4)

@@ -23,7 +23,7 @@ from transformers import MaxLengthCriteria, StoppingCriteriaList
 from hf_learned_order.canvas import Canvas, given_layout, left_padded
 from hf_learned_order.generation import decode
 from hf_learned_order.rules import Proposal, Sampler
-from hf_learned_order.samplers import DilatedSampler, IIDSampler, TopProbSampler
+from hf_learned_order.samplers import DilatedSampler, IIDSampler, ThresholdSampler, TopProbSampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,15 @@ class TestBlocks:
         decode(denoiser_of("bert"), words(1, 3), sampler=rule, max_new_tokens=6, max_denoising_steps=5, block_length=3)
         assert [x if x == "begin" else x[0] for x in rule.seen] == ["begin", 3, 2, "begin", 2]
         assert all(len(x[1][0]) == 3 and x[1] == x[2] for x in rule.seen if x != "begin")
+
+    def test_rows_that_wait_for_others_count_their_own_steps(self):
+        options = {"sampler": ThresholdSampler(threshold=0.6), "max_new_tokens": 9, "block_length": 3}
+        output = decode(denoiser_of("bert"), words(12, 4), **options)
+        assert len(output.order[:, :3].amax(-1).unique()) > 1, "no row waits"
+        for row, prompt in enumerate(words(12, 4)):
+            alone = decode(denoiser_of("bert"), prompt[None], **options)
+            assert output.order[row].tolist() == alone.order[0].tolist()
+            assert set(output.order[row].tolist()) == set(range(1, int(output.nfe[row]) + 1))
 
     def test_a_response_that_ends_needs_no_further_block(self):
         recorder = Recorder(denoiser_of("bert"))
