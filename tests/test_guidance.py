@@ -58,10 +58,10 @@ def test_in_blocks(negative):
     prompt, other = PROMPTS[0], NEGATIVE[0] if negative else torch.full_like(PROMPTS[0], MASK)
     canvas = torch.full((6,), MASK)
     for block in (slice(0, 3), slice(3, 6)):
-        guided = best(logits_of("llama", prompt, canvas), logits_of("llama", other, canvas), 2.0)
+        guided = best(logits_of("bert", prompt, canvas), logits_of("bert", other, canvas), 2.0)
         canvas[block] = torch.tensor(guided[block])
     output = decode(
-        denoiser_of("llama"),
+        denoiser_of("bert"),
         prompt[None],
         sampler=TopProbSampler(),
         max_new_tokens=6,
@@ -71,6 +71,7 @@ def test_in_blocks(negative):
         negative_prompt_ids=NEGATIVE[0][None] if negative else None,
     )
     assert response(output)[0].tolist() == canvas.tolist()
+    assert canvas[:3].tolist() != canvas[3:].tolist()
 
 
 def test_rows_keep_their_own_negative_prompt():

@@ -78,7 +78,7 @@ class TestBlocks:
         assert all(len(x[1][0]) == 3 and x[1] == x[2] for x in rule.seen if x != "begin")
 
     def test_rows_that_wait_for_others_count_their_own_steps(self):
-        options = {"sampler": ThresholdSampler(threshold=0.6), "max_new_tokens": 9, "block_length": 3}
+        options = {"sampler": ThresholdSampler(threshold=0.3), "max_new_tokens": 9, "block_length": 3}
         output = decode(denoiser_of("bert"), words(12, 4), **options)
         assert len(output.order[:, :3].amax(-1).unique()) > 1, "no row waits"
         for row, prompt in enumerate(words(12, 4)):
