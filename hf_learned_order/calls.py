@@ -1,12 +1,11 @@
 """One call of `generate`, however it came in: from an attached model, or through transformers' `custom_generate`."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     EosTokenCriteria,
     GenerationConfig,
@@ -21,7 +20,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from hf_learned_order.configuration import WARPERS, Settings
-from hf_learned_order.denoisers import Denoiser
+from hf_learned_order.denoisers import Denoiser, evaluating
 from hf_learned_order.generation import LearnedOrderOutput, decode
 from hf_learned_order.samplers import Sampler
 from hf_learned_order.scorer import OrderScorer
@@ -131,18 +130,6 @@ def generate_custom(
         generator=generator,
     )
     return output if resolved.return_dict_in_generate else output.sequences
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; what was in training mode before is so again afterwards."""
-    training = [module for module in model.modules() if module.training]  # a part may be frozen in eval mode
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _repeated(rows: Any, count: int) -> Any:

@@ -27,6 +27,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from hf_learned_order.inputs import check_positive
 from hf_learned_order.samplers import Sampler, make_sampler
 from hf_learned_order.scorer import OrderScorer
 
@@ -97,9 +98,7 @@ class Settings:
     def __post_init__(self):
         if self.do_sample and not self.temperature > 0:
             raise ValueError(f"temperature must be positive when do_sample=True, got {self.temperature!r}")
-        count = self.num_return_sequences
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"num_return_sequences must be a positive integer, got {count!r}")
+        check_positive("num_return_sequences", self.num_return_sequences)
 
     @classmethod
     def resolve(

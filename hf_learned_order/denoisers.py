@@ -4,6 +4,8 @@ What differs between model families is a few facts, and they stand in one table,
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -155,9 +157,7 @@ class Denoiser(nn.Module):
                 logits (the model is causal, or ignores the mask it is given); or a token of the second block does.
         """
         name, block_size = type(self.model).__name__, self.family.block_size
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             if not self._first_sees_last(block_size or 2):
                 raise ValueError(
                     f"model must attend in both directions, but in {name} the last token does not change the first "
@@ -170,13 +170,10 @@ class Denoiser(nn.Module):
                     "its blocks are of another size, or it ignores its mask; "
                     "attach(model, family=Family(block_size=...)) gives another"
                 )
-        finally:
-            for module in training:
-                module.training = True
 
     def _first_sees_last(self, length: int) -> bool:
         """Whether the first position's logits depend on the last of `length` tokens."""
-        others = [token for token in range(min(5, self.model.config.vocab_size)) if token != self.mask_token_id]
+        others = [token for token in range(min(5, self.vocab_size)) if token != self.mask_token_id]
         ids = torch.full((len(others), length), self.mask_token_id, device=self.device)
         ids[:, -1] = torch.tensor(others, device=self.device)
         # `start` at the shift asks for what the model says at its first place
@@ -184,6 +181,18 @@ class Denoiser(nn.Module):
         # of kernels that treat rows differently; logits may be of a finer type than what they were computed in
         noise = 8 * max(torch.finfo(dtype).eps for dtype in (logits.dtype, self.model.dtype)) * logits.abs().max()
         return bool((logits - logits[0]).abs().max() > noise)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; what was in training mode before is so again afterwards."""
+    training = [module for module in model.modules() if module.training]  # a part may be frozen in eval mode
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _refuse_what_cannot_be_called(model: PreTrainedModel) -> None:
