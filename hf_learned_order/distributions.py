@@ -146,13 +146,60 @@ class NonEmptyBernoulli(SubsetDistribution):
         return (free | (index == first)) & self.masked
 
 
-class BoundedDependence(SubsetDistribution):
+def factor_set(probability: Tensor, masked: Tensor, factor: float) -> Tensor:
+    """The n masked positions with the largest `probability` c [..., canvas], for the largest n with
+    (n + 1) (1 - c_(n)) < factor, c_(n) being the n-th largest; ties go to the leftmost. Fast-dLLM, arXiv 2505.22618.
+    """
+    falling, order = probability.masked_fill(~masked, -torch.inf).sort(dim=-1, descending=True, stable=True)
+    # the left side only grows with n, so the n that fulfil it are the first ones
+    n = torch.arange(1, falling.shape[-1] + 1, device=falling.device)
+    return torch.zeros_like(masked).scatter(-1, order, (n + 1) * (1 - falling) < factor)
+
+
+class OneSet(SubsetDistribution):
+    """All mass on one set, which a subclass builds from its parameters: `accepted`, bool [..., canvas]."""
+
+    accepted: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        return self.accepted.float()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """0 for the set, `-inf` for any other."""
+        same = (value == self.accepted).all(-1)
+        return torch.zeros(same.shape, device=value.device).masked_fill(~same, -torch.inf)
+
+    def _from_uniform(self, uniform: Tensor, pivot: Tensor) -> Tensor:
+        return self.accepted.expand(uniform.shape)
+
+
+class BoundedRisk(OneSet):
+    """The factor rule (`factor_set`) on any probability that a position's token is right; never empty.
+
+    If all but the last of n + 1 positions are right with probability c, their joint probability is above any other
+    token's as long as (n + 1) (1 - c) < 1: that is the theorem behind the rule (Fast-dLLM, section 3.3).
+
+    Args:
+        logits: [..., canvas], of the probability that the most likely token is the right one.
+        masked: bool [..., canvas].
+        bound: what (n + 1) (1 - c) stays below.
+    """
+
+    def __init__(self, logits: Tensor, masked: Tensor, *, bound: float):
+        if not bound >= 0:
+            raise ValueError(f"bound must be 0 or more, got {bound}")
+        super().__init__(logits, masked)
+        self.accepted = at_least_one(factor_set(logits.float().sigmoid(), masked, bound), masked, logits)
+
+
+class BoundedDependence(OneSet):
     """The set that is built from the most preferred position down, each accepted while its own cost is within a bound.
 
     Position i costs `c^i = own^i + sum of A_ij over the j accepted before it`, an estimate of the nats that are lost by
     unmasking it in this step; it is accepted when `c^i <= bound`. The first is free, so the set is never empty. With
     A = 0 and own = H it is a threshold on the entropy; with own = 0 it bounds the dependence of each position on the
-    ones before it. All mass is on one set.
+    ones before it.
 
     Args:
         dependence: A [..., canvas, canvas], nats: how much knowing position j says about position i.
@@ -167,18 +214,6 @@ class BoundedDependence(SubsetDistribution):
             raise ValueError(f"bound must be 0 or more, got {bound}")
         super().__init__(preference, masked)
         self.accepted = self._build(dependence, own, preference, bound)
-
-    @property
-    def mean(self) -> Tensor:
-        return self.accepted.float()
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """0 for the set, `-inf` for any other."""
-        same = (value == self.accepted).all(-1)
-        return torch.zeros(same.shape, device=value.device).masked_fill(~same, -torch.inf)
-
-    def _from_uniform(self, uniform: Tensor, pivot: Tensor) -> Tensor:
-        return self.accepted.expand(uniform.shape)
 
     def _build(self, dependence: Tensor, own: Tensor, preference: Tensor, bound: float) -> Tensor:
         order = preference.masked_fill(~self.masked, -torch.inf).argsort(dim=-1, descending=True, stable=True)

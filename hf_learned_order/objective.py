@@ -25,7 +25,7 @@ from hf_learned_order.denoisers import Denoiser, predict
 from hf_learned_order.distributions import everything
 from hf_learned_order.posteriors import CleanPosterior
 from hf_learned_order.predictions import Step
-from hf_learned_order.scorer import OrderScorer
+from hf_learned_order.scorer import DETERMINISTIC_LAWS, OrderScorer
 
 
 class Chains(NamedTuple):
@@ -86,9 +86,9 @@ class OrderELBO(nn.Module):
         for name, value in (("max_denoising_steps", max_denoising_steps), ("num_chains", num_chains)):
             if value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
-        if scorer.config.law == "dependent":
+        if scorer.config.law in DETERMINISTIC_LAWS:
             raise ValueError(
-                'law must be "non_empty" or "max_normalized": "dependent" is fitted by DependenceObjective'
+                f'law must be "non_empty" or "max_normalized": {scorer.config.law!r} is fitted by another objective'
             )
         if posterior is not None and scorer.config.law == "max_normalized":
             raise ValueError(

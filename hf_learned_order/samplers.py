@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from hf_learned_order.distributions import NonEmptyBernoulli, ancestral_logit, largest
+from hf_learned_order.distributions import NonEmptyBernoulli, ancestral_logit, factor_set, largest
 from hf_learned_order.predictions import Step
 from hf_learned_order.remasking import ReMDMSampler, WINOSampler
 from hf_learned_order.rules import Proposal, Sampler, State, check_integer, check_range
@@ -101,10 +101,7 @@ class ThresholdSampler(Sampler):
 
 @dataclass(frozen=True, kw_only=True)
 class FactorSampler(Sampler):
-    """The n positions with the largest c, for the largest n with (n + 1) (1 - c_(n)) < factor; c_(n) the n-th largest.
-
-    Where there is no such n, the one with the largest c. Fast-dLLM, arXiv 2505.22618.
-    """
+    """`factor_set` of the confidence c; where it is empty, the position with the largest c. arXiv 2505.22618."""
 
     factor: float = 1.0
 
@@ -112,12 +109,7 @@ class FactorSampler(Sampler):
         check_range("factor", self.factor, low=0.0)
 
     def propose(self, step: Step, state: State) -> Proposal:
-        falling, order = step.predictions.confidence.masked_fill(~step.masked, -torch.inf).sort(
-            dim=-1, descending=True, stable=True
-        )
-        # the left side only grows with n, so the n that fulfil it are the first ones
-        n = torch.arange(1, falling.shape[-1] + 1, device=falling.device)
-        return Proposal(torch.zeros_like(step.masked).scatter(-1, order, (n + 1) * (1 - falling) < self.factor))
+        return Proposal(factor_set(step.predictions.confidence, step.masked, self.factor))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +254,7 @@ class LearnedOrderSampler(Sampler):
 
     @property
     def is_random(self) -> bool:  # pyrefly: ignore[bad-override]
-        return self.scorer.config.law != "dependent"
+        return self.scorer.is_random
 
     def __post_init__(self):
         if not hasattr(self.scorer, "law"):

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.distributions import (
     BoundedDependence,
+    BoundedRisk,
     MaxNormalizedBernoulli,
     NonEmptyBernoulli,
     SubsetDistribution,
@@ -28,19 +29,20 @@ from hf_learned_order.files import reading
 from hf_learned_order.hub import HubMixin
 from hf_learned_order.predictions import Step
 
-LAWS = ("non_empty", "max_normalized", "dependent")
+DETERMINISTIC_LAWS = ("dependent", "factor")
+LAWS = ("non_empty", "max_normalized", *DETERMINISTIC_LAWS)
 REACH = 64  # distances between positions beyond this are one
-FEATURES = 8
+FEATURES, BUDGET_FEATURES = 8, 2
 
 
 class OrderScorerConfig(PreTrainedConfig):
     """Shape of a scorer, and the denoiser it was made for.
 
     Args:
-        law: "non_empty" (`NonEmptyBernoulli` with the ancestral schedule as offset), "max_normalized", or "dependent"
-            (`BoundedDependence` with a learned A).
+        law: "non_empty" (`NonEmptyBernoulli` with the ancestral schedule as offset), "max_normalized", "dependent"
+            (`BoundedDependence` with a learned A), or "factor" (`BoundedRisk` with a learned probability).
         law_temperature: tau, which scores are divided by; not used by the dependent law.
-        bound: of the dependent law: what a position may cost, nats.
+        bound: of the dependent law: what a position may cost, nats; of the factor law: what the risk may be.
         entropy_weight: of the dependent law: what a position costs by itself, as a share of its entropy.
         max_denoising_steps: T, the budget that the scorer was trained for; None if it serves any.
         hidden_size: width of the scorer.
@@ -169,7 +171,9 @@ class OrderNetwork(nn.Module):
     def __init__(self, config: OrderScorerConfig, *, extra: int = 0, pairs: bool = False):
         super().__init__()
         size = config.hidden_size
-        self.features = nn.Linear(FEATURES - 2 * pairs + extra, size)
+        # what a deterministic law learns of a state does not depend on the budget
+        budgeted = config.law not in DETERMINISTIC_LAWS
+        self.features = nn.Linear(FEATURES - BUDGET_FEATURES * (not budgeted) + extra, size)
         self.hidden_states = (
             nn.Sequential(nn.LayerNorm(config.denoiser_hidden_size), nn.Linear(config.denoiser_hidden_size, size))
             if config.denoiser_hidden_size > 0
@@ -241,7 +245,9 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
 
     With law "non_empty" the success logits are `ancestral_logit(steps left) + s`: an untrained scorer, whose s is 0,
     decodes exactly as ancestral sampling does, and its bound is the denoiser's own T-step bound. With law "dependent"
-    it visits positions by rising entropy and accepts them while their learned dependence stays within a bound.
+    it visits positions by rising entropy and accepts them while their learned dependence stays within a bound. With law
+    "factor" s corrects the logit of the confidence to that of the probability that the most likely token is right: an
+    untrained scorer decodes exactly as the factor rule does.
     """
 
     config: OrderScorerConfig
@@ -262,31 +268,43 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
         """A new scorer of the right shape; `kwargs` are fields of `OrderScorerConfig`."""
         return cls(OrderScorerConfig.for_denoiser(denoiser, **kwargs))
 
+    @property
+    def is_random(self) -> bool:
+        """Whether two draws from its law can differ."""
+        return self.config.law not in DETERMINISTIC_LAWS
+
     def forward(self, step: Step) -> Tensor:
-        """What the law is made of: scores s [batch, canvas], or for the dependent law A [batch, canvas, canvas]."""
-        features, entropy = features_of(step), step.predictions.entropy
+        """What the law is made of: scores s [batch, canvas]; for the dependent law A [batch, canvas, canvas], for the
+        factor law logits [batch, canvas].
+        """
+        features, predictions = features_of(step), step.predictions
+        if self.config.law in DETERMINISTIC_LAWS:
+            features = features[..., : FEATURES - BUDGET_FEATURES]
         if self.config.law == "dependent":
-            features = features[..., : FEATURES - 2]  # what is lost does not depend on the budget
             # pyrefly: ignore[bad-argument-type] (`needs_hidden_states` asks for them)
-            return self.network.dependence(features, step.hidden_states, entropy)
+            return self.network.dependence(features, step.hidden_states, predictions.entropy)
         # pyrefly: ignore[bad-argument-type]
-        return self.network.scores(features, step.hidden_states)
+        scores = self.network.scores(features, step.hidden_states)
+        return scores + predictions.confidence.logit(eps=1e-6) if self.config.law == "factor" else scores
 
     def law(self, step: Step, values: Tensor, *, bias: float = 0.0) -> SubsetDistribution:
         """The law of the positions to unmask, from `values`, which `forward` gave. A larger `bias` unmasks more.
 
         It is added to the scores, or to the logarithm of the bound; the max-normalised law does not feel it.
         """
-        if self.config.law == "dependent":
-            entropy, config = step.predictions.entropy, self.config
+        config, bound = self.config, self.config.bound * math.exp(bias)
+        if config.law == "factor":
+            return BoundedRisk(values, step.masked, bound=bound)
+        if config.law == "dependent":
+            entropy = step.predictions.entropy
             return BoundedDependence(
                 values,
                 config.entropy_weight * entropy,
                 -entropy,
                 step.masked,
-                bound=config.bound * math.exp(bias),
+                bound=bound,
             )
-        return order_law(self.config.law, values, step, temperature=self.config.law_temperature, bias=bias)
+        return order_law(config.law, values, step, temperature=config.law_temperature, bias=bias)
 
     def check_fits(self, denoiser: Denoiser) -> None:
         """Raises `ValueError` unless this scorer was made for a denoiser of this shape."""

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from hf_learned_order.cards import TRAINING_FILE, Card
+from hf_learned_order.correctness import CorrectnessObjective
 from hf_learned_order.data import CanvasCollator
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.dependence import DependenceObjective
@@ -26,7 +27,7 @@ from hf_learned_order.files import reading, replacing, saving
 from hf_learned_order.hub import generation_config, push_folder
 from hf_learned_order.objective import OrderELBO
 from hf_learned_order.posteriors import CleanPosterior
-from hf_learned_order.scorer import LAWS, OrderScorer
+from hf_learned_order.scorer import DETERMINISTIC_LAWS, LAWS, OrderScorer
 
 POSTERIORS = ("clean", "prior")
 POSTERIOR_FILE = "posterior.safetensors"
@@ -115,16 +116,24 @@ class OrderTrainer(Trainer):
         self.denoiser = denoiser
         self.card = card or Card(seeds=(args.seed,))
         self.posterior = None
-        if scorer.config.law == "dependent":
+        law = scorer.config.law
+        if law in DETERMINISTIC_LAWS:
             if peft_config is not None or args.train_denoiser:
-                raise ValueError(
-                    'law must not be "dependent" when the denoiser is tuned: that objective keeps it fixed'
+                raise ValueError(f"law must not be {law!r} when the denoiser is tuned: that objective keeps it fixed")
+            objective: nn.Module = (
+                DependenceObjective(denoiser, scorer)
+                if law == "dependent"
+                else CorrectnessObjective(
+                    denoiser,
+                    scorer,
+                    max_denoising_steps=args.max_denoising_steps,
+                    eos_token_id=processing_class.eos_token_id,
                 )
-            objective: nn.Module = DependenceObjective(denoiser, scorer)
+            )
         else:
             if args.posterior == "clean":
-                law, temperature = args.posterior_law, args.posterior_temperature
-                self.posterior = CleanPosterior(scorer.config, law=law, temperature=temperature)
+                temperature = args.posterior_temperature
+                self.posterior = CleanPosterior(scorer.config, law=args.posterior_law, temperature=temperature)
             objective = OrderELBO(
                 denoiser,
                 scorer,

@@ -126,7 +126,7 @@ def test_the_state_of_a_canvas():
         assert counts == [1, 1, CANVAS, CANVAS]
 
 
-@pytest.mark.parametrize("law", ["non_empty", "dependent"])
+@pytest.mark.parametrize("law", ["non_empty", "dependent", "factor"])
 def test_a_learned_order_of_logits_only(law):
     rule = LearnedOrderSampler(scorer=scorer_of(law=law, denoiser_hidden_size=0))
     first, again = (generated(AcceptanceConfig(sampler=rule)) for _ in range(2))

@@ -4,11 +4,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import chi_square_excess, eligible, entropy_of, iid, kl, marginals, max_normalized, non_empty, subsets
+from oracles import (
+    chi_square_excess,
+    eligible,
+    entropy_of,
+    factor,
+    iid,
+    kl,
+    marginals,
+    max_normalized,
+    non_empty,
+    subsets,
+)
 from strategies import as_row, counts, rows
 from torch.distributions import kl_divergence
 
 from hf_learned_order.distributions import (
+    BoundedRisk,
     MaxNormalizedBernoulli,
     NonEmptyBernoulli,
     SubsetDistribution,
@@ -308,3 +320,22 @@ def test_temperature_out_of_range(temperature):
 def test_a_law_has_to_say_how_it_samples():
     with pytest.raises(NotImplementedError):
         SubsetDistribution(torch.zeros(3), torch.ones(3, dtype=torch.bool)).sample()
+
+
+# ---- the factor rule on any probability --------------------------------------------------------------------------
+
+
+@given(rows(), st.floats(0.0, 4.0))
+def test_bounded_risk_is_the_factor_rule(batch, bound):
+    scores, masked = batch
+    law = BoundedRisk(scores, masked, bound=bound)
+    for accepted, c, m in zip(law.accepted, scores.float().sigmoid().tolist(), masked.tolist(), strict=True):
+        expected = factor(c, m, bound) if any(m) else frozenset()
+        assert frozenset(accepted.nonzero().flatten().tolist()) == expected
+    assert (law.log_prob(law.sample()) == 0).all()
+    assert torch.isneginf(law.log_prob(~law.accepted)).all()
+
+
+def test_bounded_risk_has_a_bound():
+    with pytest.raises(ValueError, match="bound must be 0 or more, got -1"):
+        BoundedRisk(torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool), bound=-1.0)

@@ -155,10 +155,10 @@ def test_empty_dataset_is_refused(denoiser, tokenizer, dataset):
 
 
 @pytest.mark.parametrize("target", [3.0, 6.0])
-@pytest.mark.parametrize("name", ["threshold", "factor", "entropy_bound", "non_empty", "dependent"])
+@pytest.mark.parametrize("name", ["threshold", "factor", "entropy_bound", "non_empty", "dependent", "learned_factor"])
 def test_knob_is_tuned_to_its_target(evaluator, denoiser, name, target):
-    laws = ("non_empty", "dependent")
-    make = knob("learned_order", scorer_of(denoiser.model, law=name)) if name in laws else knob(name)
+    laws = {"non_empty": "non_empty", "dependent": "dependent", "learned_factor": "factor"}
+    make = knob("learned_order", scorer_of(denoiser.model, law=laws[name])) if name in laws else knob(name)
     setting = evaluator.tune_knob(make, target)
     nfe = evaluator.mean_nfe(make(setting))
     print(f"{name}: {nfe:.2f} at {setting:.3f}")

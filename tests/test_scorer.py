@@ -15,12 +15,12 @@ from transformers.utils import logging
 
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.dependence import DependenceObjective
-from hf_learned_order.distributions import BoundedDependence
+from hf_learned_order.distributions import BoundedDependence, at_least_one
 from hf_learned_order.families import ENCODER
 from hf_learned_order.generation import decode
 from hf_learned_order.integration import attach
 from hf_learned_order.predictions import Predictions, Step
-from hf_learned_order.samplers import LearnedOrderSampler
+from hf_learned_order.samplers import FactorSampler, LearnedOrderSampler
 from hf_learned_order.scorer import LAWS, OrderScorer, OrderScorerConfig
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -62,7 +62,7 @@ def step_of(rows: int = 6, *, steps_left: int = 4, seed: int = 0) -> Step:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"law": "fast"}, "law must be one of non_empty, max_normalized, dependent, got 'fast'"),
+        ({"law": "fast"}, "law must be one of non_empty, max_normalized, dependent, factor, got 'fast'"),
         ({"law_temperature": 0.0}, r"law_temperature must be positive, got 0\.0"),
         ({"law_temperature": math.nan}, "law_temperature must be positive, got nan"),
         ({"bound": -0.1}, r"bound must be 0 or more, got -0\.1"),
@@ -90,7 +90,7 @@ def test_for_denoiser_takes_its_shape():
     assert config.law == "max_normalized"
 
 
-@pytest.mark.parametrize("law", ["non_empty", "max_normalized", "dependent"])
+@pytest.mark.parametrize("law", LAWS)
 def test_a_scorer_of_predictions_only(law):
     denoiser = Denoiser(tiny_model("bert"), mask_token_id=MASK)
     scorer = OrderScorer.for_denoiser(denoiser, law=law, denoiser_hidden_size=0, **SMALL)
@@ -165,6 +165,27 @@ def test_dependence_is_within_the_entropies():
 def test_dependence_does_not_see_the_budget():
     scorer = scorer_of("dependent")
     torch.testing.assert_close(scorer(step_of(steps_left=1)), scorer(step_of(steps_left=9)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bias", [-3.0, -1.0, 0.0, 1.0, 3.0])
+def test_an_untrained_scorer_is_the_factor_rule(bias):
+    scorer, step = scorer_of("factor", trained=False), step_of(rows=64)
+    unmask = scorer.law(step, scorer(step), bias=bias).sample()
+    rule = FactorSampler(factor=scorer.config.bound * math.exp(bias)).propose(step, ()).unmask
+    torch.testing.assert_close(unmask, at_least_one(rule, step.masked, step.predictions.confidence))
+
+
+def test_the_factor_law_does_not_see_the_budget():
+    scorer = scorer_of("factor")
+    torch.testing.assert_close(scorer(step_of(steps_left=1)), scorer(step_of(steps_left=9)), rtol=0, atol=0)
+
+
+def test_bias_of_the_factor_law():
+    scorer, step = scorer_of("factor"), step_of(rows=64)
+    counts = [scorer.law(step, scorer(step), bias=b).mean.sum(-1) for b in (-60.0, -1.0, 0.0, 1.0, 60.0)]
+    means = [count.mean().item() for count in counts]
+    assert means == sorted(set(means))
+    torch.testing.assert_close(counts[-1], step.masked.sum(-1).float())
 
 
 def test_bias_of_the_dependent_law():

@@ -26,10 +26,12 @@ CASES = {
     "clean": {"posterior": "clean"},
     "prior": {"posterior": "prior"},
     "dependent": {"law": "dependent"},
+    "factor": {"law": "factor"},
     "lora": {"lora": True},
     "train_denoiser": {"train_denoiser": True},
 }
-FROZEN = ("clean", "prior", "dependent")
+FROZEN = ("clean", "prior", "dependent", "factor")
+MEASURED = {"dependent": ("observed", "predicted"), "factor": ("confidence_loss", "exact", "nfe")}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -130,10 +132,10 @@ def test_trains_and_saves(case, tmp_path, tokenizer, dataset):
         assert type(loaded) is OrderScorer
         assert changed(weights_of(trainer.scorer), weights_of(loaded)) == set()
         assert loaded.config.law == options.get("law", "non_empty")
-        assert loaded.config.max_denoising_steps == (None if case == "dependent" else 3)
+        assert loaded.config.max_denoising_steps == (None if case in MEASURED else 3)
     names = {path.name for path in tmp_path.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
-    assert ("posterior.safetensors" in names) == (case not in ("prior", "dependent"))
+    assert ("posterior.safetensors" in names) == (case != "prior" and case not in MEASURED)
     assert ("adapter" in names) == (case == "lora")
     assert ("denoiser" in names) == (case == "train_denoiser")
     if trainer.posterior is not None:
@@ -147,14 +149,14 @@ def test_trains_and_saves(case, tmp_path, tokenizer, dataset):
         assert changed(weights_of(trainer.denoiser.model), weights_of(loaded)) == set()
 
     # (d) what is logged, at every step and at evaluation
-    measured = ("observed", "predicted") if case == "dependent" else ("bound", "kl", "nfe")
+    measured = MEASURED.get(case, ("bound", "kl", "nfe"))
     steps = [logs for logs in trainer.state.log_history if "loss" in logs]
     assert len(steps) == 3
     for name in measured:
         assert all(math.isfinite(logs[name]) for logs in steps)
         assert math.isfinite(metrics[f"eval_{name}"])
         assert not any(f"eval_{name}" in logs for logs in steps)
-    if case != "dependent":
+    if case not in MEASURED:
         assert all(logs["bound"] < 0 <= logs["kl"] and 1 <= logs["nfe"] <= 3 for logs in steps)
         # q starts at p; without a posterior it stays there
         assert steps[0]["kl"] == 0
@@ -260,8 +262,8 @@ def test_arguments_are_checked(options, message, tmp_path):
     ("options", "message"),
     [
         ({"lora": True, "train_denoiser": True}, "train_denoiser must be False when peft_config is given"),
-        ({"law": "dependent", "lora": True}, 'law must not be "dependent" when the denoiser is tuned'),
-        ({"law": "dependent", "train_denoiser": True}, 'law must not be "dependent" when the denoiser is tuned'),
+        ({"law": "dependent", "lora": True}, "law must not be 'dependent' when the denoiser is tuned"),
+        ({"law": "factor", "train_denoiser": True}, "law must not be 'factor' when the denoiser is tuned"),
         ({"law": "max_normalized"}, 'law must be "non_empty" for a prior with a posterior of its own'),
     ],
 )

@@ -1,0 +1,106 @@
+"""Whether the denoiser's most likely token at a position is the right one, learned where decoding goes.
+
+The confidence of a denoiser is an estimate of it, made for masks at random. Decoding is elsewhere: it has unmasked what
+looked surest, and looks for more of it. So the scorer is trained on its own decodings: at each state that one passes,
+as long as nothing wrong has been unmasked, every masked position gives one observation,
+
+    y^i = 1 if argmax_v p_theta(v | x_t) at i is x^i,     loss = cross-entropy of y^i under sigmoid(logit c^i + s^i).
+
+Each batch is decoded with a bound and a step budget of its own, so that one scorer serves all of them. Sources: a
+filter trained to tell what is final (Learn2PD, arXiv 2509.25188, there on a slow decoding's tokens), and the states of
+the learner's own policy (DAgger, arXiv 1011.0686).
+
+Symbols: `x` clean, `x_t` canvas, `c` confidence, `s` scores, `T` max_denoising_steps.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from hf_learned_order.denoisers import Denoiser
+from hf_learned_order.generation import decode
+from hf_learned_order.predictions import Step
+from hf_learned_order.rules import Proposal, State
+from hf_learned_order.samplers import LearnedOrderSampler
+from hf_learned_order.scorer import OrderScorer
+
+BIASES = (-1.5, 1.0)  # from slow, where little goes wrong, to about as fast as is of use
+
+
+class CorrectnessObjective(nn.Module):
+    """Fits a scorer with the "factor" law. Batch in, loss and measurements out, as `OrderELBO`.
+
+    Args:
+        denoiser: p_theta, never trained by this objective.
+        scorer: an `OrderScorer` with law "factor".
+        max_denoising_steps: the largest T; each batch draws its own from 2 to this.
+        eos_token_id: a row is finished when everything before its first EOS is settled, as in generation.
+
+    Raises:
+        ValueError: the scorer has another law, or `max_denoising_steps` is below 2: one step leaves nothing to choose.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, scorer: OrderScorer, *, max_denoising_steps: int, eos_token_id: int | None = None
+    ):
+        super().__init__()
+        if scorer.config.law != "factor":
+            raise ValueError(f'law must be "factor", got {scorer.config.law!r}: use another objective for it')
+        if max_denoising_steps < 2:
+            raise ValueError(f"max_denoising_steps must be 2 or more, got {max_denoising_steps}")
+        self.denoiser = denoiser
+        self.scorer = scorer
+        self.max_denoising_steps = max_denoising_steps
+        self.eos_token_id = eos_token_id
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor) -> dict[str, Tensor]:
+        """`loss` (nats a position), `confidence_loss` (the same with s = 0), `exact` (share of responses) and `nfe`."""
+        low, high = BIASES
+        steps = int(torch.randint(2, self.max_denoising_steps + 1, ()))
+        sampler = _Observed(scorer=self.scorer, bias=low + (high - low) * torch.rand(()).item(), clean=clean, seen=[])
+        output = decode(
+            self.denoiser,
+            input_ids,
+            attention_mask,
+            sampler=sampler,
+            max_new_tokens=clean.shape[1],
+            max_denoising_steps=min(steps, clean.shape[1]),
+            eos_token_id=self.eos_token_id,
+        )
+        losses, confidence_losses, counts = (torch.stack(parts).sum() for parts in zip(*sampler.seen, strict=True))
+        response = output.sequences[:, -clean.shape[1] :]
+        return {
+            "loss": losses / counts.clamp(min=1),
+            "confidence_loss": confidence_losses / counts.clamp(min=1),
+            "exact": (response == clean).all(-1).float().mean(),
+            "nfe": output.nfe.float().mean(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Observed(LearnedOrderSampler):
+    """The learned order, and at each of its steps what there is to learn."""
+
+    clean: Tensor
+    seen: list[tuple[Tensor, Tensor, Tensor]]  # sums over positions of both losses, and how many positions
+
+    def init_state(self, step: Step) -> State:
+        return (self.clean,)  # the loop drops the rows that finish
+
+    def propose(self, step: Step, state: State) -> Proposal:
+        (clean,) = state
+        # what would be right after something wrong, nobody knows
+        on_course = (step.masked | (step.canvas == clean)).all(-1, keepdim=True)
+        observed = step.masked & on_course
+        right = (step.predictions.draw() == clean).float()
+        confidence = step.predictions.confidence.logit(eps=1e-6)
+        with torch.enable_grad():  # decoding is without
+            logits = self.scorer(step)
+            loss, confidence_loss = (
+                binary_cross_entropy_with_logits(each, right, weight=observed.float(), reduction="sum")
+                for each in (logits, confidence)
+            )
+            self.seen.append((loss, confidence_loss, observed.sum()))
+        return Proposal(self.scorer.law(step, logits.detach(), bias=self.bias).sample(), state)
