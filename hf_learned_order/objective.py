@@ -10,10 +10,15 @@ on the states that follow, estimated by REINFORCE with a leave-one-out baseline 
 
 At the last step of the budget both laws unmask everything: no KL, no score term.
 
-Source: Fox et al., arXiv 2602.23968.
+Where a law has no closed marginals, or a pair of laws no closed KL, that part of step_t is taken at the draw itself,
+sum of r_t^i log p_theta(x^i | x_t) or -(log q(r_t) - log p_psi(r_t)), and is part of G_t: log q(r_t) is held constant
+there, as the mean of its gradient is 0.
+
+Source: Fox et al., arXiv 2602.23968; leave-one-out: Kool et al., Buy 4 REINFORCE samples, get a baseline for free.
 Symbols: `x` clean, `x_t` canvas, `M_t` masked, `r_t` unmask, `pi` q.mean, `T` max_denoising_steps, `K` num_chains.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -25,7 +30,7 @@ from hf_learned_order.denoisers import Denoiser, predict
 from hf_learned_order.distributions import everything
 from hf_learned_order.posteriors import CleanPosterior
 from hf_learned_order.predictions import Step
-from hf_learned_order.scorer import OrderScorer
+from hf_learned_order.scorer import ELBO_LAWS, OrderScorer
 
 
 class Chains(NamedTuple):
@@ -35,13 +40,15 @@ class Chains(NamedTuple):
         step_terms: [T, B, K], nats, differentiable.
         log_q: [T, B, K], log-probability of the positions drawn, differentiable.
         nfe: [B, K], denoiser calls while something was masked.
-        kl: [T, B, K], nats.
+        kl: [T, B, K], nats; where the pair of laws has no closed KL, log q - log p of the draw.
+        drawn: [T, B, K], the part of `step_terms` that was taken at the draw; 0 where all of it is an expectation.
     """
 
     step_terms: Tensor
     log_q: Tensor
     nfe: Tensor
     kl: Tensor
+    drawn: Tensor
 
     @property
     def bound(self) -> Tensor:
@@ -50,7 +57,8 @@ class Chains(NamedTuple):
 
     def surrogate(self) -> Tensor:
         """A scalar whose gradient is the Rao-Blackwellised leave-one-out estimate of the ELBO's, in nats a response."""
-        future = self.step_terms.detach().flip(0).cumsum(0).flip(0) - self.step_terms.detach()
+        steps = self.step_terms.detach()
+        future = steps.flip(0).cumsum(0).flip(0) - steps + self.drawn
         chains = future.shape[-1]
         others = (future.sum(-1, keepdim=True) - future) / (chains - 1) if chains > 1 else 0.0
         return (self.step_terms + self.log_q * (future - others)).sum(0).mean()
@@ -86,14 +94,15 @@ class OrderELBO(nn.Module):
         for name, value in (("max_denoising_steps", max_denoising_steps), ("num_chains", num_chains)):
             if value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
-        if scorer.config.law == "dependent":
+        if scorer.config.law not in ELBO_LAWS:
             raise ValueError(
-                'law must be "non_empty" or "max_normalized": "dependent" is fitted by DependenceObjective'
+                f"law must be one of {', '.join(ELBO_LAWS)}, got {scorer.config.law!r}, "
+                'which has no ELBO ("dependent" is fitted by DependenceObjective)'
             )
         if posterior is not None and scorer.config.law == "max_normalized":
             raise ValueError(
-                'law must be "non_empty" for a prior with a posterior of its own: '
-                'the KL from any other law to "max_normalized" is infinite'
+                'law must not be "max_normalized" for a prior with a posterior of its own: '
+                "the KL from any other law to it is infinite"
             )
         self.denoiser = denoiser
         self.scorer = scorer
@@ -119,27 +128,24 @@ class OrderELBO(nn.Module):
         prompt, prompt_mask, clean = (tensor.repeat_interleave(repeats, 0) for tensor in (prompt, prompt_mask, clean))
         masked = torch.ones_like(clean, dtype=torch.bool)
         nfe = torch.zeros(len(clean), dtype=torch.long, device=clean.device)
-        terms, log_qs, kls = [], [], []
+        everything_seen = []
         for number in range(1, steps + 1):
             rows = masked.any(-1).nonzero().squeeze(-1)  # finished chains cost nothing
             zeros = torch.zeros(len(clean), device=clean.device)
-            term, log_q, kl = zeros, zeros, zeros
+            seen = [zeros] * 4
             if len(rows):
                 nfe[rows] += 1
                 step, log_prob = self._step(
                     prompt[rows], prompt_mask[rows], clean[rows], masked[rows], steps - number + 1
                 )
                 unmask, *values = self._terms(step, clean[rows], log_prob, last=number == steps)
-                term, log_q, kl = (zeros.index_put((rows,), value) for value in values)
+                seen = [zeros.index_put((rows,), value) for value in values]
                 masked = masked.index_put((rows,), step.masked & ~unmask)
                 if self.eos_token_id is not None:
                     masked = masked & ~settled(clean == self.eos_token_id, masked)[:, None]
-            terms.append(term)
-            log_qs.append(log_q)
-            kls.append(kl)
-        shape = (steps, batch, repeats)
-        stacked = [torch.stack(values).view(shape) for values in (terms, log_qs, kls)]
-        return Chains(stacked[0], stacked[1], nfe.view(batch, repeats), stacked[2])
+            everything_seen.append(torch.stack(seen))
+        terms, log_q, kl, drawn = torch.stack(everything_seen, 1).view(4, steps, batch, repeats)
+        return Chains(terms, log_q, nfe.view(batch, repeats), kl, drawn)
 
     def _step(
         self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, masked: Tensor, steps_left: int
@@ -157,18 +163,33 @@ class OrderELBO(nn.Module):
         )
         return step, predictions.log_prob(clean)
 
-    def _terms(
-        self, step: Step, clean: Tensor, log_prob: Tensor, *, last: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The positions drawn, step_t, log q(r_t) and the KL, for each row."""
+    def _terms(self, step: Step, clean: Tensor, log_prob: Tensor, *, last: bool) -> tuple[Tensor, ...]:
+        """The positions drawn, and for each row step_t, log q(r_t), the KL, and the part of step_t that was drawn."""
+        log_prob = log_prob.masked_fill(~step.masked, 0.0)
+        none = torch.zeros_like(log_prob[:, 0])
         if last:
-            total = log_prob.masked_fill(~step.masked, 0.0).sum(-1)
-            return everything(step.masked), total, torch.zeros_like(total), torch.zeros_like(total)
+            return everything(step.masked), log_prob.sum(-1), none, none, none
         scores = self.scorer(step)
         prior = self.scorer.law(step, scores)
         law = prior if self.posterior is None else self.posterior.law(step, clean, scores)
-        kl = torch.zeros_like(log_prob[:, 0]) if self.posterior is None else kl_divergence(law, prior)
         with torch.no_grad():
             unmask = law.sample()
-        expected = (law.mean * log_prob.masked_fill(~step.masked, 0.0)).sum(-1)
-        return unmask, expected - kl, law.log_prob(unmask), kl
+        log_q = law.log_prob(unmask)
+        drawn = none
+        mean = _closed(lambda: law.mean)
+        tokens = ((unmask if mean is None else mean) * log_prob).sum(-1)
+        if mean is None:
+            drawn = drawn + tokens.detach()
+        kl = none if law is prior else _closed(lambda: kl_divergence(law, prior))
+        if kl is None:
+            kl = log_q.detach() - prior.log_prob(unmask)
+            drawn = drawn - kl.detach()
+        return unmask, tokens - kl, log_q, kl, drawn
+
+
+def _closed(form: Callable[[], Tensor]) -> Tensor | None:
+    """Its value, or None where there is no closed form."""
+    try:
+        return form()
+    except NotImplementedError:
+        return None

@@ -26,7 +26,7 @@ from hf_learned_order.files import reading, replacing, saving
 from hf_learned_order.hub import generation_config, push_folder
 from hf_learned_order.objective import OrderELBO
 from hf_learned_order.posteriors import CleanPosterior
-from hf_learned_order.scorer import LAWS, OrderScorer
+from hf_learned_order.scorer import ELBO_LAWS, OrderScorer
 
 POSTERIORS = ("clean", "prior")
 POSTERIOR_FILE = "posterior.safetensors"
@@ -49,7 +49,7 @@ class OrderTrainingArguments(TrainingArguments):
     posterior: str = field(
         default="clean", metadata={"help": "'clean' sees the response; 'prior' shares the scorer's law"}
     )
-    posterior_law: str = field(default="non_empty", metadata={"help": "law of a clean posterior"})
+    posterior_law: str | None = field(default=None, metadata={"help": "law of a clean posterior; the scorer's if None"})
     posterior_temperature: float = field(default=0.1, metadata={"help": "tau of a max-normalised posterior"})
     train_denoiser: bool = field(default=False, metadata={"help": "tune every weight of the denoiser"})
     learning_rate: float = 3e-3
@@ -58,10 +58,10 @@ class OrderTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        choices_of = {"posterior": POSTERIORS, "posterior_law": LAWS[:2], "hub_strategy": ("end",)}
+        choices_of = {"posterior": POSTERIORS, "posterior_law": (None, *ELBO_LAWS), "hub_strategy": ("end",)}
         for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")
         for name in ("max_denoising_steps", "num_chains", "canvas_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
