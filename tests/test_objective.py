@@ -153,7 +153,7 @@ def z_score(sample: Tensor, expected: Tensor) -> float:
     return (off.clamp(min=0.0) / error).nan_to_num().item()
 
 
-def check_gradient(objective: OrderELBO, *, repeats: int = 50, precision: float = 10) -> None:
+def check_gradient(objective: OrderELBO, *, repeats: int = 50, rows: int = 256, precision: float = 10) -> None:
     """The mean of the estimates is the exact gradient, and precise enough to tell a missing or a wrong score term."""
     clean = [0, 1, 0, 1]
     enumeration = Enumeration(objective, clean)
@@ -161,8 +161,8 @@ def check_gradient(objective: OrderELBO, *, repeats: int = 50, precision: float 
     score_part = exact - gradient(enumeration.elbo(score_term=False), objective)
     estimates, bounds = [], []
     for _ in range(repeats):
-        chains = chains_of(objective, clean, 256)
-        estimates.append(gradient(chains.surrogate(), objective))
+        chains = chains_of(objective, clean, rows)
+        estimates.append(gradient(objective.surrogate(chains), objective))
         bounds.append(chains.bound.detach().mean())
     estimates = torch.stack(estimates)
 
@@ -185,6 +185,58 @@ class TestGradient:
     def test_so_it_is_with_the_other_laws(self, prior, posterior):
         objective = objective_of(ExactPairs(2), prior, posterior, max_denoising_steps=2, num_chains=4)
         check_gradient(objective, repeats=12, precision=4)
+
+    @pytest.mark.parametrize(
+        ("options", "size"),
+        [
+            ({"baseline": "none"}, {"repeats": 20, "precision": 4}),
+            ({"baseline": "value"}, {"repeats": 20, "precision": 4}),
+            ({"returns": "trajectory"}, {"repeats": 20, "precision": 4}),
+            ({"returns": "trajectory", "baseline": "value"}, {"repeats": 20, "precision": 3}),
+            ({"gradient_steps": "one"}, {"repeats": 200, "rows": 32, "precision": 3}),
+        ],
+        ids=str,
+    )
+    @each_of([("non_empty", "non_empty"), ("repulsive", None)])
+    def test_so_it_is_with_the_other_estimators(self, prior, posterior, options, size):
+        objective = objective_of(ExactPairs(2), prior, posterior, max_denoising_steps=3, num_chains=4, **options)
+        check_gradient(objective, **size)
+
+    @each_of([("non_empty", "non_empty"), ("repulsive", None)])
+    def test_value_baseline_learns_the_mean_return(self, prior, posterior):
+        """And its loss moves its own weights only, the surrogate all others."""
+        options = {"max_denoising_steps": 2, "num_chains": 4, "baseline": "value"}
+        objective, clean = objective_of(ExactPairs(2), prior, posterior, seed=None, **options), [0, 1, 0, 1]
+        optimizer = torch.optim.Adam(objective.value.parameters(), lr=2e-2)
+        assert not chains_of(objective, clean, 32).values.any()
+        for _ in range(100):
+            chains = chains_of(objective, clean, 32)
+            optimizer.zero_grad()
+            chains.value_loss().backward()
+            optimizer.step()
+        assert not any(p.grad is not None and p.grad.any() for p in objective.scorer.parameters())
+        objective.zero_grad()
+        objective.surrogate(chains_of(objective, clean, 8)).backward()
+        assert not any(p.grad is not None and p.grad.any() for p in objective.value.parameters())
+        assert any(p.grad is not None and p.grad.any() for p in objective.scorer.parameters())
+        after = chains_of(objective, clean, 4096)
+        got = after.returns()[0]
+        assert after.values[0].mean().item() == pytest.approx(got.mean().item(), rel=0.05)
+        # one state, so nothing is left but the variance
+        assert after.value_loss().item() == pytest.approx(got.var().item(), rel=0.05)
+
+    def test_one_step_after_every_chain_has_finished(self):
+        """The chosen step has no gradient then, and the loss still has one, of 0."""
+        objective = objective_of(
+            ExactPairs(1), "non_empty", None, max_denoising_steps=9, num_chains=2, gradient_steps="one"
+        )
+        torch.manual_seed(0)
+        zeros = 0
+        for _ in range(12):
+            objective.zero_grad()
+            objective(*[torch.zeros(1, 0, dtype=torch.long)] * 2, torch.tensor([[1, 1]]))["loss"].backward()
+            zeros += not any(p.grad.any() for p in objective.parameters())
+        assert 0 < zeros < 12
 
     @each_of(LAWS)
     @pytest.mark.parametrize("steps", [2, 3])
@@ -423,6 +475,18 @@ class TestBadInput:
     def test_counts(self, name, value):
         with pytest.raises(ValueError, match=f"{name} must be 1 or more, got {value}"):
             objective_of(ExactPairs(1), "non_empty", None, **{name: value})
+
+    @pytest.mark.parametrize(
+        ("name", "choices"),
+        [
+            ("baseline", "leave_one_out, value, none"),
+            ("returns", "per_step, trajectory"),
+            ("gradient_steps", "all, one"),
+        ],
+    )
+    def test_choices(self, name, choices):
+        with pytest.raises(ValueError, match=f"{name} must be one of {choices}, got 'mean'"):
+            objective_of(ExactPairs(1), "non_empty", None, **{name: "mean"})
 
     @pytest.mark.parametrize("posterior", ["non_empty", "max_normalized"])
     def test_max_normalized_prior_with_a_posterior_of_its_own(self, posterior):
