@@ -35,7 +35,7 @@ ESTIMATORS: list[tuple[str, int, dict[str, Any]]] = [
 def trained(law: str, steps: int, seed: int) -> OrderScorer:
     """A scorer on its way."""
     torch.manual_seed(seed)
-    denoiser = ExactPairs(N)
+    denoiser: Any = ExactPairs(N)
     scorer = OrderScorer.for_denoiser(denoiser, law=law, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
     objective = OrderELBO(denoiser, scorer, max_denoising_steps=steps)
     start = bound_of(objective)
@@ -62,7 +62,8 @@ def bound_of(objective: OrderELBO) -> float:
 
 def variance(scorer: OrderScorer, steps: int, seed: int, chains: int, options: dict[str, Any]) -> float:
     torch.manual_seed(seed)
-    objective = OrderELBO(ExactPairs(N), scorer, max_denoising_steps=steps, num_chains=chains, **options)
+    denoiser: Any = ExactPairs(N)
+    objective = OrderELBO(denoiser, scorer, max_denoising_steps=steps, num_chains=chains, **options)
     if objective.value is not None:
         optimizer = torch.optim.AdamW(objective.value.parameters(), lr=3e-3, weight_decay=0.0)
         for _ in range(FIT):
