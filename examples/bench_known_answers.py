@@ -34,11 +34,13 @@ def train(problem: Any, law: str, seed: int, updates: int) -> OrderScorer:
     """A scorer for every budget, by the shared law."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    scorer = OrderScorer.for_denoiser(problem, law=law, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    scorer = OrderScorer.for_denoiser(
+        problem, law=law, law_temperature=1.0, hidden_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
     if problem.optimum(1) == 0.0:
         return scorer.eval()  # no order loses anything: there is no gradient
     objective = OrderELBO(problem, scorer, num_chains=CHAINS)
-    optimizer = torch.optim.AdamW(scorer.parameters(), lr=5e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(scorer.parameters(), lr=2e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda update: min((update + 1) / WARM_UP, max(0.02, 1 - update / updates))
     )
