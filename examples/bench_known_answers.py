@@ -30,21 +30,20 @@ PROBLEMS: dict[str, Any] = {
 ROWS, CHAINS, WARM_UP = 16, 8, 20
 
 
-def train(problem: Any, law: str, seed: int, updates: int) -> OrderScorer:
+def train(problem: Any, law: str, seed: int, options: argparse.Namespace) -> OrderScorer:
     """A scorer for every budget, by the shared law."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    scorer = OrderScorer.for_denoiser(
-        problem, law=law, law_temperature=1.0, hidden_size=32, num_hidden_layers=1, num_attention_heads=2
-    )
+    shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    scorer = OrderScorer.for_denoiser(problem, law=law, law_temperature=options.temperature, **shape)
     if problem.optimum(1) == 0.0:
         return scorer.eval()  # no order loses anything: there is no gradient
     objective = OrderELBO(problem, scorer, num_chains=CHAINS)
-    optimizer = torch.optim.AdamW(scorer.parameters(), lr=2e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(scorer.parameters(), lr=options.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda update: min((update + 1) / WARM_UP, max(0.02, 1 - update / updates))
+        optimizer, lambda update: min((update + 1) / WARM_UP, max(0.02, 1 - update / options.updates))
     )
-    for _ in range(updates):
+    for _ in range(options.updates):
         # in one step there is nothing to decide
         objective.max_denoising_steps = int(torch.randint(2, problem.n + 1, (), generator=generator))
         prompt, clean = problem.examples(ROWS, generator)
@@ -85,14 +84,16 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[4, 5, 6, 7, 8])
     parser.add_argument("--law", choices=list(ELBO_LAWS), default="count")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--updates", type=int, default=600)
+    parser.add_argument("--updates", type=int, default=1500)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--temperature", type=float, default=0.1, help="tau of the law")
     parser.add_argument("--rows", type=int, default=8192, help="responses to measure on")
     arguments = parser.parse_args()
     view = Table("problem", "n", "T", "optimum", "bound", "gap, %", "optimal, %", "NFE", title=f"law {arguments.law}")
     for name in arguments.problems:
         for n in arguments.sizes:
             problem = PROBLEMS[name](n)
-            scorers = [train(problem, arguments.law, seed, arguments.updates) for seed in range(arguments.seeds)]
+            scorers = [train(problem, arguments.law, seed, arguments) for seed in range(arguments.seeds)]
             for steps in range(1, n + 1):
                 measured = [measure(problem, scorer, steps, arguments.rows) for scorer in scorers]
                 bound, optimal, nfe = (list(values) for values in zip(*measured, strict=True))

@@ -1,7 +1,7 @@
 """The problems with known answers: their optima, their conditionals, and what loses nothing."""
 
 import math
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_what_one_step_loses(n):
     assert shuffled.optimum(n) == pytest.approx(-math.lgamma(n + 1))
     for problem in (replaced, shuffled):
         values = [problem.optimum(steps) for steps in range(1, n + 1)]
-        assert all(low < high for low, high in zip(values, values[1:], strict=False))  # short of n steps, some is lost
+        assert all(low < high for low, high in pairwise(values))  # short of n steps, some is lost
 
 
 def test_shuffle_conditionals_are_those_of_its_permutations():
