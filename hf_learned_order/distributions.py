@@ -85,7 +85,7 @@ class MaxNormalizedBernoulli(SubsetDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """`-inf` where `value` leaves out a position with pi = 1 or takes one outside M."""
-        failure = _log1mexp(self.log_pi)
+        failure = log1mexp(self.log_pi)
         terms = torch.where(value, self.log_pi, failure).masked_fill(~self.masked, 0.0).sum(-1)
         return terms.masked_fill((value & ~self.masked).any(-1), -torch.inf)
 
@@ -112,7 +112,7 @@ class NonEmptyBernoulli(SubsetDistribution):
         self.finished = ~masked.any(-1)
         # log Z = log(1 - prod(1 - p)); a finished row has the empty set with certainty, so Z = 1 there
         log_empty = self.log_failure.sum(-1)
-        self.log_normalizer = _log1mexp(log_empty.masked_fill(self.finished, -1.0)).masked_fill(self.finished, 0.0)
+        self.log_normalizer = log1mexp(log_empty.masked_fill(self.finished, -1.0)).masked_fill(self.finished, 0.0)
 
     @property
     def mean(self) -> Tensor:
@@ -135,12 +135,7 @@ class NonEmptyBernoulli(SubsetDistribution):
         return entropy.clamp(min=0.0).masked_fill(self.finished, 0.0)
 
     def _from_uniform(self, uniform: Tensor, pivot: Tensor) -> Tensor:
-        # The first success follows a truncated geometric law; positions before it fail, those after it are free.
-        before = self.log_failure.cumsum(-1) - self.log_failure
-        log_first = (before + self.log_success).masked_fill(~self.masked, -torch.inf)
-        cumulative = log_first.masked_fill(self.finished[..., None], 0.0).softmax(-1).cumsum(-1)
-        # the first position whose cumulative probability exceeds the pivot has a positive probability itself
-        first = (cumulative > pivot * cumulative[..., -1:]).to(torch.uint8).argmax(-1, keepdim=True)
+        first = first_success(self.log_success, self.log_failure, self.masked, pivot)
         index = torch.arange(uniform.shape[-1], device=uniform.device)
         free = (index > first) & (uniform < self.log_success.exp())
         return (free | (index == first)) & self.masked
@@ -231,6 +226,22 @@ class BoundedDependence(OneSet):
         return torch.zeros_like(masked).scatter(-1, order, accepted)
 
 
+def first_success(log_success: Tensor, log_failure: Tensor, masked: Tensor, pivot: Tensor) -> Tensor:
+    """Index [..., 1] of the first success of a sequence of trials, given that there is one.
+
+    It follows a truncated geometric law; trials before it fail, those after it are free. `pivot` [..., 1] is uniform.
+    """
+    before = log_failure.cumsum(-1) - log_failure
+    log_first = (before + log_success).masked_fill(~masked, -torch.inf)
+    cumulative = log_first.masked_fill(~masked.any(-1, keepdim=True), 0.0).softmax(-1).cumsum(-1)
+    return inverse_cdf(cumulative, pivot)
+
+
+def inverse_cdf(cumulative: Tensor, uniform: Tensor) -> Tensor:
+    """The first index [..., 1] where `cumulative` exceeds `uniform` [..., 1] of its total: its chance is positive."""
+    return (cumulative > uniform * cumulative[..., -1:]).to(torch.uint8).argmax(-1, keepdim=True)
+
+
 @register_kl(MaxNormalizedBernoulli, NonEmptyBernoulli)
 def _kl_max_normalized_non_empty(q: MaxNormalizedBernoulli, p: NonEmptyBernoulli) -> Tensor:
     # q is never empty, so conditioning p only shifts it by log Z: finite even where q's pi is 1
@@ -260,11 +271,11 @@ def _negative_entropy(log_pi: Tensor) -> Tensor:
     """pi log pi + (1 - pi) log(1 - pi)."""
     # constant where pi = 1: the slope there is infinite, and a tie for the best score would send it into the scorer
     inside = torch.where(log_pi < 0, log_pi, -1.0)
-    value = inside.exp() * inside - torch.expm1(inside) * _log1mexp(inside)
+    value = inside.exp() * inside - torch.expm1(inside) * log1mexp(inside)
     return torch.where(log_pi < 0, value, 0.0)
 
 
-def _log1mexp(x: Tensor) -> Tensor:
+def log1mexp(x: Tensor) -> Tensor:
     """log(1 - exp(x)) for x <= 0, with a finite gradient at x = 0, where it is -inf."""
     inside = torch.where(x < 0, x, -1.0)
     small = torch.where(inside > -0.6931, inside, -0.5)

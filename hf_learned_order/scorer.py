@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from hf_learned_order.counted import CountedBernoulli, CountedPlackettLuce, log_binomial
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.distributions import (
     BoundedDependence,
@@ -26,11 +27,15 @@ from hf_learned_order.distributions import (
     ancestral_logit,
 )
 from hf_learned_order.files import reading
+from hf_learned_order.heads import CountHead, zeroed
 from hf_learned_order.hub import HubMixin
 from hf_learned_order.predictions import Step
+from hf_learned_order.repulsion import RepulsiveBernoulli
 
+ELBO_LAWS = ("non_empty", "max_normalized", "count", "plackett_luce", "repulsive")  # have a density to differentiate
 DETERMINISTIC_LAWS = ("dependent", "factor")
-LAWS = ("non_empty", "max_normalized", *DETERMINISTIC_LAWS)
+LAWS = (*ELBO_LAWS, *DETERMINISTIC_LAWS)
+COUNTED = {"count": CountedBernoulli, "plackett_luce": CountedPlackettLuce}
 REACH = 64  # distances between positions beyond this are one
 FEATURES, BUDGET_FEATURES = 8, 2
 
@@ -39,9 +44,12 @@ class OrderScorerConfig(PreTrainedConfig):
     """Shape of a scorer, and the denoiser it was made for.
 
     Args:
-        law: "non_empty" (`NonEmptyBernoulli` with the ancestral schedule as offset), "max_normalized", "dependent"
-            (`BoundedDependence` with a learned A), or "factor" (`BoundedRisk` with a learned probability).
-        law_temperature: tau, which scores are divided by; not used by the dependent law.
+        law: "non_empty" (`NonEmptyBernoulli` with the ancestral schedule as offset), "max_normalized", "count"
+            (`CountedBernoulli`: how many, then which), "plackett_luce" (`CountedPlackettLuce`, likewise), "repulsive"
+            (`RepulsiveBernoulli`, by rising entropy), "dependent" (`BoundedDependence` with a learned A), or "factor"
+            (`BoundedRisk` with a learned probability).
+        law_temperature: tau, which scores (and log-weights of counts, and repulsions) are divided by; not used by the
+            deterministic laws.
         bound: of the dependent law: what a position may cost, nats; of the factor law: what the risk may be.
         entropy_weight: of the dependent law: what a position costs by itself, as a share of its entropy.
         max_denoising_steps: T, the budget that the scorer was trained for; None if it serves any.
@@ -164,16 +172,16 @@ def _check_fields(values: dict[str, Any]) -> None:
 class OrderNetwork(nn.Module):
     """From features of the state at each canvas position: projections, a small transformer, a head.
 
-    `scores`: one number a position; the head starts at zero, so every score does. `dependence` (with `pairs=True`):
-    A_ij, one number a pair. `extra` more features a position may come in (the posterior's).
+    `scores`: one number a position, and what else the law asks for; the heads start at zero, so every score does.
+    `dependence` (of the dependent law): A_ij, one number a pair. `extra` more features a position may come in (the
+    posterior's).
     """
 
-    def __init__(self, config: OrderScorerConfig, *, extra: int = 0, pairs: bool = False):
+    def __init__(self, config: OrderScorerConfig, *, law: str, extra: int = 0):
         super().__init__()
-        size = config.hidden_size
+        size, pairs = config.hidden_size, law == "dependent"
         # what a deterministic law learns of a state does not depend on the budget
-        budgeted = config.law not in DETERMINISTIC_LAWS
-        self.features = nn.Linear(FEATURES - BUDGET_FEATURES * (not budgeted) + extra, size)
+        self.features = nn.Linear(FEATURES - BUDGET_FEATURES * (law in DETERMINISTIC_LAWS) + extra, size)
         self.hidden_states = (
             nn.Sequential(nn.LayerNorm(config.denoiser_hidden_size), nn.Linear(config.denoiser_hidden_size, size))
             if config.denoiser_hidden_size > 0
@@ -191,27 +199,40 @@ class OrderNetwork(nn.Module):
         self.encoder = nn.TransformerEncoder(
             layer, config.num_hidden_layers, nn.LayerNorm(size), enable_nested_tensor=False
         )
-        if pairs:
+        self.repels = law == "repulsive"
+        if pairs or self.repels:
             self.receives, self.gives = nn.Linear(size, size // 2), nn.Linear(size, size // 2)
             self.distance = nn.Embedding(2 * REACH + 1, 1)
-            nn.init.constant_(self.distance.weight, -2.0)
-        else:
-            self.head = nn.Linear(size, 1)
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
+            nn.init.constant_(self.distance.weight, -2.0 if pairs else 0.0)
+        if not pairs:
+            self.head = zeroed(nn.Linear(size, 1))
+        if self.repels:
+            zeroed(self.gives)
+        self.counts = CountHead(size) if law in COUNTED else None
 
     def scores(self, features: Tensor, hidden_states: Tensor) -> Tensor:
-        """s [batch, canvas] from features [batch, canvas, 8 + extra] and hidden states [batch, canvas, hidden]."""
-        return self.head(self._encode(features, hidden_states)).squeeze(-1).float()
+        """s [batch, canvas] from features [batch, canvas, 8 + extra] and hidden states [batch, canvas, hidden].
+
+        Where the law asks for more, [batch, canvas, columns]: s, then the log-weight of a count of 1, 2, ... or A_i.
+        """
+        encoded = self._encode(features, hidden_states)
+        scores = self.head(encoded)
+        if self.counts is not None:
+            scores = torch.cat([scores, self.counts(encoded)], -1)
+        if self.repels:
+            scores = torch.cat([scores, self._affinity(encoded)], -1)
+        return scores.squeeze(-1).float()
 
     def dependence(self, features: Tensor, hidden_states: Tensor, entropy: Tensor) -> Tensor:
         """A [batch, canvas, canvas], nats, in [0, min(H_i, H_j)] as mutual information is; entropy [batch, canvas]."""
-        encoded = self._encode(features, hidden_states)
+        share = self._affinity(self._encode(features, hidden_states)).float().sigmoid()
+        return torch.minimum(entropy[:, :, None], entropy[:, None, :]) * share
+
+    def _affinity(self, encoded: Tensor) -> Tensor:
         affinity = self.receives(encoded) @ self.gives(encoded).mT / self.receives.out_features**0.5
         index = torch.arange(encoded.shape[1], device=encoded.device)
         apart = (index[:, None] - index).clamp(-REACH, REACH) + REACH
-        share = (affinity + self.distance(apart).squeeze(-1)).float().sigmoid()
-        return torch.minimum(entropy[:, :, None], entropy[:, None, :]) * share
+        return affinity + self.distance(apart).squeeze(-1)
 
     def _encode(self, features: Tensor, hidden_states: Tensor) -> Tensor:
         dtype = self.features.weight.dtype
@@ -244,10 +265,10 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
     """The order prior p_psi(r_t | x_t). Load one with `from_pretrained`, make one for a denoiser with `for_denoiser`.
 
     With law "non_empty" the success logits are `ancestral_logit(steps left) + s`: an untrained scorer, whose s is 0,
-    decodes exactly as ancestral sampling does, and its bound is the denoiser's own T-step bound. With law "dependent"
-    it visits positions by rising entropy and accepts them while their learned dependence stays within a bound. With law
-    "factor" s corrects the logit of the confidence to that of the probability that the most likely token is right: an
-    untrained scorer decodes exactly as the factor rule does.
+    decodes exactly as ancestral sampling does, and its bound is the denoiser's own T-step bound. So it is with "count",
+    "plackett_luce" and "repulsive". With law "dependent" it visits positions by rising entropy and accepts them while
+    their learned dependence stays within a bound. With law "factor" s corrects the logit of the confidence to that of
+    the probability that the most likely token is right: an untrained scorer decodes exactly as the factor rule does.
     """
 
     config: OrderScorerConfig
@@ -257,7 +278,7 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
 
     def __init__(self, config: OrderScorerConfig):
         super().__init__(config)
-        self.network = OrderNetwork(config, pairs=config.law == "dependent")
+        self.network = OrderNetwork(config, law=config.law)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -274,9 +295,7 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
         return self.config.law not in DETERMINISTIC_LAWS
 
     def forward(self, step: Step) -> Tensor:
-        """What the law is made of: scores s [batch, canvas]; for the dependent law A [batch, canvas, canvas], for the
-        factor law logits [batch, canvas].
-        """
+        """What the law is made of: scores; of the dependent law A [batch, canvas, canvas], of the factor law logits."""
         features, predictions = features_of(step), step.predictions
         if self.config.law in DETERMINISTIC_LAWS:
             features = features[..., : FEATURES - BUDGET_FEATURES]
@@ -290,7 +309,8 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
     def law(self, step: Step, values: Tensor, *, bias: float = 0.0) -> SubsetDistribution:
         """The law of the positions to unmask, from `values`, which `forward` gave. A larger `bias` unmasks more.
 
-        It is added to the scores, or to the logarithm of the bound; the max-normalised law does not feel it.
+        It is added to the scores, times k to the log-weight of a count of k, or to the logarithm of the bound; the
+        max-normalised law does not feel it.
         """
         config, bound = self.config, self.config.bound * math.exp(bias)
         if config.law == "factor":
@@ -329,16 +349,23 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
 
 
 def order_law(law: str, scores: Tensor, step: Step, *, temperature: float, bias: float = 0.0) -> SubsetDistribution:
-    """The law named `law` with these scores [batch, canvas]; prior and posterior both come from here.
+    """The law named `law` made of these `OrderNetwork.scores`; prior and posterior both come from here.
 
     Each adds what it starts from: the max-normalised law the entropy rule (equal scores would unmask everything), the
-    non-empty one the ancestral schedule. Dividing by tau = 0.1 makes the head learn ten times as fast as the rest:
-    equal scores are a saddle, and at one rate for all the rest can follow the noise before the head has left it.
+    others the ancestral schedule, for the counted ones in the form of binomial counts. Dividing by tau = 0.1 makes the
+    heads learn ten times as fast as the rest: equal scores are a saddle, and at one rate for all the rest can follow
+    the noise before the heads have left it.
     """
     if law == "max_normalized":
         return MaxNormalizedBernoulli(scores - step.predictions.entropy, step.masked, temperature=temperature)
-    steps_left = torch.tensor(float(step.steps_left), device=scores.device)
-    return NonEmptyBernoulli(scores / temperature + ancestral_logit(steps_left) + bias, step.masked)
+    logit = ancestral_logit(torch.tensor(float(step.steps_left), device=scores.device)) + bias
+    if law in COUNTED:
+        which, counts = (scores / temperature).unbind(-1)
+        return COUNTED[law](log_binomial(step.masked, logit) + counts, which, step.masked)
+    if law == "repulsive":
+        free, repulsion = (scores / temperature).split((1, scores.shape[-1] - 1), -1)
+        return RepulsiveBernoulli(free.squeeze(-1) + logit, repulsion, -step.predictions.entropy, step.masked)
+    return NonEmptyBernoulli(scores / temperature + logit, step.masked)
 
 
 AutoConfig.register(OrderScorerConfig.model_type, OrderScorerConfig)

@@ -25,12 +25,13 @@ from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.dependence import DependenceObjective
 from hf_learned_order.files import reading, replacing, saving
 from hf_learned_order.hub import generation_config, push_folder
-from hf_learned_order.objective import OrderELBO
+from hf_learned_order.objective import BASELINES, GRADIENT_STEPS, RETURNS, OrderELBO
 from hf_learned_order.posteriors import CleanPosterior
-from hf_learned_order.scorer import DETERMINISTIC_LAWS, LAWS, OrderScorer
+from hf_learned_order.scorer import DETERMINISTIC_LAWS, ELBO_LAWS, OrderScorer
 
 POSTERIORS = ("clean", "prior")
 POSTERIOR_FILE = "posterior.safetensors"
+VALUE_FILE = "value.safetensors"
 ADAPTER_FOLDER = "adapter"
 DENOISER_FOLDER = "denoiser"
 
@@ -50,8 +51,11 @@ class OrderTrainingArguments(TrainingArguments):
     posterior: str = field(
         default="clean", metadata={"help": "'clean' sees the response; 'prior' shares the scorer's law"}
     )
-    posterior_law: str = field(default="non_empty", metadata={"help": "law of a clean posterior"})
+    posterior_law: str | None = field(default=None, metadata={"help": "law of a clean posterior; the scorer's if None"})
     posterior_temperature: float = field(default=0.1, metadata={"help": "tau of a max-normalised posterior"})
+    baseline: str = field(default="leave_one_out", metadata={"help": "or 'value' (learned along), 'none'"})
+    returns: str = field(default="per_step", metadata={"help": "or 'trajectory': the whole chain's at each step"})
+    gradient_steps: str = field(default="all", metadata={"help": "or 'one': a random step, times their number"})
     train_denoiser: bool = field(default=False, metadata={"help": "tune every weight of the denoiser"})
     learning_rate: float = 3e-3
     remove_unused_columns: bool = False
@@ -59,10 +63,17 @@ class OrderTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        choices_of = {"posterior": POSTERIORS, "posterior_law": LAWS[:2], "hub_strategy": ("end",)}
+        choices_of = {
+            "posterior": POSTERIORS,
+            "posterior_law": (None, *ELBO_LAWS),
+            "baseline": BASELINES,
+            "returns": RETURNS,
+            "gradient_steps": GRADIENT_STEPS,
+            "hub_strategy": ("end",),
+        }
         for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")
         for name in ("max_denoising_steps", "num_chains", "canvas_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
@@ -115,7 +126,7 @@ class OrderTrainer(Trainer):
         self.scorer = scorer
         self.denoiser = denoiser
         self.card = card or Card(seeds=(args.seed,))
-        self.posterior = None
+        self.posterior = self.value = None
         law = scorer.config.law
         if law in DETERMINISTIC_LAWS:
             if peft_config is not None or args.train_denoiser:
@@ -141,7 +152,11 @@ class OrderTrainer(Trainer):
                 max_denoising_steps=args.max_denoising_steps,
                 num_chains=args.num_chains,
                 eos_token_id=processing_class.eos_token_id,
+                baseline=args.baseline,
+                returns=args.returns,
+                gradient_steps=args.gradient_steps,
             )
+            self.value = objective.value
             scorer.config.max_denoising_steps = args.max_denoising_steps
         self._measured: dict[str, list[torch.Tensor]] = defaultdict(list)
         super().__init__(
@@ -220,6 +235,8 @@ class OrderTrainer(Trainer):
             settings.save_pretrained(temporary)
             if self.posterior is not None:
                 save_file(self.posterior.state_dict(), temporary / POSTERIOR_FILE)
+            if self.value is not None:
+                save_file(self.value.state_dict(), temporary / VALUE_FILE)
             if hasattr(self.denoiser.model, "peft_config"):
                 self.denoiser.model.save_pretrained(temporary / ADAPTER_FOLDER)
             elif self.args.train_denoiser:
@@ -233,6 +250,8 @@ class OrderTrainer(Trainer):
             self.scorer.load_state_dict(load_file(folder / "model.safetensors"))
             if self.posterior is not None:
                 self.posterior.load_state_dict(load_file(folder / POSTERIOR_FILE))
+            if self.value is not None:
+                self.value.load_state_dict(load_file(folder / VALUE_FILE))
             if hasattr(self.denoiser.model, "peft_config"):
                 from peft import set_peft_model_state_dict
 

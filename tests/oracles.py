@@ -5,7 +5,7 @@ going through every subset, so rows have to be short.
 """
 
 import math
-from itertools import combinations
+from itertools import combinations, permutations
 
 Law = dict[frozenset, float]
 
@@ -184,6 +184,50 @@ def non_empty(logits: list[float], masked: list[bool]) -> Law:
         {i: 1 / (1 + math.exp(-logits[i])) for i in eligible(masked)},
         {i: 1 / (1 + math.exp(logits[i])) for i in eligible(masked)},
     )
+
+
+def counted(weights: list[float], which, scores: list[float], masked: list[bool]) -> Law:
+    """`weights[k - 1]`: log-weight of k positions; `which(scores, k)` the law of sets of k, scores a dict."""
+    inside = {i: scores[i] for i in eligible(masked)}
+    if not inside:
+        return {frozenset(): 1.0}
+    chances = [math.exp(weights[k - 1]) for k in range(1, len(inside) + 1)]
+    law = {}
+    for k, chance in enumerate(chances, 1):
+        law |= {s: p * chance / math.fsum(chances) for s, p in which(inside, k).items()}
+    return law
+
+
+def conditional_bernoulli(scores: dict[int, float], k: int) -> Law:
+    weights = {s: math.exp(math.fsum(scores[i] for i in s)) for s in subsets(list(scores)) if len(s) == k}
+    return {s: w / math.fsum(weights.values()) for s, w in weights.items()}
+
+
+def plackett_luce(scores: dict[int, float], k: int) -> Law:
+    """Sums over the k! orders of each set."""
+    law: Law = {}
+    for order in permutations(scores, k):
+        p, left = 1.0, dict(scores)
+        for i in order:
+            p *= 1 / math.fsum(math.exp(s - scores[i]) for s in left.values())
+            del left[i]
+        law[frozenset(order)] = law.get(frozenset(order), 0.0) + p
+    return law
+
+
+def repulsive(logits: list[float], a: list[list[float]], preference: list[float], masked: list[bool]) -> Law:
+    """Goes through both answers at each position visited; the empty set is then taken out."""
+    law = {frozenset(): 1.0}
+    for i in sorted(eligible(masked), key=lambda i: -preference[i]):
+        after = {}
+        for accepted, p in law.items():
+            logit = logits[i] - math.fsum(a[i][j] for j in accepted)
+            after[accepted | {i}] = p / (1 + math.exp(-logit))
+            after[accepted] = p / (1 + math.exp(logit))
+        law = after
+    if any(masked):
+        del law[frozenset()]
+    return {s: p / math.fsum(law.values()) for s, p in law.items()}
 
 
 def marginals(law: Law, length: int) -> list[float]:

@@ -1,5 +1,8 @@
 """Tiny problems whose best bound is known, with denoisers that compute every conditional exactly."""
 
+import math
+from functools import lru_cache
+from itertools import pairwise
 from types import SimpleNamespace
 
 import torch
@@ -15,10 +18,12 @@ class ExactPairs(nn.Module):
     """
 
     mask_token_id, vocab_size = MASK, 3
+    max_length = None
+    family = SimpleNamespace(shift=0)
 
     def __init__(self, n: int):
         super().__init__()
-        self.n = n
+        self.n, self.length = n, 2 * n
         self.hidden_size = 2 * n + 3
         self.model = SimpleNamespace(config=SimpleNamespace(vocab_size=3, hidden_size=self.hidden_size))
 
@@ -34,6 +39,19 @@ class ExactPairs(nn.Module):
     def draw(n: int, batch: int, generator: torch.Generator) -> Tensor:
         bits = torch.randint(2, (batch, n), generator=generator)
         return torch.cat([bits, bits], 1)
+
+    def examples(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Empty prompts and clean responses."""
+        return torch.zeros(batch, 0, dtype=torch.long), self.draw(self.n, batch, generator)
+
+    def optimum(self, steps: int) -> float:
+        """The best bound, nats."""
+        return -self.n * math.log(2) * (2 if steps == 1 else 1)
+
+    def optimal(self, prompt: Tensor, clean: Tensor, order: Tensor, steps: int) -> Tensor:
+        """bool [batch]: is this the order of an optimal chain? No pair was unmasked at once, if it could be avoided."""
+        first, second = order.view(-1, 2, self.n).unbind(1)
+        return ((first != second) | (steps == 1)).all(-1)
 
 
 class ExactTable(nn.Module):
@@ -63,6 +81,149 @@ class ExactTable(nn.Module):
         weights = torch.einsum("bs,siv->biv", agrees, nn.functional.one_hot(self.rows, 3).float())
         position = torch.eye(self.length).expand(len(canvas), -1, -1)
         return weights.log(), torch.cat([position, nn.functional.one_hot(canvas, 3).float()], -1)
+
+
+class ExactWords(nn.Module):
+    """A response of n words to a prompt of words, for the problems of ParallelBench (arXiv 2510.04767).
+
+    Called as a `Denoiser`; its hidden states are the position and the canvas token, one-hot. A subclass says what is
+    drawn, what is believed, and what `step` nats k positions unmasked at once are worth when m are masked.
+    """
+
+    WORDS = 12
+    mask_token_id, vocab_size = WORDS, WORDS + 1
+    max_length = None
+    family = SimpleNamespace(shift=0)
+
+    def __init__(self, n: int):
+        super().__init__()
+        self.n = self.length = n
+        self.hidden_size = n + self.vocab_size
+        self.model = SimpleNamespace(config=SimpleNamespace(vocab_size=self.vocab_size, hidden_size=self.hidden_size))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, start: int, *, hidden_states: bool = False):
+        canvas = input_ids[:, start:]
+        position = torch.eye(self.n).expand(len(canvas), -1, -1)
+        probs = self.probs(input_ids[:, :start], canvas)
+        return probs.log(), torch.cat([position, self.one_hot(canvas)], -1)
+
+    def one_hot(self, tokens: Tensor) -> Tensor:
+        return nn.functional.one_hot(tokens, self.vocab_size).float()
+
+    def words(self, batch: int, count: int, generator: torch.Generator) -> Tensor:
+        """[batch, count], all different."""
+        return torch.rand(batch, self.WORDS, generator=generator).argsort(-1)[:, :count]
+
+    def examples(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Prompts and clean responses."""
+        raise NotImplementedError
+
+    def probs(self, prompt: Tensor, canvas: Tensor) -> Tensor:
+        """Exact conditionals [batch, n, vocab]."""
+        raise NotImplementedError
+
+    def optimum(self, steps: int) -> float:
+        """The best bound of an order that does not see the response, nats."""
+        return self._best(self.n, steps)[0]
+
+    def counts(self, masked: int, steps: int) -> set[int]:
+        """How many to unmask with `steps` left, to be optimal, while nothing has been settled for good."""
+        return self._best(masked, steps)[1]
+
+    def optimal(self, prompt: Tensor, clean: Tensor, order: Tensor, steps: int) -> Tensor:
+        """bool [batch]: does every step unmask an optimal number, until the rest is certain?"""
+        found = []
+        for row, last in zip(order.tolist(), self.decided(prompt, clean, order).tolist(), strict=True):
+            masked = [sum(t >= number for t in row) for number in range(1, last + 2)]
+            taken = [(m, m - after, steps - number) for number, (m, after) in enumerate(pairwise(masked))]
+            found.append(all(k in self.counts(m, left) for m, k, left in taken))
+        return torch.tensor(found)
+
+    def decided(self, prompt: Tensor, clean: Tensor, order: Tensor) -> Tensor:
+        """[batch], the last step whose number of positions matters."""
+        return order.amax(-1)
+
+    @lru_cache  # noqa: B019 (a handful of problems)
+    def _best(self, masked: int, steps: int) -> tuple[float, set[int]]:
+        if masked == 0:
+            return 0.0, set()
+        counts = [masked] if steps == 1 else range(1, masked + 1)
+        values = {k: self.step(masked, k) + self.open(masked, k) * self._best(masked - k, steps - 1)[0] for k in counts}
+        best = max(values.values())
+        return best, {k for k, value in values.items() if value > best - 1e-9}
+
+    def step(self, masked: int, k: int) -> float:
+        """Mean log-likelihood of k of the masked positions, nats."""
+        return 0.0
+
+    def open(self, masked: int, k: int) -> float:
+        """Probability that the rest is not certain afterwards."""
+        return 1.0
+
+
+class ExactCopy(ExactWords):
+    """The response is the prompt. Nothing is ever lost."""
+
+    def examples(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        words = self.words(batch, self.n, generator)
+        return words, words
+
+    def probs(self, prompt: Tensor, canvas: Tensor) -> Tensor:
+        return self.one_hot(prompt)
+
+
+class ExactReplaceAt(ExactWords):
+    """Prompt: n words, an index, another word; the response has it at the index. Nothing is ever lost."""
+
+    def examples(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        words = self.words(batch, self.n + 1, generator)
+        index = torch.randint(self.n, (batch, 1), generator=generator)
+        prompt = torch.cat([words[:, : self.n], index, words[:, self.n :]], 1)
+        return prompt, words[:, : self.n].scatter(1, index, words[:, self.n :])
+
+    def probs(self, prompt: Tensor, canvas: Tensor) -> Tensor:
+        return self.one_hot(prompt[:, : self.n].scatter(1, prompt[:, self.n, None], prompt[:, self.n + 1 :]))
+
+
+class ExactReplaceRandom(ExactWords):
+    """Prompt: n words and another one; the response has it at a random place. All at once loses (n-1) log(n/(n-1))."""
+
+    def examples(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        prompt = self.words(batch, self.n + 1, generator)
+        index = torch.randint(self.n, (batch, 1), generator=generator)
+        return prompt, prompt[:, : self.n].scatter(1, index, prompt[:, self.n :])
+
+    def probs(self, prompt: Tensor, canvas: Tensor) -> Tensor:
+        found = (canvas == prompt[:, self.n :]).any(-1, keepdim=True)
+        new = torch.where(found, 0.0, 1 / (canvas == self.mask_token_id).sum(-1, keepdim=True).clamp(min=1))[..., None]
+        return new * self.one_hot(prompt[:, self.n :]) + (1 - new) * self.one_hot(prompt[:, : self.n])
+
+    def step(self, masked: int, k: int) -> float:
+        old = math.log((masked - 1) / masked) if masked > 1 else 0.0
+        return k / masked * (math.log(1 / masked) + (k - 1) * old) + (1 - k / masked) * k * old
+
+    def open(self, masked: int, k: int) -> float:
+        return 1 - k / masked
+
+    def decided(self, prompt: Tensor, clean: Tensor, order: Tensor) -> Tensor:
+        return order[clean == prompt[:, self.n :]]
+
+
+class ExactShuffle(ExactWords):
+    """The response is the prompt's n words in random order. All at once loses n log n - log n!."""
+
+    def examples(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        words = self.words(batch, self.n, generator)
+        order = torch.rand(batch, self.n, generator=generator).argsort(-1)
+        return words, words.gather(1, order)
+
+    def probs(self, prompt: Tensor, canvas: Tensor) -> Tensor:
+        left = ~(prompt[:, :, None] == canvas[:, None]).any(-1)
+        probs = (self.one_hot(prompt) * left[..., None]).sum(1) / left.sum(-1, keepdim=True).clamp(min=1)
+        return probs[:, None].expand(-1, self.n, -1).clamp(min=0.0)
+
+    def step(self, masked: int, k: int) -> float:
+        return -k * math.log(masked)
 
 
 class Scripted(nn.Module):

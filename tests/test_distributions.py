@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import (
     chi_square_excess,
+    conditional_bernoulli,
+    counted,
     eligible,
     entropy_of,
     factor,
@@ -14,11 +16,14 @@ from oracles import (
     marginals,
     max_normalized,
     non_empty,
+    plackett_luce,
+    repulsive,
     subsets,
 )
 from strategies import as_row, counts, rows
 from torch.distributions import kl_divergence
 
+from hf_learned_order.counted import CountedBernoulli, CountedPlackettLuce
 from hf_learned_order.distributions import (
     BoundedRisk,
     MaxNormalizedBernoulli,
@@ -28,18 +33,70 @@ from hf_learned_order.distributions import (
     at_least_one,
     everything,
 )
+from hf_learned_order.repulsion import RepulsiveBernoulli
 
 TAU = 0.7
+
+
+def weights(length: int) -> list[float]:
+    """Log-weights of 1, 2, ... positions."""
+    return [math.sin(3 * k) for k in range(1, length + 1)]
+
+
+def pull(length: int) -> list[list[float]]:
+    """A_ij of both signs, not symmetric."""
+    return [[2 * math.cos(5 * i + 3 * j * j) for j in range(length)] for i in range(length)]
+
+
+def preference(length: int) -> list[float]:
+    """Neither from the left nor from the right, with a tie."""
+    return [float((i * 3) % 5) for i in range(length)]
+
+
+def counted_of(kind):
+    return lambda scores, masked: kind(torch.tensor(weights(scores.shape[-1])).expand(scores.shape), scores, masked)
+
+
+def repulsive_of(scores, masked):
+    length = scores.shape[-1]
+    a = torch.tensor(pull(length)).expand(*scores.shape, length)
+    return RepulsiveBernoulli(scores, a, torch.tensor(preference(length)).expand(scores.shape), masked)
+
+
 LAWS = {
     "max_normalized": (
         lambda scores, masked: MaxNormalizedBernoulli(scores, masked, temperature=TAU),
         lambda scores, masked: max_normalized(scores, masked, TAU),
     ),
     "non_empty": (NonEmptyBernoulli, non_empty),
+    "count": (
+        counted_of(CountedBernoulli),
+        lambda scores, masked: counted(weights(len(scores)), conditional_bernoulli, scores, masked),
+    ),
+    "plackett_luce": (
+        counted_of(CountedPlackettLuce),
+        lambda scores, masked: counted(weights(len(scores)), plackett_luce, scores, masked),
+    ),
+    "repulsive": (
+        repulsive_of,
+        lambda scores, masked: repulsive(scores, pull(len(scores)), preference(len(scores)), masked),
+    ),
 }
-PAIRS = [("max_normalized", "non_empty"), ("non_empty", "non_empty")]
+CLOSED = ("max_normalized", "non_empty", "count")  # have marginals, entropy and KL
+PAIRS = [("max_normalized", "non_empty"), ("non_empty", "non_empty"), ("count", "count")]
 
 each_law = pytest.mark.parametrize(("make", "oracle"), LAWS.values(), ids=LAWS)
+each_closed_law = pytest.mark.parametrize(("make", "oracle"), [LAWS[name] for name in CLOSED], ids=CLOSED)
+
+
+def prior_oracle(oracle):
+    return oracle if oracle is LAWS["count"][1] else non_empty
+
+
+def prior_of(law, scores):
+    """A law of the kind that `law` has a KL to."""
+    counts = isinstance(law, CountedBernoulli)
+    return LAWS["count" if counts else "non_empty"][0](scores, law.masked)
 
 
 def close(got, expected, tolerance=2e-5):
@@ -71,7 +128,7 @@ def test_log_prob_of_every_subset(make, oracle, batch):
         assert close(log_prob[likely, row], expected[likely].log())
 
 
-@each_law
+@each_closed_law
 @given(batch=rows())
 def test_mean_and_entropy(make, oracle, batch):
     scores, masked = batch
@@ -135,10 +192,20 @@ def test_finished_and_single_rows(make, oracle):
     scores = torch.tensor([[5.0, -3.0, 900.0], [7.0, -30.0, 1e4]], requires_grad=True)
     law = make(scores, masked)
     assert (law.sample((50,)) == masked).all()
-    for got in (law.log_prob(masked), law.entropy(), kl_divergence(law, NonEmptyBernoulli(-scores, masked))):
+    assert close(law.log_prob(masked), [0.0, 0.0], 1e-3)
+    law.log_prob(masked).sum().backward()
+    assert close(scores.grad, torch.zeros(2, 3), 1e-3)
+
+
+@each_closed_law
+def test_closed_forms_of_finished_and_single_rows(make, oracle):
+    masked = torch.tensor([[False, False, False], [False, True, False]])
+    scores = torch.tensor([[5.0, -3.0, 900.0], [7.0, -30.0, 1e4]], requires_grad=True)
+    law = make(scores, masked)
+    for got in (law.entropy(), kl_divergence(law, prior_of(law, -scores))):
         assert close(got, [0.0, 0.0], 1e-3)
     assert close(law.mean, masked.float())
-    (law.log_prob(masked) + law.entropy() + law.mean.sum(-1)).sum().backward()
+    (law.entropy() + law.mean.sum(-1)).sum().backward()
     assert close(scores.grad, torch.zeros(2, 3), 1e-3)
 
 
@@ -155,9 +222,10 @@ def test_impossible_sets(make, oracle):
 def test_scores_outside_the_mask_do_not_matter(make, oracle, batch):
     scores, masked = batch
     law, other = make(scores, masked), make(torch.where(masked, scores, 1e9), masked)
-    assert torch.equal(law.mean, other.mean)
-    assert torch.equal(law.entropy(), other.entropy())
     assert torch.equal(law.log_prob(masked), other.log_prob(masked))
+    if not isinstance(law, CountedPlackettLuce | RepulsiveBernoulli):
+        assert torch.equal(law.mean, other.mean)
+        assert torch.equal(law.entropy(), other.entropy())
 
 
 # ---- sampling ----------------------------------------------------------------------------------------------------
@@ -197,19 +265,22 @@ def test_max_normalized_always_takes_its_best_position():
 # ---- gradients and extremes --------------------------------------------------------------------------------------
 
 QUANTITIES = {
-    "log_prob": (lambda law, value: law.log_prob(value), lambda e, s: math.log(e[s])),
-    "entropy": (lambda law, value: law.entropy(), lambda e, s: entropy_of(e)),
-    "mean": (lambda law, value: law.mean[..., 0], lambda e, s: marginals(e, 5)[0]),
+    "log_prob": (lambda law, value: law.log_prob(value), lambda oracle, e, s: math.log(e[s])),
+    "entropy": (lambda law, value: law.entropy(), lambda oracle, e, s: entropy_of(e)),
+    "mean": (lambda law, value: law.mean[..., 0], lambda oracle, e, s: marginals(e, 5)[0]),
     "kl": (
-        lambda law, value: kl_divergence(law, NonEmptyBernoulli(torch.zeros(5), law.masked)),
-        lambda e, s: kl(e, non_empty([0.0] * 5, [True] * 4 + [False])),
+        lambda law, value: kl_divergence(law, prior_of(law, torch.zeros(5))),
+        lambda oracle, e, s: kl(
+            e, (oracle if oracle is LAWS["count"][1] else non_empty)([0.0] * 5, [True] * 4 + [False])
+        ),
     ),
 }
+CASES = [(law, what) for law in LAWS for what in QUANTITIES if law in CLOSED or what == "log_prob"]
 
 
-@each_law
-@pytest.mark.parametrize(("got", "expected"), QUANTITIES.values(), ids=QUANTITIES)
-def test_gradients_are_those_of_the_enumerated_values(make, oracle, got, expected):
+@pytest.mark.parametrize(("law", "what"), CASES)
+def test_gradients_are_those_of_the_enumerated_values(law, what):
+    (make, oracle), (got, expected) = LAWS[law], QUANTITIES[what]
     scores = torch.tensor([0.4, -0.9, 1.3, 1.1, 50.0], dtype=torch.float64)
     masked = torch.tensor([True, True, True, True, False])
     chosen = frozenset({0, 2})
@@ -217,7 +288,9 @@ def test_gradients_are_those_of_the_enumerated_values(make, oracle, got, expecte
     got(make(leaf, masked), as_row(chosen, 5)).backward()
     numerical = torch.zeros(5, dtype=torch.float64)
     for i, delta in enumerate(1e-5 * torch.eye(5, dtype=torch.float64)):
-        above, below = (expected(oracle(x.tolist(), masked.tolist()), chosen) for x in (scores + delta, scores - delta))
+        above, below = (
+            expected(oracle, oracle(x.tolist(), masked.tolist()), chosen) for x in (scores + delta, scores - delta)
+        )
         numerical[i] = (above - below) / 2e-5
     assert close(leaf.grad, numerical, 1e-3)
 
@@ -250,10 +323,12 @@ def test_a_thousand_positions_with_huge_scores(make, oracle, low):
     law = make(scores, masked)
     sample = law.sample(generator=generator)
     assert torch.equal(sample.any(-1), masked.any(-1))
-    prior = NonEmptyBernoulli(-scores, masked)
-    values = [law.log_prob(sample), law.entropy(), law.mean, kl_divergence(law, prior), prior.entropy()]
+    values = [law.log_prob(sample)]
+    if make in [LAWS[name][0] for name in CLOSED]:
+        prior = prior_of(law, -scores)
+        values += [law.entropy(), law.mean, kl_divergence(law, prior), prior.entropy()]
+        assert ((law.mean >= 0) & (law.mean <= 1)).all()
     assert all(value.isfinite().all() for value in values)
-    assert ((law.mean >= 0) & (law.mean <= 1)).all()
     sum(value.sum() for value in values).backward()
     assert scores.grad.isfinite().all()
 

@@ -19,9 +19,10 @@ from hf_learned_order.distributions import BoundedDependence, at_least_one
 from hf_learned_order.families import ENCODER
 from hf_learned_order.generation import decode
 from hf_learned_order.integration import attach
+from hf_learned_order.posteriors import CleanPosterior
 from hf_learned_order.predictions import Predictions, Step
 from hf_learned_order.samplers import FactorSampler, LearnedOrderSampler
-from hf_learned_order.scorer import LAWS, OrderScorer, OrderScorerConfig
+from hf_learned_order.scorer import ELBO_LAWS, LAWS, OrderScorer, OrderScorerConfig
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 SIZE = 12  # width of a made-up denoiser
@@ -62,7 +63,10 @@ def step_of(rows: int = 6, *, steps_left: int = 4, seed: int = 0) -> Step:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"law": "fast"}, "law must be one of non_empty, max_normalized, dependent, factor, got 'fast'"),
+        (
+            {"law": "fast"},
+            "law must be one of non_empty, max_normalized, count, plackett_luce, repulsive, dependent",
+        ),
         ({"law_temperature": 0.0}, r"law_temperature must be positive, got 0\.0"),
         ({"law_temperature": math.nan}, "law_temperature must be positive, got nan"),
         ({"bound": -0.1}, r"bound must be 0 or more, got -0\.1"),
@@ -141,8 +145,76 @@ def test_law_is_over_the_masked_positions(law, bias):
 
 
 def test_untrained_scores_are_zero():
-    for law in ("non_empty", "max_normalized"):
+    for law in ELBO_LAWS:
         assert (scorer_of(law, trained=False)(step_of()) == 0).all()
+
+
+@pytest.mark.parametrize("law", ["count", "plackett_luce", "repulsive"])
+@pytest.mark.parametrize("steps_left", [1, 4])
+@pytest.mark.parametrize("bias", [-1.5, 0.0, 2.0])
+def test_untrained_law_is_ancestral_sampling(law, steps_left, bias):
+    step = step_of(steps_left=steps_left)
+    scorer, free = scorer_of(law, trained=False), scorer_of("non_empty", trained=False)
+    got, expected = (s.law(step, s(step), bias=bias) for s in (scorer, free))
+    value = expected.sample((50,), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(got.log_prob(value), expected.log_prob(value), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("law", ["non_empty", "count", "plackett_luce", "repulsive"])
+def test_bias_unmasks_more(law):
+    scorer, step = scorer_of(law), step_of(rows=64)
+    for head in (scorer.network.counts.head if scorer.network.counts else None, getattr(scorer.network, "gives", None)):
+        if head is not None:
+            torch.nn.init.normal_(head.weight, std=0.1)
+    with torch.no_grad():
+        values = scorer(step)
+        counts = [scorer.law(step, values, bias=b).sample().sum(-1).float() for b in (-200.0, -2.0, 0.0, 2.0, 300.0)]
+    means = [count.mean().item() for count in counts]
+    assert means == sorted(set(means))
+    if law != "repulsive":  # where positions of a set may still repel others at this bias
+        assert (counts[0] == 1).all()
+        assert counts[-1].equal(step.masked.sum(-1).float())
+
+
+def test_counts_of_a_scorer():
+    """Log-weights are of the canvas as a whole and of the count, up to counts that share a place of the table."""
+    scorer, step = scorer_of("count"), step_of()
+    torch.nn.init.normal_(scorer.network.counts.head.weight)
+    values = scorer(step)
+    assert values.shape == (6, CANVAS, 2)
+    assert len(values[0, :, 1].unique()) == CANVAS
+    assert not torch.allclose(values[0, :, 1], values[1, :, 1])
+    free = scorer_of("count", trained=False).law(step, torch.zeros_like(values)).log_count_probs[:, 1:]
+    learned = scorer.law(step, values).log_count_probs[:, 1:]
+    ratio = (learned - free - values[..., 1] / scorer.config.law_temperature)[step.masked.sum(-1) == CANVAS]
+    assert len(ratio)
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-4, atol=1e-4)
+    long = scorer.network.counts(torch.randn(1, 70_000, SMALL["hidden_size"]))
+    assert long.shape == (1, 70_000, 1)
+    assert long[0, 2**16 - 1] == long[0, -1]
+
+
+def test_repulsion_of_a_scorer():
+    """Row i holds what each j takes from i; the posterior's is a correction to it."""
+    scorer, step = scorer_of("repulsive"), step_of()
+    torch.nn.init.normal_(scorer.network.gives.weight)
+    values = scorer(step)
+    assert values.shape == (6, CANVAS, 1 + CANVAS)
+    law = scorer.law(step, values)
+    tau = scorer.config.law_temperature
+    rank = step.predictions.entropy.masked_fill(~step.masked, torch.inf).argsort(dim=-1, stable=True).argsort(-1)
+    earlier = rank[:, None, :] < rank[:, :, None]
+    torch.testing.assert_close(law.repulsion, values[..., 1:].where(earlier, 0.0) / tau)
+
+
+@pytest.mark.parametrize("law", ["count", "plackett_luce", "repulsive"])
+def test_an_untrained_posterior_of_the_same_law_is_the_prior(law):
+    scorer, step = scorer_of(law), step_of()
+    posterior, values = CleanPosterior(scorer.config), scorer(step)
+    clean = torch.zeros(6, CANVAS, dtype=torch.long)
+    prior, q = scorer.law(step, values), posterior.law(step, clean, values)
+    sample = prior.sample((20,), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(q.log_prob(sample), prior.log_prob(sample))
 
 
 def test_dependence_is_within_the_entropies():

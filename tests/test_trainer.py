@@ -27,10 +27,12 @@ CASES = {
     "prior": {"posterior": "prior"},
     "dependent": {"law": "dependent"},
     "factor": {"law": "factor"},
+    "count": {"law": "count", "baseline": "value", "gradient_steps": "one"},
+    "repulsive": {"law": "repulsive"},
     "lora": {"lora": True},
     "train_denoiser": {"train_denoiser": True},
 }
-FROZEN = ("clean", "prior", "dependent", "factor")
+FROZEN = ("clean", "prior", "dependent", "factor", "count", "repulsive")
 MEASURED = {"dependent": ("observed", "predicted"), "factor": ("confidence_loss", "exact", "nfe")}
 
 
@@ -247,7 +249,11 @@ def test_scorer_is_made_where_none_is_given(tmp_path, tokenizer, dataset):
     ("options", "message"),
     [
         ({"posterior": "exact"}, "posterior must be one of clean, prior, got 'exact'"),
-        ({"posterior_law": "dependent"}, "posterior_law must be one of non_empty, max_normalized, got 'dependent'"),
+        (
+            {"posterior_law": "dependent"},
+            "posterior_law must be one of None, non_empty, .*, got 'dependent'",
+        ),
+        ({"baseline": "mean"}, "baseline must be one of leave_one_out, value, none, got 'mean'"),
         ({"max_denoising_steps": 0}, "max_denoising_steps must be 1 or more, got 0"),
         ({"num_chains": 0}, "num_chains must be 1 or more, got 0"),
         ({"canvas_length": -1}, "canvas_length must be 1 or more, got -1"),
@@ -264,7 +270,7 @@ def test_arguments_are_checked(options, message, tmp_path):
         ({"lora": True, "train_denoiser": True}, "train_denoiser must be False when peft_config is given"),
         ({"law": "dependent", "lora": True}, "law must not be 'dependent' when the denoiser is tuned"),
         ({"law": "factor", "train_denoiser": True}, "law must not be 'factor' when the denoiser is tuned"),
-        ({"law": "max_normalized"}, 'law must be "non_empty" for a prior with a posterior of its own'),
+        ({"law": "max_normalized"}, 'law must not be "max_normalized" for a prior with a posterior of its own'),
     ],
 )
 def test_combinations_are_checked(options, message, tmp_path, tokenizer, dataset):

@@ -1,0 +1,110 @@
+r"""Learned orders on problems whose best bound is known, with exact denoisers: pairs, copy, replace, shuffle; every T.
+
+    PYTHONPATH=tests python examples/bench_known_answers.py --sizes 4 5 6 7 8 --seeds 3
+
+One scorer a problem, size and seed serves every budget T: each update draws T. "Bound" is the mean log-likelihood of
+clean responses in the order that decoding draws; "optimal" the share of chains that no order could better.
+"""
+
+import argparse
+import statistics
+from typing import Any
+
+import torch
+from problems import ExactCopy, ExactPairs, ExactReplaceAt, ExactReplaceRandom, ExactShuffle
+from rich.console import Console
+from rich.table import Table
+
+from hf_learned_order.generation import decode
+from hf_learned_order.objective import OrderELBO
+from hf_learned_order.samplers import LearnedOrderSampler
+from hf_learned_order.scorer import ELBO_LAWS, OrderScorer
+
+PROBLEMS: dict[str, Any] = {
+    "copy": ExactCopy,
+    "replace_at": ExactReplaceAt,
+    "replace_random": ExactReplaceRandom,
+    "shuffle": ExactShuffle,
+    "pairs": ExactPairs,
+}
+ROWS, CHAINS, WARM_UP = 16, 8, 20
+
+
+def train(problem: Any, law: str, seed: int, options: argparse.Namespace) -> OrderScorer:
+    """A scorer for every budget, by the shared law."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    scorer = OrderScorer.for_denoiser(problem, law=law, law_temperature=options.temperature, **shape)
+    if problem.optimum(1) == 0.0:
+        return scorer.eval()  # no order loses anything: there is no gradient
+    objective = OrderELBO(problem, scorer, num_chains=CHAINS)
+    optimizer = torch.optim.AdamW(scorer.parameters(), lr=options.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda update: min((update + 1) / WARM_UP, max(0.02, 1 - update / options.updates))
+    )
+    for _ in range(options.updates):
+        # in one step there is nothing to decide
+        objective.max_denoising_steps = int(torch.randint(2, problem.n + 1, (), generator=generator))
+        prompt, clean = problem.examples(ROWS, generator)
+        loss = objective(prompt, torch.ones_like(prompt), clean)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    return scorer.eval()
+
+
+def measure(problem: Any, scorer: OrderScorer, steps: int, rows: int) -> tuple[float, float, float]:
+    """Bound, share of optimal chains, mean NFE."""
+    generator = torch.Generator().manual_seed(1000 + steps)
+    prompt, clean = problem.examples(rows, generator)
+    output = decode(
+        problem,
+        prompt,
+        sampler=LearnedOrderSampler(scorer=scorer),
+        max_new_tokens=problem.length,
+        max_denoising_steps=steps,
+        clean=clean,
+        generator=generator,
+    )
+    optimal = problem.optimal(prompt, clean, output.order, steps).float().mean().item()
+    return output.log_likelihood.mean().item(), optimal, output.nfe.float().mean().item()
+
+
+def spread(values: list[float], digits: int) -> str:
+    error = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{error}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
+    parser.add_argument("--sizes", nargs="+", type=int, default=[4, 5, 6, 7, 8])
+    parser.add_argument("--law", choices=list(ELBO_LAWS), default="count")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--updates", type=int, default=1500)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--temperature", type=float, default=0.1, help="tau of the law")
+    parser.add_argument("--rows", type=int, default=8192, help="responses to measure on")
+    arguments = parser.parse_args()
+    view = Table("problem", "n", "T", "optimum", "bound", "gap, %", "optimal, %", "NFE", title=f"law {arguments.law}")
+    for name in arguments.problems:
+        for n in arguments.sizes:
+            problem = PROBLEMS[name](n)
+            scorers = [train(problem, arguments.law, seed, arguments) for seed in range(arguments.seeds)]
+            for steps in range(1, n + 1):
+                measured = [measure(problem, scorer, steps, arguments.rows) for scorer in scorers]
+                bound, optimal, nfe = (list(values) for values in zip(*measured, strict=True))
+                best = problem.optimum(steps)
+                gap = 100 * (1 - statistics.mean(bound) / best) if best else 100 * statistics.mean(bound)
+                view.add_row(
+                    *(name, str(n), str(steps), f"{best:.3f}", spread(bound, 3), f"{-gap:.2f}"),
+                    *(spread([100 * share for share in optimal], 1), f"{statistics.mean(nfe):.2f}"),
+                )
+    Console(width=120).print(view)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Heads of a scorer beside the scores themselves."""
+
+import torch
+from torch import Tensor, nn
+
+OCTAVES = 16  # counts are told apart to an eighth of an octave, up to 2^16
+
+
+class CountHead(nn.Module):
+    """Log-weights of unmasking 1, 2, ..., canvas positions, from the canvas as a whole; 0 at the start."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.canvas = nn.Linear(size, size)
+        self.sizes = nn.Embedding(8 * OCTAVES + 1, size)
+        self.head = zeroed(nn.Linear(size, 1))
+
+    def forward(self, encoded: Tensor) -> Tensor:
+        """[batch, canvas, 1] from [batch, canvas, size]."""
+        count = torch.arange(1, encoded.shape[1] + 1, device=encoded.device)
+        sizes = self.sizes((8 * count.log2()).round().long().clamp(max=8 * OCTAVES)).to(encoded.dtype)
+        return self.head(nn.functional.gelu(self.canvas(encoded.mean(1, keepdim=True)) + sizes))
+
+
+def zeroed(layer: nn.Linear) -> nn.Linear:
+    """The layer with zeros for weights, so that its output is 0 and its gradient is not."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
