@@ -25,10 +25,10 @@ from hf_learned_order.cards import Card, read_results, table_rows
 from hf_learned_order.cli import main
 from hf_learned_order.data import equation_tokenizer, equations
 from hf_learned_order.denoisers import Denoiser, load_denoiser
-from hf_learned_order.evaluation import Result, save_results
 from hf_learned_order.gsm8k import chains_of, read_rows
 from hf_learned_order.hub import push_folder
 from hf_learned_order.integration import LearnedOrderGenerationMixin, attach
+from hf_learned_order.results import Result, save_results
 from hf_learned_order.scorer import OrderScorer
 from hf_learned_order.trainer import OrderTrainer
 

@@ -8,9 +8,10 @@ from PIL import Image
 
 from hf_learned_order.data import equation_tokenizer, equations
 from hf_learned_order.denoisers import Denoiser
-from hf_learned_order.evaluation import Evaluator, Result
+from hf_learned_order.evaluation import Evaluator
 from hf_learned_order.gsm8k import chains_of, read_rows
 from hf_learned_order.plotting import order_map, order_map_of, trade_off
+from hf_learned_order.results import Result
 
 
 def result(sampler: str, nfe: float, accuracy: float) -> Result:
