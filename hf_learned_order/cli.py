@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     push.add_argument("folder", help="where the scorer was saved")
     push.add_argument("repo_id", help="user/name on the Hub")
     push.add_argument("--results", help="results.json of evaluate; without it the card says that nothing was measured")
+    push.add_argument("--task", default="equations", help="whose results the card shows")
     push.add_argument("--plot", help="trade_off.png of evaluate")
     push.add_argument("--data", default="", help="what the scorer was trained on, in words")
     push.add_argument("--train_command", default="", help="the command that trained it")
@@ -201,7 +202,13 @@ def _push(options: argparse.Namespace) -> None:
     from hf_learned_order.cards import Card
     from hf_learned_order.hub import push_folder
 
-    card = Card(results=options.results, plot=options.plot, data=options.data, command=options.train_command)
+    card = Card(
+        results=options.results,
+        task=options.task,
+        plot=options.plot,
+        data=options.data,
+        command=options.train_command,
+    )
     push_folder(options.folder, options.repo_id, card=card, private=options.private or None)
     print(f"Pushed {options.folder} to {options.repo_id}")
 

@@ -213,6 +213,10 @@ class LearnedOrderLM(TemplateLM):
             own=getattr(model, "generation_config", None) or GenerationConfig(),
             special_tokens=(model.config, self.denoiser.family, self.tokenizer),
         )
+        try:
+            criteria = settings.criteria(self.tokenizer)
+        except ValueError:  # transformers finds no token that could spell them; the text is cut in any case
+            criteria = []
         ids, mask = self._padded(prompts)
         return run(
             self.denoiser,
@@ -222,7 +226,7 @@ class LearnedOrderLM(TemplateLM):
             attention_mask=mask,
             logits_processor=settings.processors(),
             logits_warper=settings.warpers(),
-            stopping_criteria=settings.criteria(self.tokenizer),
+            stopping_criteria=criteria,
             seed=self.seed,
         )
 

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -329,6 +329,18 @@ def test_code_of_the_card_runs(hub, base, measured):
         exec(code, scope)
     assert scope["out"].nfe.max() <= 3
     assert "w" in printed.getvalue()
+
+
+def test_rows_of_another_task_are_left_out(tmp_path):
+    rows = [replace(RESULTS[0], task=task, accuracy=i / 4) for i, task in enumerate(("words", "equations", ""))]
+    save_results(rows, tmp_path)
+    path = tmp_path / "results.json"
+    assert [row["accuracy"] for row in read_results(path, "equations")] == [0.25, 0.5]
+    assert [row["accuracy"] for row in read_results(path, "words")] == [0.0, 0.5]
+    assert len(read_results(path)) == 3
+    save_results(rows[:2], tmp_path)
+    with pytest.raises(ValueError, match=r"task must be among those of .* \(equations, words\), got 'sums'"):
+        read_results(path, "sums")
 
 
 @pytest.mark.parametrize(
