@@ -167,7 +167,7 @@ def test_loglikelihood_rolling_scores_every_token_once(model):
 
 def test_generate_until(lm, model):
     """Each as alone, whatever else is asked; cut at the first stop string."""
-    contexts = ["1+2", "16-3-4;a*2", "7*7", "12/4;a+1;b*2"]
+    contexts = ["12/4;a+1;b*2", "1+2", "16-3-4;a*2", "7*7"]  # by length, the third comes before the first
     alone = []
     for context in contexts:
         prompt = torch.tensor([lm.tokenizer(context)["input_ids"]])
@@ -177,10 +177,10 @@ def test_generate_until(lm, model):
         alone.append(lm.tokenizer.decode(output.sequences[0, -10:], skip_special_tokens=True))
     asked = [(context, {"until": []}) for context in contexts]
     assert lm.generate_until(instances("generate_until", asked)) == alone
-    stop = alone[1][4]
-    mixed = [asked[0], (contexts[1], {"until": [stop, "?"]}), asked[2], (contexts[3], {"until": alone[3][2:4]})]
+    stop = alone[2][4]
+    mixed = [(contexts[0], {"until": alone[0][2:4]}), asked[1], (contexts[2], {"until": [stop, "?"]}), asked[3]]
     texts = lm.generate_until(instances("generate_until", mixed))
-    assert texts == [alone[0], alone[1].partition(stop)[0], alone[2], alone[3][:2]]
+    assert texts == [alone[0].partition(alone[0][2:4])[0], alone[1], alone[2].partition(stop)[0], alone[3]]
 
 
 def test_generate_until_takes_settings_of_generate(lm):
@@ -194,11 +194,12 @@ def test_generate_until_takes_settings_of_generate(lm):
 
 def test_long_contexts_lose_their_beginning(lm, caplog):
     options = {"until": [], "max_gen_toks": 8}
-    texts = lm.generate_until(
-        instances("generate_until", [("1+1;" * 50, options), ("1;" + "1+1;" * 28 + "1+1;", options)])
-    )
-    assert "a context of 201 tokens was cut on the left to 120" in caplog.text
-    assert len(texts) == 2
+    long = "".join(f"{i}+1;" for i in range(50))
+    kept = lm.tokenizer.decode(lm.tokenizer(long)["input_ids"][-120:-1])
+    cut, same = lm.generate_until(instances("generate_until", [(long, options), (kept, options)]))
+    assert cut == same
+    assert "tokens was cut on the left to 120" in caplog.text
+    assert caplog.text.count("was cut") == 1
     with pytest.raises(ValueError, match="a canvas must leave room in the model's 128 positions, got one of 128"):
         lm.generate_until(instances("generate_until", [("1+1", {"until": [], "max_gen_toks": 128})]))
 

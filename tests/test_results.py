@@ -192,6 +192,8 @@ def test_sweep_of_other_settings_is_refused(tmp_path):
     Sweep(tmp_path, {"seeds": 3, "limit": 1}).add(RESULT)
     with pytest.raises(ValueError, match=r"measured with other settings \(cap was None, is 2; limit was 1, is None\)"):
         Sweep(tmp_path, {"seeds": 3, "limit": None, "cap": 2})
+    with pytest.raises(ValueError, match=r"other settings \(limit was 1, is None; seeds was 3, is None\)"):
+        Sweep(tmp_path, {})
     (tmp_path / "settings.json").write_text("[]")
     with pytest.raises(ValueError, match=r"settings\.json: must hold a dict, got list"):
         Sweep(tmp_path, {})
