@@ -103,9 +103,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     from hf_learned_order.denoisers import Denoiser, load_denoiser, load_tokenizer
     from hf_learned_order.evaluation import compare
-    from hf_learned_order.plotting import order_map_of, trade_off
-    from hf_learned_order.results import Sweep, aup_table, order_table, table
-    from hf_learned_order.samplers import SAMPLERS
+    from hf_learned_order.results import Sweep
     from hf_learned_order.scorer import OrderScorer
 
     tokenizer = load_tokenizer(options.model)
@@ -114,12 +112,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     scorers = [OrderScorer.from_pretrained(path).eval() for path in options.scorer]
     for scorer in scorers:
         scorer.check_fits(denoiser)
-    names = options.samplers or [name for name in SAMPLERS if name != "learned_order" or scorers]
-    unknown = sorted(set(names) - set(SAMPLERS))
-    if unknown:
-        raise ValueError(f"--samplers must be among {', '.join(SAMPLERS)}, got {', '.join(unknown)}")
-    if "learned_order" in names and not scorers:
-        raise ValueError('sampler "learned_order" needs --scorer')
+    names = _names(options.samplers, scorers)
     evaluators = _evaluators(options, denoiser, tokenizer)
     folder = Path(options.output_dir)
     sweep = Sweep(folder, _settings(options, model, scorers, evaluators))
@@ -142,14 +135,37 @@ def _evaluate(options: argparse.Namespace) -> None:
         for result in track(comparison, description=f"{task}: samplers x budgets", console=Console(stderr=True)):
             sweep.add(result)
             results.append(result)
-    titles = [f"{task}, {len(test.dataset)} test problems" for task, (_, test) in evaluators.items()]
-    trade_off(results, folder / "trade_off.png", title=titles[0] if len(titles) == 1 else "")
+    _report(results, evaluators, scorers, folder)
+
+
+def _report(results: list, evaluators: dict, scorers: list, folder: Path) -> None:
+    """Tables and pictures."""
+    from rich.console import Console
+
+    from hf_learned_order.plotting import order_map_of, trade_off
+    from hf_learned_order.results import aup_table, order_table, table
+
+    titles = {task: f"{task}, {len(test.dataset)} test problems" for task, (_, test) in evaluators.items()}
+    trade_off(results, folder / "trade_off.png", title=", ".join(titles.values()) if len(titles) == 1 else "")
     console = Console(width=120)
-    for title, (task, (_, test)) in zip(titles, evaluators.items(), strict=True):
+    for task, (_, test) in evaluators.items():
         rows = [result for result in results if result.task == task]
         order_map_of(test, scorers, folder / ("order_map.png" if len(titles) == 1 else f"order_map_{task}.png"))
-        console.print(title, table(rows), order_table(rows), aup_table(rows), sep="\n")
+        console.print(titles[task], table(rows), order_table(rows), aup_table(rows), sep="\n")
     print(f"Written to {folder}: results.json, results.csv, trade_off.png, order_map.png")
+
+
+def _names(given: Sequence[str] | None, scorers: Sequence) -> list[str]:
+    """The samplers to compare: those given, else all that can be."""
+    from hf_learned_order.samplers import SAMPLERS
+
+    names = list(given or [name for name in SAMPLERS if name != "learned_order" or scorers])
+    unknown = sorted(set(names) - set(SAMPLERS))
+    if unknown:
+        raise ValueError(f"--samplers must be among {', '.join(SAMPLERS)}, got {', '.join(unknown)}")
+    if "learned_order" in names and not scorers:
+        raise ValueError('sampler "learned_order" needs --scorer')
+    return names
 
 
 def _evaluators(options: argparse.Namespace, denoiser: Any, tokenizer: Any) -> dict[str, tuple[Any, Any]]:

@@ -1,5 +1,7 @@
 """The pictures are written and hold what they were given."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from files import equation_model, scorer_of, write_rows
@@ -45,6 +47,14 @@ def test_trade_off(tmp_path, figures):
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     assert lines == {"learned_order": [[2.0, 30.0], [8.0, 50.0]], "iid": [[2.0, 10.0]]}
     assert axes.get_title() == "Trade-off"
+
+
+def test_a_panel_for_each_task(tmp_path, figures):
+    results = [replace(result("iid", 2.0, 0.1 * i), task=task) for i, task in enumerate(("equations", "words"))]
+    trade_off(results, tmp_path / "curve.png")
+    panels = figures[0].axes
+    assert [axes.get_title() for axes in panels] == ["equations", "words"]
+    assert [axes.lines[0].get_xydata().tolist() for axes in panels] == [[[2.0, 0.0]], [[2.0, 10.0]]]
 
 
 def test_order_map(tmp_path, figures):
