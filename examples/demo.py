@@ -44,6 +44,8 @@ def main() -> int:
     parser.add_argument("--nfe", nargs="+", default=["4"])
     parser.add_argument("--output_dir", default="runs/demo")
     options = parser.parse_args()
+    for name in ("results.json", "settings.json"):  # a demo begins anew instead of going on with the last one
+        (Path(options.output_dir) / name).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         files = {"train": Path(options.train_file), "test": Path(options.test_file)}
         if all(file.exists() for file in files.values()):

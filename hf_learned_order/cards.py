@@ -58,7 +58,7 @@ class Card:
 def card_files(folder: Path, repo_id: str, card: Card) -> dict[str, bytes]:
     """Path in the repository to content: the card, and what backs it up where something was measured."""
     files = {}
-    results = [] if card.results is None else read_results(card.results)
+    results = [] if card.results is None else read_results(card.results, card.task)
     if card.results is not None:
         files["results.json"] = Path(card.results).read_bytes()
     entries = [
@@ -197,8 +197,12 @@ def verdict(results: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of a `results.json`. Raises `ValueError` when there is none or one lacks a column."""
+def read_results(path: str | os.PathLike, task: str = "") -> list[dict[str, Any]]:
+    """The rows of a `results.json`, with a `task` those of it and those that name none.
+
+    Raises:
+        ValueError: there is no such row, or a row lacks a column.
+    """
     rows = read_json(Path(path), list)
     if not rows:
         raise ValueError(f"{path}: must hold at least one result")
@@ -206,4 +210,7 @@ def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
         for name, kind in COLUMNS.items():
             if not isinstance(row, dict) or name not in row or not isinstance(row[name], kind):
                 raise ValueError(f"{path}, row {number}: must have {name!r}, as evaluate writes it")
-    return rows
+    tasks = [row.get("task") or task for row in rows]
+    if task and task not in tasks:
+        raise ValueError(f"task must be among those of {path} ({', '.join(sorted(set(tasks)))}), got {task!r}")
+    return [row for row in rows if not task or (row.get("task") or task) == task]

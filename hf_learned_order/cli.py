@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--dataset_name", help="GSM8K on the Hub, e.g. openai/gsm8k")
     evaluate.add_argument("--train_file", help="its train.jsonl: the last 400 rows tune the samplers")
     evaluate.add_argument("--test_file", help="its test.jsonl")
-    evaluate.add_argument("--task", choices=("equations", "words"), default="equations")
+    evaluate.add_argument("--tasks", nargs="+", choices=("equations", "words"), default=["equations"])
     evaluate.add_argument("--samplers", nargs="+", help="by default all of them")
     evaluate.add_argument("--nfe", nargs="+", type=float, default=[2, 4, 6, 8, 12, 16], help="target mean NFE")
     evaluate.add_argument("--canvas_length", type=int, default=64)
@@ -36,11 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--cap", type=float, default=1.5, help="steps of the capped rows, times the target NFE")
     evaluate.add_argument("--no_bound", action="store_true", help="leave out the bound, which costs as much again")
     evaluate.add_argument("--seeds", type=int, default=3, help="runs of the random samplers")
-    evaluate.add_argument("--output_dir", default="runs/evaluation")
+    evaluate.add_argument(
+        "--output_dir", default="runs/evaluation", help="the same command goes on with the rows that are there"
+    )
     evaluate.set_defaults(run=_evaluate)
 
-    plot = commands.add_parser("plot", help="draw the trade-off curve of a results.json again")
-    plot.add_argument("results")
+    plot = commands.add_parser("plot", help="draw the trade-off curve again")
+    plot.add_argument("results", help="results.json or results.csv of evaluate")
     plot.add_argument("--output", default="trade_off.png")
     plot.set_defaults(run=_plot)
 
@@ -48,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     push.add_argument("folder", help="where the scorer was saved")
     push.add_argument("repo_id", help="user/name on the Hub")
     push.add_argument("--results", help="results.json of evaluate; without it the card says that nothing was measured")
+    push.add_argument("--task", default="equations", help="whose results the card shows")
     push.add_argument("--plot", help="trade_off.png of evaluate")
     push.add_argument("--data", default="", help="what the scorer was trained on, in words")
     push.add_argument("--train_command", default="", help="the command that trained it")
@@ -97,12 +101,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from hf_learned_order.data import equations, load_gsm8k, words
     from hf_learned_order.denoisers import Denoiser, load_denoiser, load_tokenizer
-    from hf_learned_order.evaluation import Evaluator, compare, save_results, table
-    from hf_learned_order.gsm8k import chains_of
-    from hf_learned_order.plotting import order_map_of, trade_off
-    from hf_learned_order.samplers import SAMPLERS
+    from hf_learned_order.evaluation import compare
+    from hf_learned_order.results import Sweep
     from hf_learned_order.scorer import OrderScorer
 
     tokenizer = load_tokenizer(options.model)
@@ -111,47 +112,103 @@ def _evaluate(options: argparse.Namespace) -> None:
     scorers = [OrderScorer.from_pretrained(path).eval() for path in options.scorer]
     for scorer in scorers:
         scorer.check_fits(denoiser)
-    names = options.samplers or [name for name in SAMPLERS if name != "learned_order" or scorers]
+    names = _names(options.samplers, scorers)
+    evaluators = _evaluators(options, denoiser, tokenizer)
+    folder = Path(options.output_dir)
+    sweep = Sweep(folder, _settings(options, model, scorers, evaluators))
+    if sweep.results:
+        print(f"{folder}: going on behind the {len(sweep.results)} rows that are there", file=sys.stderr)
+    results = []
+    for task, (tuning, test) in evaluators.items():
+        comparison = compare(
+            tuning,
+            test,
+            samplers=names,
+            targets=sorted(options.nfe),
+            scorers=scorers,
+            seeds=options.seeds,
+            cap=options.cap,
+            with_bound=not options.no_bound,
+            task=task,
+            finished=sweep.results,
+        )
+        for result in track(comparison, description=f"{task}: samplers x budgets", console=Console(stderr=True)):
+            sweep.add(result)
+            results.append(result)
+    _report(results, evaluators, scorers, folder)
+
+
+def _report(results: list, evaluators: dict, scorers: list, folder: Path) -> None:
+    """Tables and pictures."""
+    from rich.console import Console
+
+    from hf_learned_order.plotting import order_map_of, trade_off
+    from hf_learned_order.results import aup_table, order_table, table
+
+    titles = {task: f"{task}, {len(test.dataset)} test problems" for task, (_, test) in evaluators.items()}
+    trade_off(results, folder / "trade_off.png", title=", ".join(titles.values()) if len(titles) == 1 else "")
+    console = Console(width=120)
+    for task, (_, test) in evaluators.items():
+        rows = [result for result in results if result.task == task]
+        order_map_of(test, scorers, folder / ("order_map.png" if len(titles) == 1 else f"order_map_{task}.png"))
+        console.print(titles[task], table(rows), order_table(rows), aup_table(rows), sep="\n")
+    print(f"Written to {folder}: results.json, results.csv, trade_off.png, order_map.png")
+
+
+def _names(given: Sequence[str] | None, scorers: Sequence) -> list[str]:
+    """The samplers to compare: those given, else all that can be."""
+    from hf_learned_order.samplers import SAMPLERS
+
+    names = list(given or [name for name in SAMPLERS if name != "learned_order" or scorers])
     unknown = sorted(set(names) - set(SAMPLERS))
     if unknown:
         raise ValueError(f"--samplers must be among {', '.join(SAMPLERS)}, got {', '.join(unknown)}")
     if "learned_order" in names and not scorers:
         raise ValueError('sampler "learned_order" needs --scorer')
+    return names
+
+
+def _evaluators(options: argparse.Namespace, denoiser: Any, tokenizer: Any) -> dict[str, tuple[Any, Any]]:
+    """For each task what settings are tuned on and what is measured."""
+    from hf_learned_order.data import equations, load_gsm8k, words
+    from hf_learned_order.evaluation import Evaluator
+    from hf_learned_order.gsm8k import chains_of
+
     rows = load_gsm8k(dataset_name=options.dataset_name, train_file=options.train_file, test_file=options.test_file)
-    evaluators = []
-    for split, limit in (("validation", options.tuning_limit), ("test", options.limit)):
-        if split not in rows:
-            raise ValueError("both --train_file and --test_file must be given, or --dataset_name")
-        split_rows = rows[split][:limit]
-        if options.task == "equations":
-            dataset = equations(chains_of(split_rows)[0], tokenizer, canvas_length=options.canvas_length)
+    if not {"validation", "test"} <= rows.keys():
+        raise ValueError("both --train_file and --test_file must be given, or --dataset_name")
+    length = options.canvas_length
+
+    def evaluator(task: str, split: list[dict[str, str]]) -> Evaluator:
+        if task == "equations":
+            dataset = equations(chains_of(split)[0], tokenizer, canvas_length=length)
         else:
-            dataset = words(split_rows, tokenizer, canvas_length=options.canvas_length)
-        evaluators.append(
-            Evaluator(denoiser, tokenizer, dataset, canvas_length=options.canvas_length, batch_size=options.batch_size)
-        )
-    targets = sorted(options.nfe)
-    comparison = compare(
-        *evaluators,
-        samplers=names,
-        targets=targets,
-        scorers=scorers,
-        seeds=options.seeds,
-        cap=options.cap,
-        with_bound=not options.no_bound,
-    )
-    results = list(track(comparison, description="samplers x budgets", total=None, console=Console(stderr=True)))
-    folder = Path(options.output_dir)
-    save_results(results, folder)
-    trade_off(results, folder / "trade_off.png", title=f"{options.task}, {len(evaluators[1].dataset)} test problems")
-    order_map_of(evaluators[1], scorers, folder / "order_map.png")
-    Console(width=120).print(table(results))
-    print(f"Written to {folder}: results.json, results.csv, trade_off.png, order_map.png")
+            dataset = words(split, tokenizer, canvas_length=length)
+        return Evaluator(denoiser, tokenizer, dataset, canvas_length=length, batch_size=options.batch_size)
+
+    tuning, test = rows["validation"][: options.tuning_limit], rows["test"][: options.limit]
+    return {task: (evaluator(task, tuning), evaluator(task, test)) for task in dict.fromkeys(options.tasks)}
+
+
+def _settings(options: argparse.Namespace, model: Any, scorers: list, evaluators: dict) -> dict[str, Any]:
+    """All that the rows of a sweep depend on."""
+    from importlib.metadata import version
+
+    from hf_learned_order.evaluation import fingerprint
+
+    given = {name: value for name, value in vars(options).items() if name not in ("run", "command", "output_dir")}
+    return {
+        "version": version("hf_learned_order"),
+        **given,
+        "model_fingerprint": fingerprint(model),
+        "scorer_fingerprints": [fingerprint(scorer) for scorer in scorers],
+        "data_fingerprints": {task: [e.fingerprint() for e in both] for task, both in evaluators.items()},
+    }
 
 
 def _plot(options: argparse.Namespace) -> None:
-    from hf_learned_order.evaluation import load_results
     from hf_learned_order.plotting import trade_off
+    from hf_learned_order.results import load_results
 
     trade_off(load_results(options.results), options.output)
     print(f"Written to {options.output}")
@@ -161,7 +218,13 @@ def _push(options: argparse.Namespace) -> None:
     from hf_learned_order.cards import Card
     from hf_learned_order.hub import push_folder
 
-    card = Card(results=options.results, plot=options.plot, data=options.data, command=options.train_command)
+    card = Card(
+        results=options.results,
+        task=options.task,
+        plot=options.plot,
+        data=options.data,
+        command=options.train_command,
+    )
     push_folder(options.folder, options.repo_id, card=card, private=options.private or None)
     print(f"Pushed {options.folder} to {options.repo_id}")
 

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from threading import Lock, get_ident
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -113,8 +115,11 @@ class Denoiser(nn.Module):
             return self.model(input_ids=input_ids, **arguments).logits[:, window], None
         if self.family.head_input:
             seen: list[Tensor] = []
-            head = cast(nn.Module, self.model.get_output_embeddings())
-            hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+            head, thread = cast(nn.Module, self.model.get_output_embeddings()), get_ident()
+            # the head may be called for other threads meanwhile
+            hook = head.register_forward_pre_hook(
+                lambda _, args: seen.append(args[0]) if get_ident() == thread else None
+            )
             try:
                 output = self.model(input_ids=input_ids, **arguments)
             finally:
@@ -183,16 +188,32 @@ class Denoiser(nn.Module):
         return bool((logits - logits[0]).abs().max() > noise)
 
 
+# of each model: how many calls hold it in evaluation mode, and what was in training mode before the first
+_EVALUATING: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = WeakKeyDictionary()
+_LOCK = Lock()
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; what was in training mode before is so again afterwards."""
-    training = [module for module in model.modules() if module.training]  # a part may be frozen in eval mode
-    model.eval()
+    """The model in evaluation mode; what was in training mode before is so again afterwards.
+
+    Where several threads hold the model, that is when the last of them lets it go.
+    """
+    with _LOCK:
+        # a part may be frozen in evaluation mode
+        count, training = _EVALUATING.get(model) or (0, [module for module in model.modules() if module.training])
+        _EVALUATING[model] = count + 1, training
+        model.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _LOCK:
+            count, training = _EVALUATING.pop(model)
+            if count > 1:
+                _EVALUATING[model] = count - 1, training
+            else:
+                for module in training:
+                    module.training = True
 
 
 def _refuse_what_cannot_be_called(model: PreTrainedModel) -> None:

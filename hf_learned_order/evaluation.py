@@ -5,23 +5,23 @@ never over batches. The bound is the log-likelihood of the published response, d
 gives when every unmasked token is the true one (`decode(clean=...)`), in nats a response.
 """
 
-import csv
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from datasets import Dataset
-from rich.table import Table
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from hf_learned_order.canvas import first
 from hf_learned_order.data import CanvasCollator
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.generation import LearnedOrderOutput, decode
-from hf_learned_order.gsm8k import answer_of
 from hf_learned_order.remasking import WINOSampler
+from hf_learned_order.results import Result, over_runs
 from hf_learned_order.samplers import (
     EntropyBoundSampler,
     FactorSampler,
@@ -32,43 +32,6 @@ from hf_learned_order.samplers import (
     make_sampler,
 )
 from hf_learned_order.scorer import OrderScorer
-
-LEARNED = ("learned_order, capped", "learned_order")  # the first that was measured is compared with the others
-RANDOM_SAMPLERS = ("iid", "random", "remdm")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """One row of a comparison.
-
-    Attributes:
-        sampler: name of the rule.
-        setting: its options, where it has a knob.
-        target: the mean NFE it was tuned to.
-        budget: max_denoising_steps.
-        accuracy: share of right final answers.
-        spread: standard deviation of the accuracy over runs.
-        nfe, nfe_min, nfe_max: mean and range over sequences.
-        bound: mean log-likelihood of the published response, nats a response; None where it was not asked for or
-            the rule remasks.
-        count: sequences.
-        runs: how many seeds or scorers the means are over.
-        scores: for each sequence the share of runs that got it right, in the order of the data set.
-    """
-
-    sampler: str
-    setting: str = ""
-    target: float = 0.0
-    budget: int
-    accuracy: float
-    spread: float = 0.0
-    nfe: float
-    nfe_min: int
-    nfe_max: int
-    bound: float | None
-    count: int
-    runs: int = 1
-    scores: list[float] = field(default_factory=list, repr=False)
 
 
 class Evaluator:
@@ -136,12 +99,19 @@ class Evaluator:
         seed: int = 0,
         with_bound: bool = True,
     ) -> Result:
-        """Accuracy, NFE and bound of one sampler at one budget."""
-        right, nfe = [], []
+        """Accuracy, NFE, orders and bound of one sampler at one budget."""
+        from hf_learned_order.metrics import AnswerAccuracy, OrderMetrics
+
+        texts, answers, orders, nfe, tokens = [], [], [], [], []
         for output, rows in self.outputs(sampler, max_denoising_steps=max_denoising_steps, seed=seed):
-            texts = self.tokenizer.batch_decode(output.sequences[:, -self.canvas_length :], skip_special_tokens=True)
-            right += [answer_of(text) == row["answer"] for text, row in zip(texts, rows, strict=True)]
+            responses = output.sequences[:, -self.canvas_length :]
+            texts += self.tokenizer.batch_decode(responses, skip_special_tokens=True)
+            answers += [row["answer"] for row in rows]
+            orders += self.order_of(output).tolist()
             nfe += output.nfe.tolist()
+            tokens += output.tokens_per_forward.tolist()
+        # pyrefly: ignore[unsupported-operation] (None is for processes that are not the first)
+        right = AnswerAccuracy(keep_in_memory=True).compute(predictions=texts, references=answers)["right"]
         bound = None
         if with_bound and not sampler.remasks:
             scored = self.outputs(sampler, max_denoising_steps=max_denoising_steps, seed=seed, clean=True)
@@ -156,7 +126,19 @@ class Evaluator:
             bound=bound,
             count=len(right),
             scores=[float(x) for x in right],
+            tokens_per_forward=sum(tokens) / len(tokens),
+            **OrderMetrics(keep_in_memory=True).compute(predictions=orders),  # pyrefly: ignore[bad-unpacking]
         )
+
+    def order_of(self, output: LearnedOrderOutput) -> Tensor:
+        """int [batch, canvas]: the order of each response up to its first EOS, 0 behind it."""
+        responses = output.sequences[:, -self.canvas_length :]
+        position = torch.arange(self.canvas_length, device=responses.device)
+        return output.order.masked_fill(position > first(responses == self.tokenizer.eos_token_id)[:, None], 0)
+
+    def fingerprint(self) -> str:
+        """Of the rows, for a `Sweep` to know them again."""
+        return hashlib.sha256(json.dumps(self.dataset.to_list()).encode()).hexdigest()[:16]
 
     def mean_nfe(self, sampler: Sampler, *, max_denoising_steps: int | None = None, seed: int = 0) -> float:
         """Mean over sequences of the denoiser calls that each needed."""
@@ -228,13 +210,26 @@ def compare(
     seeds: int = 3,
     cap: float = 1.5,
     with_bound: bool = True,
+    task: str = "",
+    finished: Sequence[Result] = (),
 ) -> Iterator[Result]:
     """Every sampler at every target NFE: tuned on `tuning`, measured on `test`.
 
     Rules with a knob are tuned to the target, once as they are and once "capped": with a step budget of `cap` times the
     target, at whose last step everything is unmasked, so that a few long sequences do not use up the mean. Rules with a
-    fixed count get the budget nearest to the target. Random rules run with `seeds` seeds and `learned_order` with every
-    scorer: mean and standard deviation over them. A scorer that was trained for one step budget decodes within it.
+    fixed count get the budget nearest to the target. Rules that draw run with `seeds` seeds and `learned_order` with
+    every scorer: mean and standard deviation over them. A scorer that was trained for one step budget keeps to it.
+
+    Args:
+        tuning, test: what settings are tuned on, and what is measured.
+        samplers: names.
+        targets: mean NFE.
+        scorers: for `learned_order`.
+        seeds: runs of a rule that draws.
+        cap: steps of the capped rows, times the target.
+        with_bound: measure the bound, too.
+        task: what the rows are named for.
+        finished: rows that were measured before; they are returned in their place instead of measured again.
 
     Raises:
         ValueError: a sampler is unknown or lacks its scorer, or a number is out of range.
@@ -243,23 +238,36 @@ def compare(
         raise ValueError(f"seeds must be 1 or more, got {seeds}")
     if not cap >= 1:
         raise ValueError(f"cap must be 1 or more, got {cap}")
+    there = {(row.sampler, row.target): row for row in finished if row.task == task}
     for name in samplers:
         # without a scorer, make_sampler says that there has to be one
         mine = scorers if name == "learned_order" and scorers else (None,)
         budgeted = any(scorer is not None and scorer.config.max_denoising_steps for scorer in mine)
         for target in targets:
             for capped in (False,) if knob(name, mine[0]) is None or budgeted else (False, True):
+                label = f"{name}, capped" if capped else name
+                if (label, target) in there:
+                    yield there[label, target]
+                    continue
                 steps = min(math.ceil(cap * target), tuning.canvas_length) if capped else None
                 runs = []
                 for scorer in mine:
                     sampler, budget, setting = _tuned(tuning, name, scorer, target, steps)
-                    label = f"{name}, capped" if capped else name
-                    for seed in range(seeds if name in RANDOM_SAMPLERS else 1):
+                    for seed in range(seeds if sampler.is_random else 1):
                         run = test.measure(
                             sampler, name=label, max_denoising_steps=budget, seed=seed, with_bound=with_bound
                         )
-                        runs.append(replace(run, target=target, setting=setting))
+                        runs.append(replace(run, target=target, setting=setting, task=task))
                 yield over_runs(runs)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Of a model's weights and configuration, for a `Sweep` to know it again."""
+    digest = hashlib.sha256(str(getattr(model, "config", "")).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def _tuned(
@@ -274,93 +282,6 @@ def _tuned(
     sampler = make(tuning.tune_knob(make, target, max_denoising_steps=budget))
     words = [f"{k}={v:.4g}" for k, v in vars(sampler).items() if isinstance(v, float)]
     return sampler, budget, " ".join(words + [f"T={budget}"] * (budget is not None))
-
-
-def over_runs(runs: Sequence[Result]) -> Result:
-    """Mean over runs of one sampler, with the standard deviation of their accuracy."""
-    accuracies = torch.tensor([run.accuracy for run in runs])
-    bounds = [run.bound for run in runs if run.bound is not None]
-    return replace(
-        runs[0],
-        accuracy=accuracies.mean().item(),
-        spread=accuracies.std().item() if len(runs) > 1 else 0.0,
-        runs=len(runs),
-        nfe=sum(run.nfe for run in runs) / len(runs),
-        nfe_min=min(run.nfe_min for run in runs),
-        nfe_max=max(run.nfe_max for run in runs),
-        bound=sum(bounds) / len(bounds) if bounds else None,
-        scores=[sum(scores) / len(runs) for scores in zip(*(run.scores for run in runs), strict=True)],
-    )
-
-
-def lead(ours: Result, theirs: Result, *, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the difference in accuracy, by the paired bootstrap over sequences.
-
-    Both must hold `scores` of the same sequences. The spread over runs is no part of it: scores are means over runs.
-
-    Raises:
-        ValueError: the two were not measured on the same number of sequences.
-    """
-    if len(ours.scores) != len(theirs.scores) or not ours.scores:
-        raise ValueError(
-            f"both results must have scores of the same sequences, got {len(ours.scores)} and {len(theirs.scores)}"
-        )
-    difference = torch.tensor(ours.scores) - torch.tensor(theirs.scores)
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randint(len(difference), (draws, len(difference)), generator=generator)
-    low, high = difference[chosen].mean(1).quantile(torch.tensor([0.025, 0.975])).tolist()
-    return low, high
-
-
-def table(results: Sequence[Result]) -> Table:
-    """The comparison for a terminal; the best accuracy at each target NFE is bold."""
-    view = Table(
-        "target", "sampler", "setting", "NFE", "range", "right, %", "± over runs", "learned ahead, 95 %", "bound, nats"
-    )
-    best = {target: max(r.accuracy for r in results if r.target == target) for target in {r.target for r in results}}
-    targets = sorted(best)
-    for target in targets:
-        ours = {r.sampler: r for r in results if r.target == target and r.scores}
-        learned = next((ours[name] for name in LEARNED if name in ours), None)
-        for result in sorted((r for r in results if r.target == target), key=lambda r: -r.accuracy):
-            ahead = lead(learned, result) if learned is not None and result.sampler not in LEARNED else None
-            style = "bold" if result.accuracy == best[target] else None
-            view.add_row(
-                f"{target:g}",
-                result.sampler,
-                result.setting or f"T={result.budget}",
-                f"{result.nfe:.2f}",
-                f"{result.nfe_min}-{result.nfe_max}",
-                f"{100 * result.accuracy:.1f}",
-                f"{100 * result.spread:.1f} ({result.runs})" if result.runs > 1 else "",
-                "" if ahead is None else f"{100 * ahead[0]:+.1f} to {100 * ahead[1]:+.1f}",
-                "" if result.bound is None else f"{result.bound:.2f}",
-                style=style,
-                end_section=False,
-            )
-        view.add_section()
-    return view
-
-
-def save_results(results: Sequence[Result], folder: str | Path) -> None:
-    """`results.json` and `results.csv` in `folder`."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [asdict(result) for result in results]
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    (folder / "results.json").write_text(f"[{lines}]\n", encoding="utf-8")
-    with open(folder / "results.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [name for name in rows[0] if name != "scores"], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def load_results(path: str | Path) -> list[Result]:
-    """The results of a `results.json`. Raises `ValueError` when the file holds something else."""
-    try:
-        return [Result(**row) for row in json.loads(Path(path).read_text(encoding="utf-8"))]
-    except (TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: must be a results.json that evaluate wrote ({error})") from error
 
 
 def _log_scale(x: float) -> float:

@@ -1,6 +1,5 @@
 """Pictures: the trade-off curve and the order map. Needs the extra `plot` (matplotlib)."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,28 +10,33 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from torch import Tensor
 
-from hf_learned_order.evaluation import Evaluator, Result, knob
+from hf_learned_order.evaluation import Evaluator, knob
+from hf_learned_order.results import Result
 from hf_learned_order.samplers import EntropySampler, Sampler
 from hf_learned_order.scorer import OrderScorer
 
 
 def trade_off(results: Sequence[Result], path: str | Path, *, title: str = "") -> None:
-    """Accuracy against mean NFE, one line a sampler, written to `path` as PNG."""
-    lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    """Accuracy against mean NFE, a panel a task and one line a sampler, written to `path` as PNG."""
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for result in results:
-        lines[result.sampler].append((result.nfe, 100 * result.accuracy))
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for name, points in lines.items():
-        learned = name.startswith("learned")
-        style: dict[str, Any] = {"linewidth": 2.5, "zorder": 3} if learned else {"linewidth": 1.2, "alpha": 0.8}
-        axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=name, **style)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("denoiser calls a sequence (mean NFE)")
-    axes.set_ylabel("right answers, %")
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+        line = panels.setdefault(result.task, {}).setdefault(result.sampler, [])
+        line.append((result.nfe, 100 * result.accuracy))
+    figure, grid = pyplot.subplots(
+        ncols=len(panels), figsize=(7 * len(panels), 4.5), layout="constrained", squeeze=False
+    )
+    for axes, (task, lines) in zip(grid[0], panels.items(), strict=True):
+        for name, points in lines.items():
+            learned = name.startswith("learned")
+            style: dict[str, Any] = {"linewidth": 2.5, "zorder": 3} if learned else {"linewidth": 1.2, "alpha": 0.8}
+            axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=name, **style)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel("denoiser calls a sequence (mean NFE)")
+        axes.set_ylabel("right answers, %")
+        axes.set_title(title or task)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
@@ -88,9 +92,9 @@ def order_map_of(evaluator: Evaluator, scorers: Sequence[OrderScorer], path: str
     for name, sampler, budget in rules:
         for output, _ in few.outputs(sampler, max_denoising_steps=budget):
             canvases = output.sequences[:, -evaluator.canvas_length :]
-            for order, canvas, nfe in zip(output.order, canvases, output.nfe.tolist(), strict=True):
+            for order, canvas, nfe in zip(few.order_of(output), canvases, output.nfe.tolist(), strict=True):
                 texts = tokenizer.batch_decode(canvas[:, None])
-                orders.append(order.masked_fill(canvas == tokenizer.pad_token_id, 0))  # behind the first EOS
+                orders.append(order)
                 tokens.append(["" if text == tokenizer.eos_token else text for text in texts])
                 labels.append(f"{name}, {nfe} calls")
     order_map(orders, tokens, labels, path, title="Step at which each token was unmasked")

@@ -5,7 +5,7 @@ going through every subset, so rows have to be short.
 """
 
 import math
-from itertools import combinations, permutations
+from itertools import combinations, pairwise, permutations
 
 Law = dict[frozenset, float]
 
@@ -258,3 +258,46 @@ def chi_square_excess(counts: dict, law: dict) -> float:
     cells += [rest] if rest[1] >= 5 else []
     freedom = max(len(cells) - 1, 1)
     return (sum((seen - expected) ** 2 / expected for seen, expected in cells) - freedom) / math.sqrt(2 * freedom)
+
+
+# ---- orders: `order[i]` is the step that unmasked position i, 0 where none did -----------------------------------
+
+
+def unmasked_one_by_one(order: list[int]) -> list[int]:
+    """p_1, p_2, ...: the positions by step, those of one step from left to right."""
+    return sorted((i for i, step in enumerate(order) if step), key=lambda i: (order[i], i))
+
+
+def kendall_tau(order: list[int]) -> float:
+    """tau-b: (concordant - discordant) / root of (pairs * pairs that are no tie); nan without the latter."""
+    pairs = list(combinations([step for step in order if step], 2))
+    rising, falling = sum(a < b for a, b in pairs), sum(a > b for a, b in pairs)
+    return (rising - falling) / math.sqrt(len(pairs) * (rising + falling)) if rising + falling else math.nan
+
+
+def local_ar_ness(order: list[int], k: int) -> float:
+    sequence = unmasked_one_by_one(order)
+    extended = [*range(-k, 0), *sequence]  # the prompt, read from left to right
+    hits = [set(extended[t : t + k]) == {p - i for i in range(1, k + 1)} for t, p in enumerate(sequence)]
+    return sum(hits) / len(hits) if hits else math.nan
+
+
+def global_ar_ness(order: list[int], k: int) -> float:
+    masked, hits = sorted(unmasked_one_by_one(order)), []
+    for position in unmasked_one_by_one(order):
+        hits.append(position in masked[:k])
+        masked.remove(position)
+    return sum(hits) / len(hits) if hits else math.nan
+
+
+def aup(points: list[tuple[float, float]], best: float, alpha: float) -> float:
+    """Of (rho, y) with rising rho."""
+    points = [(rho, y) for rho, y in points if y >= points[0][1] - 5]
+
+    def weighted(y: float) -> float:
+        return y * min(math.exp(-alpha * (1 - y / best)), 1)
+
+    area = points[0][0] * points[0][1]
+    for (rho_before, y_before), (rho, y) in pairwise(points):
+        area += 0.5 * (rho - rho_before) * (weighted(y) + weighted(y_before))
+    return area

@@ -1,7 +1,10 @@
 """`hf-learned-order` from its arguments to what it prints and writes."""
 
+import resource
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from files import equation_model, save_all, scorer_of
@@ -9,7 +12,8 @@ from PIL import Image
 from transformers.utils import logging
 
 from hf_learned_order.cli import main
-from hf_learned_order.evaluation import knob, load_results
+from hf_learned_order.evaluation import knob
+from hf_learned_order.results import load_results
 from hf_learned_order.samplers import SAMPLERS
 
 
@@ -29,11 +33,15 @@ def generate(folder, *more: str) -> int:
     )
 
 
-def evaluate(folder, *more: str, test_file: str = "test.jsonl") -> int:
+def evaluation(folder, *more: str, test_file: str = "test.jsonl", output: str = "out") -> list[str]:
     files = ["--train_file", str(folder / "train.jsonl"), "--test_file", str(folder / test_file)]
     small = ["--canvas_length", "32", "--limit", "4", "--tuning_limit", "4", "--nfe", "4", "--seeds", "2"]
-    output = ["--output_dir", str(folder / "out")]
-    return main(["evaluate", "--model", str(folder / "denoiser"), *files, *small, *output, *more])
+    outputs = ["--output_dir", str(folder / output)]
+    return ["evaluate", "--model", str(folder / "denoiser"), *files, *small, *outputs, *more]
+
+
+def evaluate(folder, *more: str, **options: str) -> int:
+    return main(evaluation(folder, *more, **options))
 
 
 def error_of(status: int, capsys) -> str:
@@ -68,7 +76,8 @@ def test_generate_without_a_scorer(folder, capsys):
 def test_evaluate_and_plot(folder, capsys):
     scorers = [str(folder / f"scorer-{seed}") for seed in range(2)]
     samplers = ["iid", "top_prob", "entropy_bound", "learned_order"]
-    assert evaluate(folder, "--scorer", *scorers, "--samplers", *samplers, "--nfe", "6", "3") == 0
+    command = ["--scorer", *scorers, "--samplers", *samplers, "--nfe", "6", "3"]
+    assert evaluate(folder, *command) == 0
     printed = capsys.readouterr().out
     assert all(f" {name} " in printed for name in samplers)
     assert "bound, nats" in printed
@@ -79,21 +88,77 @@ def test_evaluate_and_plot(folder, capsys):
     assert [(result.sampler, result.target) for result in results] == [
         (name, target) for both in names for target in (3.0, 6.0) for name in both
     ]
-    assert [result.runs for result in results] == [2, 2, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert [result.runs for result in results] == [2, 2, 1, 1, 1, 1, 1, 1, 4, 4, 4, 4]  # 2 seeds, 2 scorers
     assert all(result.bound < 0 and 0 < result.count <= 4 for result in results)
     assert len((out / "results.csv").read_text().splitlines()) == 13
     for name in ("trade_off.png", "order_map.png"):
         with Image.open(out / name) as image:
             assert image.format == "PNG"
             assert image.width > 300
-    assert main(["plot", str(out / "results.json"), "--output", str(folder / "again.png")]) == 0
-    assert capsys.readouterr().out == f"Written to {folder / 'again.png'}\n"
-    assert (folder / "again.png").read_bytes()[:4] == b"\x89PNG"
+    assert "AUP" in printed
+    assert "local AR-ness" in printed
+    for name in ("results.json", "results.csv"):
+        assert main(["plot", str(out / name), "--output", str(folder / "again.png")]) == 0
+        assert capsys.readouterr().out == f"Written to {folder / 'again.png'}\n"
+        assert (folder / "again.png").read_bytes() != (out / "trade_off.png").read_bytes()  # it has a title
+        assert (folder / "again.png").read_bytes()[:4] == b"\x89PNG"
+    # the same command has nothing left to do; another one is refused
+    assert evaluate(folder, *command) == 0
+    again = capsys.readouterr()
+    assert again.out == printed
+    assert "out: going on behind the 12 rows that are there\n" in again.err
+    message = error_of(evaluate(folder, *command, "--cap", "2"), capsys)
+    assert "measured with other settings (cap was 1.5, is 2.0); give another folder, or delete this one" in message
+    scorers.reverse()
+    message = error_of(evaluate(folder, "--scorer", *scorers, *command[3:]), capsys)
+    assert "scorer_fingerprints was" in message
+
+
+def test_tasks(folder, capsys):
+    options = ["--tasks", "equations", "words", "--samplers", "top_prob", "--no_bound"]
+    assert evaluate(folder, *options, output="tasks") == 0
+    assert capsys.readouterr().out.count(" test problems") == 2
+    results = load_results(folder / "tasks" / "results.json")
+    assert [(result.task, result.sampler) for result in results] == [("equations", "top_prob"), ("words", "top_prob")]
+    assert results[0].local_ar_ness != results[1].local_ar_ness
+    for name in ("trade_off", "order_map_equations", "order_map_words"):
+        assert (folder / "tasks" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_killed_sweep_goes_on(folder, capsys):
+    """Killed behind its second row, it measures the others only, and all are as if nothing had happened."""
+    options = ["--samplers", "iid", "top_prob", "margin", "entropy", "--nfe", "3", "5", "7", "9"]
+    results = folder / "killed" / "results.json"
+    command = [sys.executable, "-m", "hf_learned_order.cli", *evaluation(folder, *options, output="killed")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (results.exists() and len(load_results(results)) >= 2):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    there = load_results(results)
+    assert 2 <= len(there) < 16
+    assert evaluate(folder, *options, output="killed") == 0
+    assert f"going on behind the {len(there)} rows that are there" in capsys.readouterr().err
+    assert evaluate(folder, *options, output="whole") == 0
+    for name in ("results.json", "results.csv", "settings.json"):
+        assert (folder / "killed" / name).read_bytes() == (folder / "whole" / name).read_bytes()
+
+
+def test_evaluate_on_a_full_disk(folder, capsys):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+    try:
+        status = evaluate(folder, "--samplers", "top_prob", "--no_bound", output="full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert "File too large" in error_of(status, capsys)
+    (folder / "file").write_text("")
+    assert "file" in error_of(evaluate(folder, "--samplers", "top_prob", output="file"), capsys)
 
 
 def test_evaluate_takes_every_sampler_by_default(folder, capsys):
-    assert evaluate(folder, "--limit", "2", "--tuning_limit", "2", "--seeds", "1") == 0
-    names = [result.sampler for result in load_results(folder / "out" / "results.json")]
+    assert evaluate(folder, "--limit", "2", "--tuning_limit", "2", "--seeds", "1", output="all") == 0
+    names = [result.sampler for result in load_results(folder / "all" / "results.json")]
     assert [name for name in names if "capped" not in name] == [name for name in SAMPLERS if name != "learned_order"]
     assert [name for name in names if "capped" in name] == [f"{name}, capped" for name in SAMPLERS if knob(name)]
 
@@ -152,13 +217,13 @@ def test_numbers_out_of_range(folder, capsys):
     assert message == "max_denoising_steps must be a positive integer, got 0"
     message = error_of(generate(folder, "--sampler", "iid", "--max_new_tokens", "-1"), capsys)
     assert message == "max_new_tokens must be a positive integer, got -1"
-    assert error_of(evaluate(folder, "--seeds", "0"), capsys) == "seeds must be 1 or more, got 0"
+    assert error_of(evaluate(folder, "--seeds", "0", output="none"), capsys) == "seeds must be 1 or more, got 0"
 
 
 def test_plot_of_another_file(folder, capsys):
     (folder / "other.json").write_text('{"a": 1}')
     message = error_of(main(["plot", str(folder / "other.json")]), capsys)
-    assert "must be a results.json that evaluate wrote" in message
+    assert "must be a results.json or results.csv that evaluate wrote" in message
 
 
 @pytest.mark.parametrize("arguments", [[], ["decode"], ["plot"], ["generate", "--model", "x"]])

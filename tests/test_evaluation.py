@@ -1,29 +1,14 @@
 """Accuracy, NFE and bound of a data set, tuning to a target, and what becomes of the results."""
 
-import csv
-import io
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 from files import equation_model, scorer_of, write_rows
-from rich.console import Console
 
 from hf_learned_order.data import equation_tokenizer, equations
 from hf_learned_order.denoisers import Denoiser
-from hf_learned_order.evaluation import (
-    RANDOM_SAMPLERS,
-    Evaluator,
-    Result,
-    compare,
-    knob,
-    lead,
-    load_results,
-    over_runs,
-    save_results,
-    table,
-)
+from hf_learned_order.evaluation import Evaluator, compare, fingerprint, knob
 from hf_learned_order.generation import decode
 from hf_learned_order.gsm8k import chains_of, read_rows
 from hf_learned_order.samplers import (
@@ -32,14 +17,13 @@ from hf_learned_order.samplers import (
     EntropyBoundSampler,
     IIDSampler,
     LearnedOrderSampler,
+    LeftToRightSampler,
     ThresholdSampler,
     TopProbSampler,
+    make_sampler,
 )
 
 CANVAS = 24
-RESULT = Result(
-    sampler="entropy", target=4.0, budget=4, accuracy=0.25, nfe=3.9, nfe_min=2, nfe_max=4, bound=-9.5, count=8
-)
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +135,37 @@ def test_empty_dataset_is_refused(denoiser, tokenizer, dataset):
         Evaluator(denoiser, tokenizer, dataset.select([]), canvas_length=CANVAS)
 
 
+def test_orders_are_of_the_response(denoiser, tokenizer, dataset):
+    """What was unmasked behind the first EOS is padding and does not count."""
+    knowing = Answers(denoiser, tokenizer, dataset.to_list(), wrong=())
+    evaluator = Evaluator(knowing, tokenizer, dataset, canvas_length=CANVAS)
+    result = evaluator.measure(LeftToRightSampler(), name="left_to_right", with_bound=False)
+    lengths = [len(row["response_ids"]) + 1 for row in dataset]
+    assert (result.kendall_tau, result.local_ar_ness, result.global_ar_ness, result.nfe) == (
+        *(1, 1, 1),
+        sum(lengths) / len(lengths),
+    )
+    assert result.tokens_per_forward == 1
+    ((output, _),) = evaluator.outputs(TopProbSampler(), max_denoising_steps=1)
+    assert sorted((evaluator.order_of(output) > 0).sum(-1).tolist()) == sorted(lengths)
+    result = evaluator.measure(TopProbSampler(), name="top_prob", max_denoising_steps=1, with_bound=False)
+    assert result.tokens_per_forward == sum(lengths) / len(lengths)
+    assert result.kendall_tau is None
+
+
+def test_fingerprints(denoiser, tokenizer, dataset, evaluator):
+    assert fingerprint(denoiser.model) == fingerprint(equation_model())
+    changed = equation_model()
+    with torch.no_grad():
+        next(iter(changed.parameters())).view(-1)[0] += 1e-9
+    scorers = [scorer_of(denoiser.model, law="dependent", bound=bound) for bound in (1.0, 2.0)]
+    models = [denoiser.model, changed, equation_model().bfloat16(), *scorers]
+    assert len({fingerprint(model) for model in models}) == len(models)
+    again = Evaluator(denoiser, tokenizer, dataset, canvas_length=CANVAS)
+    fewer = Evaluator(denoiser, tokenizer, dataset.select(range(9)), canvas_length=CANVAS)
+    assert again.fingerprint() == evaluator.fingerprint() != fewer.fingerprint()
+
+
 # ---- tuning ------------------------------------------------------------------------------------------------------
 
 
@@ -212,6 +227,7 @@ def test_every_rule_is_measured(denoiser, tokenizer, dataset):
     evaluator = Evaluator(denoiser, tokenizer, dataset.select(range(2)), canvas_length=CANVAS)
     scorer = scorer_of(denoiser.model)
     names = list(SAMPLERS)
+    random = {name: make_sampler(name, scorer=scorer).is_random for name in names}
     results = list(compare(evaluator, evaluator, samplers=names, targets=[6.0], scorers=[scorer], seeds=2))
     assert [result.sampler for result in results if "capped" not in result.sampler] == names
     assert [name for name in names if knob(name, scorer)] == [
@@ -219,7 +235,7 @@ def test_every_rule_is_measured(denoiser, tokenizer, dataset):
     ]
     for result in results:
         assert (result.bound is None) == SAMPLERS[result.sampler.partition(",")[0]].remasks
-        assert result.runs == (2 if result.sampler in RANDOM_SAMPLERS else 1)
+        assert result.runs == (2 if random[result.sampler.partition(",")[0]] else 1)
 
 
 def test_rules_without_a_knob():
@@ -237,7 +253,7 @@ def test_compare(evaluator, denoiser):
     assert [result.sampler for result in results] == [
         *("iid", "top_prob", "threshold", "threshold, capped", "learned_order", "learned_order, capped")
     ]
-    assert [result.runs for result in results] == [3, 1, 1, 1, 2, 2]
+    assert [result.runs for result in results] == [3, 1, 1, 1, 6, 6]  # these scorers draw: with each of three seeds
     assert [result.budget for result in results] == [3, 3, CANVAS, 5, CANVAS, 5]
     assert [result.setting.partition("=")[0] for result in results] == ["", "", *["threshold"] * 2, *["bias"] * 2]
     for result in results:
@@ -249,6 +265,19 @@ def test_compare(evaluator, denoiser):
         assert result.count == 10
     expected = [evaluator.measure(IIDSampler(), name="iid", max_denoising_steps=3, seed=seed) for seed in range(3)]
     assert results[0].bound == pytest.approx(sum(run.bound for run in expected) / 3)
+
+
+def test_finished_rows_are_not_measured_again(evaluator):
+    options = {"samplers": ["top_prob", "entropy_bound"], "targets": [3.0, 6.0], "task": "equations"}
+    results = list(compare(evaluator, evaluator, **options))
+    assert len(results) == 6
+    # changed, so that a row that is measured again would be another one
+    finished = [replace(result, accuracy=-1.0) for result in results[:1] + results[3:5]]
+    again = list(compare(evaluator, evaluator, **options, finished=finished))
+    assert again == [finished[0], *results[1:3], *finished[1:], results[5]]
+    assert list(compare(evaluator, evaluator, **options | {"task": "words"}, finished=finished)) == [
+        replace(result, task="words") for result in results
+    ]
 
 
 @pytest.mark.parametrize(
@@ -263,92 +292,6 @@ def test_compare(evaluator, denoiser):
 def test_compare_checks(evaluator, options, message):
     with pytest.raises(ValueError, match=message):
         list(compare(evaluator, evaluator, targets=[3.0], **options))
-
-
-def test_over_runs():
-    runs = [replace(RESULT, accuracy=a, nfe=n, nfe_min=m, nfe_max=M, bound=b) for a, n, m, M, b in
-            [(0.2, 3.0, 1, 4, -8.0), (0.4, 5.0, 2, 6, -10.0)]]  # fmt: skip
-    mean = over_runs(runs)
-    assert mean.accuracy == pytest.approx(0.3)
-    assert mean.spread == pytest.approx(0.02**0.5)
-    assert (mean.nfe, mean.nfe_min, mean.nfe_max, mean.bound, mean.runs) == (4.0, 1, 6, -9.0, 2)
-    assert over_runs([RESULT]) == RESULT
-    seeds = [replace(RESULT, scores=[1.0, 0.0, 1.0]), replace(RESULT, scores=[1.0, 0.0, 0.0])]
-    assert over_runs(seeds).scores == [1.0, 0.0, 0.5]
-    assert over_runs([replace(RESULT, bound=None)] * 2).bound is None
-
-
-def test_lead_is_the_interval_of_the_mean_difference():
-    generator = torch.Generator().manual_seed(0)
-    ours = (torch.rand(400, generator=generator) < 0.5).float()
-    theirs = torch.where(torch.rand(400, generator=generator) < 0.2, 1 - ours, ours)  # paired: they mostly agree
-    difference = ours - theirs
-    low, high = lead(replace(RESULT, scores=ours.tolist()), replace(RESULT, scores=theirs.tolist()))
-    error = difference.std().item() / 20
-    assert low == pytest.approx(difference.mean().item() - 1.96 * error, abs=0.2 * error)
-    assert high == pytest.approx(difference.mean().item() + 1.96 * error, abs=0.2 * error)
-
-
-@pytest.mark.parametrize("scores", [[], [1.0, 0.0]])
-def test_lead_needs_the_same_sequences(scores):
-    with pytest.raises(ValueError, match=r"both results must have scores of the same sequences, got [01] and"):
-        lead(replace(RESULT, scores=[1.0] if scores else []), replace(RESULT, scores=scores))
-
-
-# ---- results -----------------------------------------------------------------------------------------------------
-
-
-def test_results_round_trip(tmp_path):
-    results = [RESULT, replace(RESULT, sampler="learned_order", setting="bias=0.5", spread=0.01, bound=None, runs=3)]
-    save_results(results, tmp_path / "new" / "folder")
-    folder = tmp_path / "new" / "folder"
-    assert load_results(folder / "results.json") == results
-    with open(folder / "results.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["sampler"] for row in rows] == ["entropy", "learned_order"]
-    assert rows[0].keys() == vars(RESULT).keys() - {"scores"}
-    assert (rows[0]["accuracy"], rows[0]["bound"], rows[1]["bound"]) == ("0.25", "-9.5", "")
-
-
-@pytest.mark.parametrize("text", ["{", "3", '[{"sampler": "iid"}]', '[{"speed": 1}]', json.dumps(["iid"])])
-def test_other_files_are_refused(text, tmp_path):
-    path = tmp_path / "results.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=r"results\.json: must be a results\.json that evaluate wrote"):
-        load_results(path)
-
-
-def test_table():
-    results = [
-        RESULT,
-        replace(RESULT, sampler="iid", accuracy=0.125, spread=0.02, runs=3, bound=None),
-        replace(RESULT, sampler="threshold", setting="threshold=0.75", target=8.0, nfe=8.125, nfe_max=11),
-        replace(RESULT, sampler="learned_order", accuracy=0.5),
-    ]
-    file = io.StringIO()
-    Console(file=file, width=120, force_terminal=True, color_system="standard").print(table(results))
-    lines = [line for line in file.getvalue().splitlines() if any(r.sampler in line for r in results)]
-    order = [next(r.sampler for r in results if r.sampler in line) for line in lines]
-    assert order == ["learned_order", "entropy", "iid", "threshold"]  # by target, then by accuracy
-    assert ["\x1b[1m" in line for line in lines] == [True, False, False, True]
-    for text in ("T=4", "3.90", "2-4", "12.5", "2.0 (3)"):
-        assert text in lines[2]
-    for text in ("threshold=0.75", "8.12", "2-11", "25.0", "-9.50"):
-        assert text in lines[3]
-    assert "-9.50" not in lines[2]
-
-
-def test_table_says_how_far_the_learned_order_is_ahead():
-    ours, theirs = [1.0, 1.0, 1.0, 0.0] * 100, [1.0, 0.0, 1.0, 0.0] * 100
-    results = [
-        replace(RESULT, scores=theirs, accuracy=0.5),
-        replace(RESULT, sampler="learned_order", scores=ours, accuracy=0.75),
-    ]
-    file = io.StringIO()
-    Console(file=file, width=120).print(table(results))
-    low, high = lead(results[1], results[0])
-    assert f"{100 * low:+.1f} to {100 * high:+.1f}" in file.getvalue()
-    assert file.getvalue().count(" to ") == 1
 
 
 def test_learned_rule_of_a_knob(denoiser):

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -25,10 +25,10 @@ from hf_learned_order.cards import Card, read_results, table_rows
 from hf_learned_order.cli import main
 from hf_learned_order.data import equation_tokenizer, equations
 from hf_learned_order.denoisers import Denoiser, load_denoiser
-from hf_learned_order.evaluation import Result, save_results
 from hf_learned_order.gsm8k import chains_of, read_rows
 from hf_learned_order.hub import push_folder
 from hf_learned_order.integration import LearnedOrderGenerationMixin, attach
+from hf_learned_order.results import Result, save_results
 from hf_learned_order.scorer import OrderScorer
 from hf_learned_order.trainer import OrderTrainer
 
@@ -329,6 +329,18 @@ def test_code_of_the_card_runs(hub, base, measured):
         exec(code, scope)
     assert scope["out"].nfe.max() <= 3
     assert "w" in printed.getvalue()
+
+
+def test_rows_of_another_task_are_left_out(tmp_path):
+    rows = [replace(RESULTS[0], task=task, accuracy=i / 4) for i, task in enumerate(("words", "equations", ""))]
+    save_results(rows, tmp_path)
+    path = tmp_path / "results.json"
+    assert [row["accuracy"] for row in read_results(path, "equations")] == [0.25, 0.5]
+    assert [row["accuracy"] for row in read_results(path, "words")] == [0.0, 0.5]
+    assert len(read_results(path)) == 3
+    save_results(rows[:2], tmp_path)
+    with pytest.raises(ValueError, match=r"task must be among those of .* \(equations, words\), got 'sums'"):
+        read_results(path, "sums")
 
 
 @pytest.mark.parametrize(

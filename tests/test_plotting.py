@@ -1,5 +1,7 @@
 """The pictures are written and hold what they were given."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from files import equation_model, scorer_of, write_rows
@@ -8,9 +10,10 @@ from PIL import Image
 
 from hf_learned_order.data import equation_tokenizer, equations
 from hf_learned_order.denoisers import Denoiser
-from hf_learned_order.evaluation import Evaluator, Result
+from hf_learned_order.evaluation import Evaluator
 from hf_learned_order.gsm8k import chains_of, read_rows
 from hf_learned_order.plotting import order_map, order_map_of, trade_off
+from hf_learned_order.results import Result
 
 
 def result(sampler: str, nfe: float, accuracy: float) -> Result:
@@ -44,6 +47,14 @@ def test_trade_off(tmp_path, figures):
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     assert lines == {"learned_order": [[2.0, 30.0], [8.0, 50.0]], "iid": [[2.0, 10.0]]}
     assert axes.get_title() == "Trade-off"
+
+
+def test_a_panel_for_each_task(tmp_path, figures):
+    results = [replace(result("iid", 2.0, 0.1 * i), task=task) for i, task in enumerate(("equations", "words"))]
+    trade_off(results, tmp_path / "curve.png")
+    panels = figures[0].axes
+    assert [axes.get_title() for axes in panels] == ["equations", "words"]
+    assert [axes.lines[0].get_xydata().tolist() for axes in panels] == [[[2.0, 0.0]], [[2.0, 10.0]]]
 
 
 def test_order_map(tmp_path, figures):
