@@ -84,16 +84,17 @@ def test_what_follows_the_end_is_left_out(model, tokenizer):
 def test_infilling(model, tokenizer):
     ids = tokenizer(["1+1=2", "3"], return_tensors="pt", padding=True, padding_side="left")
     ids["input_ids"][:, -2] = tokenizer.mask_token_id  # behind the prompt stands a separator
-    ids["input_ids"][0, 1] = tokenizer.mask_token_id
+    ids["input_ids"][0, 2] = tokenizer.mask_token_id
     output = model.generate(**ids, sampler="top_prob", infill=True, return_dict_in_generate=True)
     first, second = OrderMap.of(output, tokenizer)
     assert first.prompt == second.prompt == ""
     assert (first.order, second.order) == (output.order[0].tolist(), [1, 0])  # no padding
     assert sorted(first.order) == [0, 0, 0, 0, 1, 2]
-    assert 0 not in (first.order[1], first.order[-2])
+    assert 0 not in (first.order[2], first.order[-2])
     assert first.tokens[0] == "1"
     assert "".join(first.tokens) == tokenizer.decode(output.sequences[0])
-    assert [step == 0 for step in first.order] == [number == 1.0 for number in first.confidence]
+    for one in (first, second):
+        assert [step == 0 for step in one.order] == [number == 1.0 for number in one.confidence]
 
 
 def test_no_order(model, tokenizer):

@@ -56,13 +56,14 @@ def test_space_in_a_browser(space, web):
     web.get_by_label("Prompt").fill("24/2;24+a")
     web.get_by_label("Sampler").click()
     web.get_by_role("option", name="left_to_right").click()
-    web.get_by_role("spinbutton").fill("9")
+    web.get_by_role("spinbutton").fill("9")  # 8 of the 64 positions a step, and the EOS is the 21st
     web.get_by_role("button", name="Decode").click()
     results = web.locator("#results")
     results.get_by_text("learned_order").wait_for()
     rule, learned = results.inner_text().strip().split("\n\n")
-    assert re.fullmatch(r"left_to_right: 24/2=12 24\+12=36 #36, NFE [1-9], \d+ ms", rule)
+    assert re.fullmatch(r"left_to_right: 24/2=12 24\+12=36 #36, NFE 3, \d+ ms", rule)
     assert re.fullmatch(r"learned_order: 24/2=12 24\+12=36 #36, NFE [1-9], \d+ ms", learned)
+    assert '"play": true' in web.locator("iframe").get_attribute("srcdoc")
     maps = web.frame_locator("iframe[title='Order maps']")
     assert maps.locator("h2").all_text_contents() == ["left_to_right", "learned_order"]
     maps.get_by_role("button", name="Play").wait_for()  # it has played to its end

@@ -73,5 +73,4 @@ with gradio.Blocks(title="Learned unmasking orders", analytics_enabled=False) as
     button.click(compare, [prompt_box, rule_box, budget_box], [frame_box, results])
 
 if __name__ == "__main__":
-    # no fonts from elsewhere
-    demo.launch(theme=gradio.themes.Default(font="sans-serif", font_mono="monospace"))
+    demo.launch()
