@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,12 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import train
+import train_denoiser
 from files import write_rows
+from transformers import HfArgumentParser
 from transformers.utils import logging
 
-from hf_learned_order import families
+from hf_learned_order import cli, families
 from hf_learned_order.evaluation import Result, save_results
 from hf_learned_order.plotting import trade_off
+from hf_learned_order.trainer import OrderTrainingArguments
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/README.md")])
@@ -122,6 +127,40 @@ def test_every_fence_is_a_block(page):
     assert fences == 2 * len(FENCE.findall(text))
     assert text.count("<!-- not run") == sum(block.reason is not None for block in blocks_of(text))
     assert {block.language for block in blocks_of(text)} <= {"python", "bash", "text"}
+
+
+SCRIPTS = {
+    "examples/train.py": (train.ScriptArguments, OrderTrainingArguments),
+    "examples/train_denoiser.py": (train_denoiser.DenoiserArguments, train_denoiser.DenoiserTrainingArguments),
+}
+
+
+def understood(command: list[str]) -> bool:
+    """Whether this is our command line, or one of our scripts, with arguments that it takes."""
+    if command[0] == "hf-learned-order":
+        return cli.main(command[1:]) == 0
+    if command[:2] != ["accelerate", "launch"]:
+        return False
+    HfArgumentParser(SCRIPTS[command[2]]).parse_args_into_dataclasses(command[3:])
+    return True
+
+
+def test_what_is_not_run_is_understood(monkeypatch, tmp_path):
+    """The long commands: their arguments exist, though nobody waits for them here."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("_generate", "_evaluate", "_plot", "_push"):
+        monkeypatch.setattr(cli, name, lambda options: None)
+    count = 0
+    for page in PAGES:
+        for block in blocks_of(page.read_text(encoding="utf-8")):
+            if block.language == "bash" and block.reason is not None:
+                lines = re.sub(r"^#.*$", "", block.code, flags=re.MULTILINE).replace("\\\n", " ").splitlines()
+                count += sum(understood(shlex.split(line)) for line in lines if line)
+    assert count >= 8
+    with pytest.raises(SystemExit):
+        understood(["hf-learned-order", "evaluate", "--model", "x", "--nothing"])
+    with pytest.raises(ValueError, match="not used by the HfArgumentParser"):
+        understood(["accelerate", "launch", "examples/train.py", "--nothing"])
 
 
 # ---- the tests above can fail ------------------------------------------------------------------------------------
