@@ -83,6 +83,7 @@ def run_page(page: Path, folder: Path) -> list[int]:
                 exec(code, names)
             printed = output.getvalue()
         if block.prints is not None:
+            printed = re.sub(r" +$", "", printed, flags=re.MULTILINE)
             assert printed == block.prints, f"{where}: printed\n{printed}"
         lines.append(block.line)
     return lines
