@@ -45,9 +45,10 @@ def hub(running_hub):
     return running_hub
 
 
-@pytest.fixture(scope="session")
+# not for the session: while it is open, asyncio.run fails in this thread
+@pytest.fixture(scope="module")
 def browser():
-    """A headless Chromium. Its pages load nothing from outside this machine."""
+    """A headless Chromium."""
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
