@@ -41,6 +41,7 @@ def main() -> int:
     parser.add_argument("--train_file", default=str(GSM8K / "train.jsonl"))
     parser.add_argument("--test_file", default=str(GSM8K / "test.jsonl"))
     parser.add_argument("--limit", default="120", help="test problems")
+    parser.add_argument("--tuning_limit", default="80", help="held-out problems that the samplers are tuned on")
     parser.add_argument("--nfe", nargs="+", default=["4"])
     parser.add_argument("--output_dir", default="runs/demo")
     options = parser.parse_args()
@@ -67,7 +68,7 @@ def main() -> int:
             "--seeds",
             "1",
             "--tuning_limit",
-            "80",
+            options.tuning_limit,
             "--samplers",
             *SAMPLERS,
         ]

@@ -48,6 +48,7 @@ _MODULES = {
     "push_folder": "hub",
     "Evaluator": "evaluation",
     "compare": "evaluation",
+    "OrderMap": "order_maps",
 }
 __all__ = list(_MODULES)  # pyrefly: ignore
 

@@ -4,7 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_learned_order.order_maps import OrderMap
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -15,10 +18,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     generate = commands.add_parser("generate", help="decode one prompt")
     _add_model(generate)
     generate.add_argument("--prompt", required=True)
-    generate.add_argument("--sampler", default="learned_order")
+    generate.add_argument("--sampler", nargs="+", default=["learned_order"], help="one, or several to compare")
     generate.add_argument("--max_new_tokens", type=int, default=64)
     generate.add_argument("--max_denoising_steps", type=int)
     generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument(
+        "--order_map", metavar="FILE", help="which step unmasked which token: FILE.html, FILE.png, or - to print it"
+    )
     generate.set_defaults(run=_generate)
 
     evaluate = commands.add_parser("evaluate", help="compare samplers at matched NFE: table, JSON, CSV and plots")
@@ -79,22 +85,47 @@ def _add_model(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
 def _generate(options: argparse.Namespace) -> None:
     from hf_learned_order.denoisers import load_denoiser, load_tokenizer
     from hf_learned_order.integration import attach
+    from hf_learned_order.order_maps import OrderMap
 
+    if options.order_map not in (None, "-") and not options.order_map.endswith((".html", ".png")):
+        raise ValueError(f"--order_map must be - or end in .html or .png, got {options.order_map}")
     tokenizer = load_tokenizer(options.model)
     model = attach(load_denoiser(options.model), options.scorer, tokenizer=tokenizer)
-    output = model.generate(  # pyrefly: ignore[not-callable]
-        **tokenizer(options.prompt, return_tensors="pt").to(model.device),
-        sampler=options.sampler,
-        max_new_tokens=options.max_new_tokens,
-        max_denoising_steps=options.max_denoising_steps,
-        seed=options.seed,
-        return_dict_in_generate=True,
-    )
-    response = output.sequences[0, -options.max_new_tokens :]
-    print(tokenizer.decode(response, skip_special_tokens=True))
-    print(
-        f"{int(output.nfe[0])} denoiser calls, {float(output.tokens_per_forward[0]):.2f} tokens a call", file=sys.stderr
-    )
+    maps = []
+    for sampler in options.sampler:
+        output = model.generate(  # pyrefly: ignore[not-callable]
+            **tokenizer(options.prompt, return_tensors="pt").to(model.device),
+            sampler=sampler,
+            max_new_tokens=options.max_new_tokens,
+            max_denoising_steps=options.max_denoising_steps,
+            seed=options.seed,
+            return_dict_in_generate=True,
+        )
+        response = output.sequences[0, -options.max_new_tokens :]
+        print(tokenizer.decode(response, skip_special_tokens=True))
+        speed = f"{int(output.nfe[0])} denoiser calls, {float(output.tokens_per_forward[0]):.2f} tokens a call"
+        print(speed if len(options.sampler) == 1 else f"{sampler}: {speed}", file=sys.stderr)
+        maps += OrderMap.of(output, tokenizer, label=sampler)
+    if options.order_map is not None:
+        _order_map(maps, options.order_map)
+
+
+def _order_map(maps: "Sequence[OrderMap]", path: str) -> None:
+    """Printed for `-`, else written as what the file is called."""
+    if path == "-":
+        from hf_learned_order.order_maps import show
+
+        show(maps)
+        return
+    if path.endswith(".html"):
+        from hf_learned_order.order_maps import page
+
+        Path(path).write_text(page(maps, title=f"Order map: {maps[0].prompt}"), encoding="utf-8")
+    else:
+        from hf_learned_order.plotting import order_map
+
+        order_map(maps, path)
+    print(f"Written to {path}", file=sys.stderr)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

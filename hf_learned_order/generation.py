@@ -50,6 +50,7 @@ class LearnedOrderOutput(ModelOutput):
             the tokens that were filled in.
         log_likelihood: float [batch], nats: log p_theta of each token when it was (last) unmasked, summed. With a rule
             that remasks it bounds nothing.
+        token_log_probs: float, shape of `order`, nats: its terms; 0 where `order` is 0.
     """
 
     sequences: Tensor = None  # pyrefly: ignore[bad-assignment]
@@ -57,6 +58,7 @@ class LearnedOrderOutput(ModelOutput):
     nfe: Tensor = None  # pyrefly: ignore[bad-assignment]
     tokens_per_forward: Tensor = None  # pyrefly: ignore[bad-assignment]
     log_likelihood: Tensor = None  # pyrefly: ignore[bad-assignment]
+    token_log_probs: Tensor = None  # pyrefly: ignore[bad-assignment]
 
 
 @torch.no_grad()
@@ -265,16 +267,15 @@ def _check_clean(clean: Tensor | None, canvas: Canvas, sampler: Sampler) -> None
 
 
 def _output(loop: _Loop, input_ids: Tensor, attention_mask: Tensor, *, infill: bool) -> LearnedOrderOutput:
-    canvas, response, order, length = (
-        loop.canvas,
-        loop.stopping.response(loop.canvas),
-        loop.canvas.order,
-        loop.stopping.length,
-    )
+    canvas, response, length = loop.canvas, loop.stopping.response(loop.canvas), loop.stopping.length
     sequences = torch.cat([input_ids, response], 1)
+    order, token_log_probs = canvas.order, canvas.token_log_probs
     if infill:
         sequences = given_layout(canvas.ids, attention_mask)
-        order = given_layout(torch.nn.functional.pad(order, (canvas.start, 0)), attention_mask)
+        before = (canvas.start, 0)  # what stands before the first column that can be filled
+        order, token_log_probs = (
+            given_layout(torch.nn.functional.pad(part, before), attention_mask) for part in (order, token_log_probs)
+        )
         length = (order > 0).sum(-1)
     nfe = canvas.steps * (1 if loop.guidance is None else 2)
     return LearnedOrderOutput(
@@ -283,4 +284,5 @@ def _output(loop: _Loop, input_ids: Tensor, attention_mask: Tensor, *, infill: b
         nfe=nfe,
         tokens_per_forward=length / nfe.clamp(min=1),  # a row without masks needs no call
         log_likelihood=canvas.token_log_probs.sum(-1),
+        token_log_probs=token_log_probs,
     )

@@ -43,3 +43,36 @@ def hub(running_hub):
     running_hub.requests.clear()
     running_hub.drop = ""
     return running_hub
+
+
+# not for the session: while it is open, asyncio.run fails in this thread
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no Chromium on PATH (Debian: apt-get install chromium)")
+    with playwright.sync_playwright() as driver:
+        # as root, which CI is, Chromium has no sandbox
+        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"] if os.getuid() == 0 else [])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def web(browser):
+    """A page; an error in its scripts, or a request that goes further than this machine, fails the test."""
+    context = browser.new_context(viewport={"width": 1000, "height": 700})
+    wrong = []
+    web = context.new_page()
+    web.on("pageerror", lambda error: wrong.append(str(error)))
+    web.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    web.on("request", lambda request: wrong.append(request.url) if not is_local(request.url) else None)
+    yield web
+    context.close()
+    assert wrong == []
+
+
+def is_local(url: str) -> bool:
+    return url.startswith(("file:", "data:", "blob:", "about:", "http://127.0.0.1:"))

@@ -1,5 +1,6 @@
 """`hf-learned-order` from its arguments to what it prints and writes."""
 
+import re
 import resource
 import signal
 import subprocess
@@ -71,6 +72,33 @@ def test_generate(folder, capsys):
 def test_generate_without_a_scorer(folder, capsys):
     assert generate(folder, "--sampler", "top_prob", "--max_denoising_steps", "4") == 0
     assert capsys.readouterr().out.strip()
+
+
+def test_generate_with_several_samplers(folder, capsys):
+    runs = {}
+    for names in (["left_to_right"], ["top_prob"], ["left_to_right", "top_prob"]):
+        assert generate(folder, "--sampler", *names, "--max_denoising_steps", "4") == 0
+        runs[len(names), names[0]] = capsys.readouterr()
+    both = runs.pop((2, "left_to_right"))
+    assert both.out == "".join(run.out for run in runs.values())
+    assert both.err == "".join(f"{name}: {run.err}" for (_, name), run in runs.items())
+
+
+def test_order_map(folder, capsys):
+    two = ["--sampler", "left_to_right", "top_prob", "--max_denoising_steps", "4"]
+    assert generate(folder, *two, "--order_map", "-") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "left_to_right, 4 denoiser calls"
+    assert re.fullmatch("(1{4}2{4}3{4}4{4}|1+(2+(3+4*)?)?) *", lines[4])  # shorter where an EOS came early
+    assert lines[5].startswith("top_prob, ")
+    for kind, start in ((".html", b"<!doctype html>"), (".png", b"\x89PNG")):
+        path = folder / f"map{kind}"
+        assert generate(folder, *two, "--order_map", str(path)) == 0
+        assert path.read_bytes().startswith(start)
+        assert capsys.readouterr().err.endswith(f"Written to {path}\n")
+    text = (folder / "map.html").read_text(encoding="utf-8")
+    assert text.index('"label": "left_to_right"') < text.index('"label": "top_prob"')
+    assert '"title": "Order map: 16-3;a*2"' in text
 
 
 def test_evaluate_and_plot(folder, capsys):
@@ -218,6 +246,17 @@ def test_numbers_out_of_range(folder, capsys):
     message = error_of(generate(folder, "--sampler", "iid", "--max_new_tokens", "-1"), capsys)
     assert message == "max_new_tokens must be a positive integer, got -1"
     assert error_of(evaluate(folder, "--seeds", "0", output="none"), capsys) == "seeds must be 1 or more, got 0"
+
+
+@pytest.mark.parametrize("name", ["map.gif", "map", ""])
+def test_order_map_of_another_kind(folder, capsys, name):
+    message = error_of(generate(folder, "--sampler", "iid", "--order_map", name), capsys)
+    assert message == f"--order_map must be - or end in .html or .png, got {name}".rstrip()
+
+
+def test_order_map_that_cannot_be_written(folder, capsys):
+    path = folder / "nowhere" / "map.html"
+    assert str(path) in error_of(generate(folder, "--sampler", "iid", "--order_map", str(path)), capsys)
 
 
 def test_plot_of_another_file(folder, capsys):

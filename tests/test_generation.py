@@ -149,6 +149,7 @@ def assert_same_rows(got: LearnedOrderOutput, expected: LearnedOrderOutput) -> N
     assert got.nfe.tolist() == expected.nfe.tolist()
     assert got.tokens_per_forward.tolist() == expected.tokens_per_forward.tolist()
     torch.testing.assert_close(got.log_likelihood, expected.log_likelihood)
+    torch.testing.assert_close(got.token_log_probs, expected.token_log_probs)
 
 
 def first_eos(row: list[int], eos: list[int]) -> int:
@@ -481,7 +482,7 @@ class TestScoring:
         output = decode(denoiser, ids, mask, sampler=sampler, clean=clean, generator=generator, **options)
         eos = torch.tensor(options["eos_token_id"] or []).reshape(-1).tolist()
         for row, prompt in enumerate(prompts):
-            order, total = output.order[row], 0.0
+            order, terms = output.order[row], [0.0] * len(clean[row])
             for number in range(1, int(output.nfe[row]) + 1):
                 done = (order > 0) & (order < number)
                 canvas = torch.where(done, clean[row], torch.tensor(MASK))
@@ -490,8 +491,9 @@ class TestScoring:
                     logits = denoiser(joined, torch.ones_like(joined), len(prompt))[0][0].float()
                 logits[:, MASK] = -torch.inf
                 for i in (order == number).nonzero().flatten().tolist():
-                    total += logits.log_softmax(-1)[i, clean[row, i]].item()
-            assert output.log_likelihood[row].item() == pytest.approx(total, rel=1e-4, abs=1e-4)
+                    terms[i] = logits.log_softmax(-1)[i, clean[row, i]].item()
+            assert output.token_log_probs[row].tolist() == pytest.approx(terms, rel=1e-4, abs=1e-4)
+            assert output.log_likelihood[row].item() == pytest.approx(sum(terms), rel=1e-4, abs=1e-4)
             end = first_eos(clean[row].tolist(), eos)
             assert response(output)[row, : end + 1].tolist() == clean[row, : end + 1].tolist()
 

@@ -3,15 +3,16 @@
 from dataclasses import replace
 
 import pytest
-import torch
 from files import equation_model, scorer_of, write_rows
 from matplotlib import pyplot
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from hf_learned_order.data import equation_tokenizer, equations
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.evaluation import Evaluator
 from hf_learned_order.gsm8k import chains_of, read_rows
+from hf_learned_order.order_maps import OrderMap, palette
 from hf_learned_order.plotting import order_map, order_map_of, trade_off
 from hf_learned_order.results import Result
 
@@ -20,6 +21,10 @@ def result(sampler: str, nfe: float, accuracy: float) -> Result:
     return Result(
         sampler=sampler, budget=8, accuracy=accuracy, nfe=nfe, nfe_min=1, nfe_max=8, bound=None, count=10, target=nfe
     )
+
+
+def map_of(label: str, tokens: list[str], order: list[int]) -> OrderMap:
+    return OrderMap(label=label, prompt="", tokens=tokens, order=order, confidence=[0.5] * len(order), nfe=3)
 
 
 def colours_of(path) -> int:
@@ -58,21 +63,34 @@ def test_a_panel_for_each_task(tmp_path, figures):
 
 
 def test_order_map(tmp_path, figures):
-    orders = [torch.tensor([1, 2, 0, 0]), torch.tensor([3, 1, 1, 0])]
-    order_map(orders, [["a", "b", "", ""], ["c", "d", "$e", ""]], ["one", "two"], tmp_path / "map.png")
+    maps = [map_of("one", ["a", "b"], [1, 2]), map_of("two", ["c", "d", "$e$", "[EOS]", "\n"], [3, 1, 1, 0, 2])]
+    order_map(maps, tmp_path / "map.png", title="Orders")
     assert colours_of(tmp_path / "map.png") > 10
-    axes = figures[0].axes[0]
-    assert [text.get_text() for text in axes.texts] == ["a", "b", "c", "d", "$e"]
-    assert len(axes.patches) == 5  # a position that was not needed is not drawn
-    assert axes.get_xlim() == (0, 3)
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "two"]
-    fills = [patch.get_facecolor() for patch in axes.patches]
-    assert fills[0] == fills[3] == fills[4] != fills[1] != fills[2]
+    axes, scale = figures[0].axes
+    assert axes.get_title() == "Orders"
+    assert [text.get_text() for text in axes.texts] == ["a", "b", "c", "d", "$e$", "[EOS]", "↵"]
+    assert not any(text.get_parse_math() for text in axes.texts)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["one, 3 calls", "two, 3 calls"]
+    fills = [to_hex(patch.get_facecolor(), keep_alpha=True) for patch in axes.patches]
+    light, middle, dark = (f"{colour}ff" for colour in palette(3))
+    assert fills == [light, middle, dark, light, light, "#00000000", middle]
+    corners = [(patch.get_x(), patch.get_y()) for patch in axes.patches]
+    ends = [patch.get_x() + patch.get_width() for patch in axes.patches]
+    assert corners[0] == (0, 0)
+    assert corners[2:] == [(0, 1), *((end, 1) for end in ends[2:-1])]  # side by side
+    assert ends[:2] == ends[2:4]  # a place is as wide in every line
+    assert axes.get_xlim() == (0, ends[-1])
+    assert len(scale.get_yticks()) >= 3
+
+
+def test_nothing_to_draw(tmp_path):
+    with pytest.raises(ValueError, match="maps must hold at least one OrderMap, but it is empty"):
+        order_map([], tmp_path / "map.png")
 
 
 def test_figures_are_closed(tmp_path):
     trade_off([result("iid", 2.0, 0.1)], tmp_path / "curve.png")
-    order_map([torch.tensor([1])], [["a"]], ["one"], tmp_path / "map.png")
+    order_map([map_of("one", ["a"], [1])], tmp_path / "map.png")
     assert pyplot.get_fignums() == []
 
 

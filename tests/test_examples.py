@@ -1,0 +1,54 @@
+"""The scripts in `examples/` that no other test runs, at tiny settings."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import bench
+import demo
+from files import save_all, write_rows
+
+from hf_learned_order.evaluation import load_results
+from hf_learned_order.samplers import SAMPLERS
+from hf_learned_order.scorer import OrderScorer
+
+EXAMPLES = Path(demo.__file__).parent
+
+
+def test_demo_without_gsm8k(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "SAMPLERS", ["top_prob", "learned_order"])
+    files = ["--train_file", str(tmp_path / "no.jsonl"), "--test_file", str(tmp_path / "none.jsonl")]
+    small = ["--limit", "4", "--tuning_limit", "4", "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["demo.py", *files, *small])
+    assert demo.main() == 0
+    assert capsys.readouterr().out.startswith(f"No GSM8K at {tmp_path / 'none.jsonl'}: ")
+    results = load_results(tmp_path / "results.json")
+    assert [result.sampler for result in results] == ["top_prob", "learned_order", "learned_order, capped"]
+    assert [result.runs for result in results] == [1, 3, 3]
+    assert {result.count for result in results} == {4}
+
+
+def test_bench(monkeypatch, capsys):
+    for name, value in (("STEPS", 2), ("CANVAS", 8), ("ROUNDS", 1)):
+        monkeypatch.setattr(bench, name, value)
+    bench.main()
+    printed = capsys.readouterr().out
+    assert all(f" {name} " in printed for name in SAMPLERS)
+
+
+def test_train(tmp_path):
+    save_all(tmp_path)
+    write_rows(tmp_path / "train.jsonl", 404, 0)
+    done = subprocess.run(
+        [
+            *(sys.executable, EXAMPLES / "train.py", "--model_name_or_path", tmp_path / "denoiser"),
+            *("--train_file", tmp_path / "train.jsonl", "--output_dir", tmp_path / "out", "--law", "dependent"),
+            *("--num_problems", "8", "--scorer_size", "16", "--scorer_layers", "1", "--max_steps", "1"),
+            *("--per_device_train_batch_size", "2", "--eval_strategy", "no"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    scorer = OrderScorer.from_pretrained(tmp_path / "out")
+    assert (scorer.config.law, scorer.config.hidden_size) == ("dependent", 16)
