@@ -11,6 +11,7 @@ from published import stand_in
 from test_generation import DETERMINISTIC, SOME_EOS, Recorder, assert_same_rows, padded, response, words
 from test_streaming import Collector
 
+from hf_learned_order.canvas import Canvas
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.families import Family
 from hf_learned_order.generation import LearnedOrderOutput, decode
@@ -118,6 +119,21 @@ def test_infilling_goes_by_the_same_grid(name, lengths, seed, budget):
         last = [order for place, order in enumerate(alone.order[0].tolist()) if order and place // BLOCK == 0]
         later = [order for place, order in enumerate(alone.order[0].tolist()) if order and place // BLOCK > 0]
         assert max(last, default=0) < min(later, default=99)
+
+
+def test_plan():
+    """By hand: rows of 2, 6 and 5 tokens, blocks of 4; seven steps among three blocks."""
+    ids, mask = padded([words(2), words(6), words(5)], "left", 1)
+    canvas = Canvas.behind(ids, mask, length=8, mask_token_id=MASK)
+    plan = canvas.plan(None, 7, block_size=BLOCK)
+    assert [(rows.tolist(), block.start, block.stop, steps) for rows, block, steps in plan] == [
+        ([0, 1], 0, 2, 3),
+        ([2], 0, 3, 3),
+        ([0, 1], 2, 6, 2),
+        ([2], 3, 7, 2),
+        ([0, 1], 6, 8, 2),
+        ([2], 7, 8, 2),
+    ]
 
 
 def test_rows_whose_blocks_agree_are_decoded_together_and_nothing_behind_the_block_is_computed():
