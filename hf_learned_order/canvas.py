@@ -1,6 +1,7 @@
 """The canvas: the window of mask tokens behind a prompt, where a response appears. Shared by decoding and training."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -140,14 +141,56 @@ class Canvas:
             if self.length % block_length:
                 raise ValueError(f"block_length must divide max_new_tokens {self.length}, got {block_length}")
             length = block_length
-        starts = range(0, self.length, length)
-        shares = [int(self.masked[:, start : start + length].sum(-1).max()) for start in starts]
-        if steps is not None:
-            check_positive("max_denoising_steps", steps)
-            if steps < len(starts):
-                raise ValueError(
-                    f"max_denoising_steps must be at least one for each of the {len(starts)} blocks, got {steps}"
-                )
-            share, over = divmod(steps, len(starts))
-            shares = [share + (number < over) for number in range(len(starts))]
-        return [(slice(start, start + length), share) for start, share in zip(starts, shares, strict=True)]
+        slices = [slice(start, start + length) for start in range(0, self.length, length)]
+        every = torch.arange(len(self.masked), device=self.ids.device)
+        return list(zip(slices, self._shares(every, slices, steps), strict=True))
+
+    def plan(
+        self, block_length: int | None, steps: int | None, *, block_size: int | None
+    ) -> list[tuple[Tensor, slice, int]]:
+        """What is decoded together, one after the other: int rows, their block, its steps; blocks from left to right.
+
+        Without a `block_size` these are all rows and `windows`. On a block-causal model a row has its blocks on a grid
+        that starts at its first token, so rows go together where their grids agree; a block without a mask is left out.
+
+        Args:
+            block_length: as in `windows`; on a block-causal model its `block_size` or None.
+            steps: as in `windows`, each row's divided among its own blocks.
+            block_size: of a block-causal model, else None.
+
+        Raises:
+            ValueError: `block_length` is not the model's, or as `windows`.
+        """
+        every = torch.arange(len(self.masked), device=self.ids.device)
+        if block_size is None:
+            return [(every, window, share) for window, share in self.windows(block_length, steps)]
+        if block_length not in (None, block_size):
+            raise ValueError(
+                f"block_length must be None or {block_size}, the block in which this block-causal model attends, "
+                f"got {block_length!r}"
+            )
+        groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        padding, masked = (self.attention_mask == 0).sum(-1).tolist(), self.masked.cpu()
+        for row, pad in enumerate(padding):
+            grid = range((pad - self.start) % block_size, self.length, block_size)
+            blocks = pairwise(sorted({0, *grid, self.length}))
+            mine = tuple((start, stop) for start, stop in blocks if masked[row, start:stop].any())
+            groups.setdefault(mine, []).append(row)
+        parts = []
+        for blocks, members in groups.items():
+            rows, slices = every[members], [slice(*block) for block in blocks]
+            shares = self._shares(rows, slices, steps)
+            parts += [(rows, window, share) for window, share in zip(slices, shares, strict=True)]
+        return sorted(parts, key=lambda part: part[1].start)  # so that a streamer need not wait for the last row
+
+    def _shares(self, rows: Tensor, slices: list[slice], steps: int | None) -> list[int]:
+        """The steps of each block of `rows`."""
+        if steps is None:
+            return [int(self.masked[rows, window].sum(-1).max()) for window in slices]
+        check_positive("max_denoising_steps", steps)
+        if steps < len(slices):
+            raise ValueError(
+                f"max_denoising_steps must be at least one for each of the {len(slices)} blocks, got {steps}"
+            )
+        share, over = divmod(steps, max(len(slices), 1))
+        return [share + (number < over) for number in range(len(slices))]

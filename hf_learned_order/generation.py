@@ -8,7 +8,8 @@ Each step unmasks something and the last step unmasks everything and remasks not
 
 Which positions may be touched is one bool tensor, `Canvas.masked`: the whole window behind the prompts, or the masks
 of the prompts themselves (`infill=True`). With a `block_length` the loop runs once for each block, from left to right,
-and a rule sees the block only; the denoiser sees everything.
+and a rule sees the block only; the denoiser sees everything. A block-causal model goes through its own blocks, which
+start at another column in each row; rows whose blocks agree go together.
 
 The same loop scores a given response (`clean=`): the true token takes the place of the drawn one, and the sum of
 log p_theta over the unmasked positions bounds log p(x | c) from below when the rule is deterministic, and in
@@ -94,7 +95,8 @@ def decode(
         sampler: the rule.
         max_new_tokens: length of the canvas, by default 128.
         max_denoising_steps: step budget T; by default one for each position. Divided evenly among blocks.
-        block_length: decode in blocks of so many positions, from left to right; must divide `max_new_tokens`.
+        block_length: decode in blocks of so many positions, from left to right; must divide `max_new_tokens`. A
+            block-causal model always goes through its own blocks, which start at the first token of the prompt.
         infill: fill the masks in `input_ids`, all of them; nothing else is touched or added, and no EOS ends a row.
         temperature: 0 takes the most likely token at an unmasked position, otherwise it is drawn.
         logits_processor: changes the logits at each position, given prompt and canvas as they are, before rules and
@@ -126,7 +128,13 @@ def decode(
         )
         eos_token_id = None
     canvas = _canvas(denoiser, input_ids, mask, None if infill else 128 if max_new_tokens is None else max_new_tokens)
-    windows = canvas.windows(block_length, max_denoising_steps)
+    block_size = denoiser.family.block_size
+    plan = canvas.plan(block_length, max_denoising_steps, block_size=block_size)
+    if block_size is not None and negative_prompt_ids is not None:
+        raise ValueError(
+            "negative_prompt_ids must be None with a block-causal model: its blocks are counted from the first token, "
+            "so the canvas would be divided in another way behind another prompt"
+        )
     _check_clean(clean, canvas, sampler)
     loop = _Loop(
         denoiser=denoiser,
@@ -141,8 +149,8 @@ def decode(
         clean=clean,
         stream=None if streamer is None else Stream(streamer, input_ids),
     )
-    for window, steps in windows:
-        loop.run(window, steps)
+    for rows, window, steps in plan:
+        loop.run(rows, window, steps)
     if loop.stream is not None:
         loop.stream.end()
     return _output(loop, input_ids, mask, infill=infill)
@@ -164,11 +172,11 @@ class _Loop:
     generator: torch.Generator | None
     clean: Tensor | None
 
-    def run(self, window: slice, steps: int) -> None:
-        """Unmask everything in the window within `steps` steps. Rows that are done with it cost nothing."""
+    def run(self, rows: Tensor, window: slice, steps: int) -> None:
+        """Unmask everything in the window of `rows` within `steps` steps. Rows that are done with it cost nothing."""
         canvas = self.canvas
         state: State = ()
-        rows = canvas.masked[:, window].any(-1).nonzero().squeeze(-1)
+        rows = rows[canvas.masked[rows, window].any(-1)]
         for steps_left in range(steps, 0, -1):
             if len(rows) == 0:
                 break
@@ -188,9 +196,11 @@ class _Loop:
     def look(self, rows: Tensor, window: slice, steps_left: int) -> Step:
         """What the denoiser believes of the window, and all else that a rule may look at."""
         canvas, width = self.canvas, window.stop - window.start
+        # no block sees those behind it
+        end = None if self.denoiser.family.block_size is None else canvas.start + window.stop
         logits, hidden = self.denoiser(
-            canvas.ids[rows],
-            canvas.attention_mask[rows],
+            canvas.ids[rows, :end],
+            canvas.attention_mask[rows, :end],
             canvas.start + window.start,
             hidden_states=self.sampler.needs_hidden_states,
         )

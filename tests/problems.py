@@ -237,7 +237,7 @@ class Scripted(nn.Module):
     mask_token_id = MASK
     vocab_size = 100  # of prompts; it says 0 to 3
     max_length = None
-    family = SimpleNamespace(shift=0)
+    family = SimpleNamespace(shift=0, block_size=None)
 
     def __init__(self, script):
         super().__init__()
