@@ -5,10 +5,10 @@ What differs between model families is a few facts, and they stand in one table,
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -46,8 +46,7 @@ class Denoiser(nn.Module):
 
     def __init__(self, model: PreTrainedModel, *, mask_token_id: int | None = None, family: Family | None = None):
         super().__init__()
-        # pyrefly: ignore[not-callable] (PEFT's)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = _base_of(model)
         _refuse_what_cannot_be_called(model)
         self.family = family or find_family(model.config, type(base).__name__, masked_lm=_is_masked_lm(base))
         for known in (getattr(model.config, "mask_token_id", None), self.family.mask_token_id):
@@ -63,6 +62,7 @@ class Denoiser(nn.Module):
         self.model = model
         self.mask_token_id = mask_token_id
         self._stock = type(base).__module__.startswith("transformers.")
+        self._cuts = True  # until the model turns out to need logits of all positions
         self._parameters_taken = inspect.signature(base.forward).parameters
 
     def train(self, mode: bool = True) -> "Denoiser":
@@ -89,7 +89,13 @@ class Denoiser(nn.Module):
         return None if limit is None else limit - self.family.position_offset
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, start: int, *, hidden_states: bool = False
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        start: int,
+        *,
+        hidden_states: bool = False,
+        at: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Logits [batch, length - start, vocab] of the positions from `start` on, and their last hidden states.
 
@@ -97,6 +103,8 @@ class Denoiser(nn.Module):
             input_ids: [batch, length], masks included.
             attention_mask: [batch, length], 0 at padding, which stands on the left.
             hidden_states: whether the hidden states [batch, length - start, hidden] are wanted.
+            at: logits [n, vocab] of these positions only: int [n] twice, the row and the position, from `start` on.
+                The model's head is not asked for others, where it is a module of its own.
         """
         taken, length = self._parameters_taken, input_ids.shape[1]
         # counted from the first real token, so that padding changes nothing
@@ -109,19 +117,53 @@ class Denoiser(nn.Module):
         wanted = {"use_cache": False, "return_dict": True, "block_size": self.family.block_size}
         arguments |= {name: value for name, value in wanted.items() if name in taken and value is not None}
         window = slice(start - self.family.shift, length - self.family.shift)
-        if not hidden_states:
-            return self.model(input_ids=input_ids, **arguments).logits[:, window], None
-        if self.family.head_input:
-            seen: list[Tensor] = []
-            head = cast(nn.Module, self.model.get_output_embeddings())
-            hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-            try:
-                output = self.model(input_ids=input_ids, **arguments)
-            finally:
-                hook.remove()
-            return output.logits[:, window], seen[0][:, window]
-        output = self.model(input_ids=input_ids, output_hidden_states=True, **arguments)
-        return output.logits[:, window], output.hidden_states[-1][:, window]
+        place = None if at is None else (at[0], at[1] + window.start)
+        logits, hidden = self._call(input_ids, arguments, hidden_states, place)
+        return logits if place else logits[:, window], None if hidden is None else hidden[:, window]
+
+    def _call(
+        self, input_ids: Tensor, arguments: dict[str, Any], hidden_states: bool, place: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits of every place of the sequence, or of those at `place` only, and every hidden state if wanted."""
+        head, trunk = self.model.get_output_embeddings(), self._trunk
+        states: list[Tensor] = []  # what goes into the head
+        last: list[Tensor] = []  # what comes out of the trunk
+        cut = False
+
+        def before_head(_module: nn.Module, inputs: tuple) -> tuple | None:
+            nonlocal cut
+            states.append(inputs[0])
+            if place is None or not self._cuts or inputs[0].shape[:-1] != input_ids.shape:
+                return None
+            cut = True
+            return (inputs[0][place][None], *inputs[1:])
+
+        with ExitStack() as hooks:
+            if head is not None:
+                hooks.enter_context(head.register_forward_pre_hook(before_head))
+            if hidden_states and trunk is not None:
+                # all hidden states together can be as large as the logits: only the last is kept
+                hooks.enter_context(trunk.register_forward_hook(lambda _m, _i, output: last.append(output[0])))
+            elif hidden_states and not self.family.head_input:
+                arguments = {**arguments, "output_hidden_states": True}
+            output = self.model(input_ids=input_ids, **arguments)
+        logits, hidden = output.logits, None
+        if hidden_states:
+            hidden = (last or states)[0] if last or self.family.head_input else output.hidden_states[-1]
+        if place is None:
+            return logits, hidden
+        if not cut:
+            return logits[place], hidden
+        if logits.shape[:-1] != (1, len(place[0])):  # the model does more with them than return them
+            self._cuts = False
+            return self._call(input_ids, arguments, hidden_states, place)
+        return logits[0], hidden
+
+    @property
+    def _trunk(self) -> nn.Module | None:
+        """What comes before the head, in transformers' own classes: its output is the last hidden state."""
+        base = _base_of(self.model)
+        return base.base_model if self._stock and base.base_model is not base else None
 
     def _attention(self, attention_mask: Tensor, positions: Tensor) -> dict[str, Any]:
         """Who sees whom, in the layout that the family takes."""
@@ -135,12 +177,11 @@ class Denoiser(nn.Module):
             return {}
         if layout == "2d":
             return {"attention_mask": attention_mask}
-        seen = attention_mask.bool()[:, None, :]
+        seen = attention_mask.bool()[:, None, :].expand(-1, attention_mask.shape[1], -1)
         if block_size is not None:
             blocks = positions // block_size
             seen = seen & (blocks[:, None, :] <= blocks[:, :, None])
-        # padding attends to itself, or its softmax would be over nothing
-        seen = (seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device))[:, None]
+        seen = seen[:, None]  # padding sees what the first token sees, so no softmax is over nothing
         # transformers' eager attention adds a bool mask to its scores instead of masking with it
         eager = self._stock and getattr(self.model.config, "_attn_implementation", None) == "eager"
         if layout == "additive" or eager:
@@ -208,6 +249,11 @@ def _refuse_what_cannot_be_called(model: PreTrainedModel) -> None:
             "model must not be conditioned on time, but its configuration has time_conditioning=True: "
             "an order of its own knows no time at which a canvas stands"
         )
+
+
+def _base_of(model: PreTrainedModel) -> PreTrainedModel:
+    # pyrefly: ignore[not-callable] (PEFT's)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _is_masked_lm(model: nn.Module) -> bool:

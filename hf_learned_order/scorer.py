@@ -319,7 +319,7 @@ def order_law(law: str, scores: Tensor, step: Step, *, temperature: float, bias:
     """
     if law == "max_normalized":
         return MaxNormalizedBernoulli(scores - step.predictions.entropy, step.masked, temperature=temperature)
-    steps_left = torch.tensor(float(step.steps_left), device=scores.device)
+    steps_left = torch.full((), float(step.steps_left), device=scores.device)
     return NonEmptyBernoulli(scores / temperature + ancestral_logit(steps_left) + bias, step.masked)
 
 
