@@ -178,6 +178,7 @@ class _Loop:
                 self.draw(step.predictions, rows[at[0]], eligible) if self.clean is None else self.clean[rows, window]
             )
             canvas.write(rows, window, tokens, step.predictions.log_prob(tokens), unmask, remask)
+            del step  # or its logits would live beside those of the next
             self.stopping.update(canvas)
             going_on, at, eligible = self.pending(rows, window)
             if len(going_on) < len(rows):
