@@ -1,6 +1,7 @@
 """The decoding loop: rows do not depend on their batch, the laws of the loop, EOS, scoring, seeds, bad input."""
 
 import collections
+import copy
 import functools
 import itertools
 import weakref
@@ -676,9 +677,29 @@ def test_a_rule_is_told_of_masked_positions_unless_it_asks_for_more():
             assert torch.equal(step.predictions.confidence.isnan(), ~step.masked)
             return super().propose(step, state)
 
-    options = {"max_new_tokens": 8, "max_denoising_steps": 4, "block_length": 4}
+    options = {"max_new_tokens": 8, "max_denoising_steps": 8, "block_length": 4}
     modest, curious = (decode(denoiser_of("qwen2"), words(3, 4), sampler=s(), **options) for s in (Modest, Curious))
     assert_same_rows(curious, modest)
+
+
+@pytest.mark.parametrize(("name", "law"), [*((name, "non_empty") for name in SAMPLERS), ("learned_order", "dependent")])
+def test_a_rule_asks_for_all_that_it_reads(name, law):
+    """Beliefs at every position change nothing."""
+    sampler = make_sampler(name, {"draft": 0.3, "verify": 0.5} if name == "wino" else {}, scorer=scorer_of("bert", law))
+    told = copy.copy(sampler)
+    object.__setattr__(told, "reads_unmasked", True)
+    got, expected = (
+        decode(
+            denoiser_of("bert"),
+            words(4, 3),
+            sampler=rule,
+            max_new_tokens=8,
+            temperature=1.0,
+            generator=torch.Generator().manual_seed(0),
+        )
+        for rule in (sampler, told)
+    )
+    assert_same_rows(got, expected)
 
 
 def test_the_logits_of_a_step_are_let_go_before_the_next():
