@@ -5,11 +5,12 @@ What differs between model families is a few facts, and they stand in one table,
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from threading import Lock, get_ident
-from typing import Any, cast
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -48,8 +49,7 @@ class Denoiser(nn.Module):
 
     def __init__(self, model: PreTrainedModel, *, mask_token_id: int | None = None, family: Family | None = None):
         super().__init__()
-        # pyrefly: ignore[not-callable] (PEFT's)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = _base_of(model)
         _refuse_what_cannot_be_called(model)
         self.family = family or find_family(model.config, type(base).__name__, masked_lm=_is_masked_lm(base))
         for known in (getattr(model.config, "mask_token_id", None), self.family.mask_token_id):
@@ -65,6 +65,7 @@ class Denoiser(nn.Module):
         self.model = model
         self.mask_token_id = mask_token_id
         self._stock = type(base).__module__.startswith("transformers.")
+        self._cuts = True  # until the model turns out to need logits of all positions
         self._parameters_taken = inspect.signature(base.forward).parameters
 
     def train(self, mode: bool = True) -> "Denoiser":
@@ -91,7 +92,13 @@ class Denoiser(nn.Module):
         return None if limit is None else limit - self.family.position_offset
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, start: int, *, hidden_states: bool = False
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        start: int,
+        *,
+        hidden_states: bool = False,
+        at: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Logits [batch, length - start, vocab] of the positions from `start` on, and their last hidden states.
 
@@ -99,6 +106,8 @@ class Denoiser(nn.Module):
             input_ids: [batch, length], masks included.
             attention_mask: [batch, length], 0 at padding, which stands on the left.
             hidden_states: whether the hidden states [batch, length - start, hidden] are wanted.
+            at: logits [n, vocab] of these positions only: int [n] twice, the row and the position, from `start` on.
+                The model's head is not asked for others, where it is a module of its own.
         """
         taken, length = self._parameters_taken, input_ids.shape[1]
         # counted from the first real token, so that padding changes nothing
@@ -111,22 +120,43 @@ class Denoiser(nn.Module):
         wanted = {"use_cache": False, "return_dict": True, "block_size": self.family.block_size}
         arguments |= {name: value for name, value in wanted.items() if name in taken and value is not None}
         window = slice(start - self.family.shift, length - self.family.shift)
-        if not hidden_states:
-            return self.model(input_ids=input_ids, **arguments).logits[:, window], None
-        if self.family.head_input:
-            seen: list[Tensor] = []
-            head, thread = cast(nn.Module, self.model.get_output_embeddings()), get_ident()
-            # the head may be called for other threads meanwhile
-            hook = head.register_forward_pre_hook(
-                lambda _, args: seen.append(args[0]) if get_ident() == thread else None
-            )
-            try:
-                output = self.model(input_ids=input_ids, **arguments)
-            finally:
-                hook.remove()
-            return output.logits[:, window], seen[0][:, window]
-        output = self.model(input_ids=input_ids, output_hidden_states=True, **arguments)
-        return output.logits[:, window], output.hidden_states[-1][:, window]
+        place = None if at is None else (at[0], at[1] + window.start)
+        logits, hidden = self._call(input_ids, arguments, hidden_states, place)
+        return logits if place else logits[:, window], None if hidden is None else hidden[:, window]
+
+    def _call(
+        self, input_ids: Tensor, arguments: dict[str, Any], hidden_states: bool, place: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits of every place of the sequence, or of those at `place` only, and every hidden state if wanted."""
+        head, trunk = self.model.get_output_embeddings(), self._trunk
+        seen = _Seen(shape=input_ids.shape, place=place if self._cuts else None)
+        with ExitStack() as hooks:
+            if head is not None:
+                hooks.enter_context(head.register_forward_pre_hook(seen.before_head))
+            if hidden_states and trunk is not None:
+                # all hidden states together can be as large as the logits: only the last is kept
+                hooks.enter_context(trunk.register_forward_hook(seen.after_trunk))
+            elif hidden_states and not self.family.head_input:
+                arguments = {**arguments, "output_hidden_states": True}
+            output = self.model(input_ids=input_ids, **arguments)
+        logits, hidden = output.logits, None
+        if hidden_states:
+            states = seen.trunk or seen.head
+            hidden = states[0] if seen.trunk or self.family.head_input else output.hidden_states[-1]
+        if place is None:
+            return logits, hidden
+        if not seen.cut:
+            return logits[place], hidden
+        if logits.shape[:-1] != (1, len(place[0])):  # the model does more with them than return them
+            self._cuts = False
+            return self._call(input_ids, arguments, hidden_states, place)
+        return logits[0], hidden
+
+    @property
+    def _trunk(self) -> nn.Module | None:
+        """What comes before the head, in transformers' own classes: its output is the last hidden state."""
+        base = _base_of(self.model)
+        return base.base_model if self._stock and base.base_model is not base else None
 
     def _attention(self, attention_mask: Tensor, positions: Tensor) -> dict[str, Any]:
         """Who sees whom, in the layout that the family takes."""
@@ -140,12 +170,11 @@ class Denoiser(nn.Module):
             return {}
         if layout == "2d":
             return {"attention_mask": attention_mask}
-        seen = attention_mask.bool()[:, None, :]
+        seen = attention_mask.bool()[:, None, :].expand(-1, attention_mask.shape[1], -1)
         if block_size is not None:
             blocks = positions // block_size
             seen = seen & (blocks[:, None, :] <= blocks[:, :, None])
-        # padding attends to itself, or its softmax would be over nothing
-        seen = (seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device))[:, None]
+        seen = seen[:, None]  # padding sees what the first token sees, so no softmax is over nothing
         # transformers' eager attention adds a bool mask to its scores instead of masking with it
         eager = self._stock and getattr(self.model.config, "_attn_implementation", None) == "eager"
         if layout == "additive" or eager:
@@ -193,6 +222,39 @@ _EVALUATING: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = WeakKey
 _LOCK = Lock()
 
 
+@dataclass(kw_only=True)
+class _Seen:
+    """What one call of a model lets pass; the head may be called for other threads meanwhile.
+
+    Attributes:
+        shape: [batch, length] of the call.
+        place: the only places that go on into the head; None for all.
+        head: what goes into the head.
+        trunk: what comes out of the trunk.
+        cut: the head got `place` only.
+    """
+
+    shape: torch.Size
+    place: tuple[Tensor, Tensor] | None
+    head: list[Tensor] = field(default_factory=list)
+    trunk: list[Tensor] = field(default_factory=list)
+    cut: bool = False
+    thread: int = field(default_factory=get_ident)
+
+    def before_head(self, _module: nn.Module, inputs: tuple) -> tuple | None:
+        if get_ident() != self.thread:
+            return None
+        self.head.append(inputs[0])
+        if self.place is None or inputs[0].shape[:-1] != self.shape:
+            return None
+        self.cut = True
+        return (inputs[0][self.place][None], *inputs[1:])
+
+    def after_trunk(self, _module: nn.Module, _inputs: tuple, output: Any) -> None:
+        if get_ident() == self.thread:
+            self.trunk.append(output[0])
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode; what was in training mode before is so again afterwards.
@@ -229,6 +291,11 @@ def _refuse_what_cannot_be_called(model: PreTrainedModel) -> None:
             "model must not be conditioned on time, but its configuration has time_conditioning=True: "
             "an order of its own knows no time at which a canvas stands"
         )
+
+
+def _base_of(model: PreTrainedModel) -> PreTrainedModel:
+    # pyrefly: ignore[not-callable] (PEFT's)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _is_masked_lm(model: nn.Module) -> bool:

@@ -220,7 +220,9 @@ class BoundedDependence(OneSet):
         cost = own.gather(-1, order)
         cost[..., 0] = 0.0
         accepted = torch.zeros_like(masked)
-        for k in range(int(masked.sum(-1).max()) if masked.numel() else 0):
+        # a GPU would have to be waited for to know how many are masked
+        known = self.masked.device.type == "cpu" and masked.numel() > 0
+        for k in range(int(masked.sum(-1).max()) if known else masked.shape[-1]):
             accepted[..., k] = masked[..., k] & (cost[..., k] <= bound)
             cost = cost + visited[..., k, :] * accepted[..., k, None]
         return torch.zeros_like(masked).scatter(-1, order, accepted)

@@ -29,7 +29,7 @@ from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.distributions import at_least_one, everything
 from hf_learned_order.guidance import Guidance, guidance_of
 from hf_learned_order.inputs import check_ids, check_positive, check_room
-from hf_learned_order.predictions import Predictions, Step, draw
+from hf_learned_order.predictions import Predictions, Step, pieces
 from hf_learned_order.rules import Sampler, State
 from hf_learned_order.stopping import Stopping
 from hf_learned_order.streaming import Stream
@@ -176,25 +176,42 @@ class _Loop:
         """Unmask everything in the window of `rows` within `steps` steps. Rows that are done with it cost nothing."""
         canvas = self.canvas
         state: State = ()
-        rows = rows[canvas.masked[rows, window].any(-1)]
+        rows, at, eligible = self.pending(rows, window)
         for steps_left in range(steps, 0, -1):
             if len(rows) == 0:
                 break
-            step = self.look(rows, window, steps_left)
+            step = self.look(rows, at, window, steps_left)
             if steps_left == steps:
                 state = self.sampler.init_state(step)
             unmask, remask, state = self.changes(step, state)
-            tokens = self.draw(step.predictions, rows) if self.clean is None else self.clean[rows, window]
+            tokens = (
+                self.draw(step.predictions, rows[at[0]], eligible) if self.clean is None else self.clean[rows, window]
+            )
             canvas.write(rows, window, tokens, step.predictions.log_prob(tokens), unmask, remask)
+            del step  # or its logits would live beside those of the next
             self.stopping.update(canvas)
-            going_on = canvas.masked[rows, window].any(-1).nonzero().squeeze(-1)
+            going_on, at, eligible = self.pending(rows, window)
             if len(going_on) < len(rows):
                 rows, state = rows[going_on], tuple(part[going_on] for part in state)
             if self.stream is not None:
                 self.stream.update(canvas, self.stopping, final=len(rows) == 0 or not self.sampler.remasks)
 
-    def look(self, rows: Tensor, window: slice, steps_left: int) -> Step:
-        """What the denoiser believes of the window, and all else that a rule may look at."""
+    def pending(self, rows: Tensor, window: slice) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        """Which of `rows` are not done with the window; the positions to look at next, int [n] twice, the row among
+        these and the position in the window; and which of the n are masked, int.
+
+        The sizes of a step hang on this, so it is the one place where a step waits for the device.
+        """
+        masked = self.canvas.masked[rows, window].cpu()
+        going_on = masked.any(-1).nonzero().squeeze(-1)
+        masked = masked[going_on]
+        row, position = (masked | self.sampler.reads_unmasked).nonzero(as_tuple=True)
+        eligible = masked[row, position].nonzero().squeeze(-1)
+        going_on, row, position, eligible = (part.to(rows.device) for part in (going_on, row, position, eligible))
+        return going_on, (row, position), eligible
+
+    def look(self, rows: Tensor, at: tuple[Tensor, Tensor], window: slice, steps_left: int) -> Step:
+        """What the denoiser believes of positions of the window, and all else that a rule may look at."""
         canvas, width = self.canvas, window.stop - window.start
         # no block sees those behind it
         end = None if self.denoiser.family.block_size is None else canvas.start + window.stop
@@ -203,15 +220,17 @@ class _Loop:
             canvas.attention_mask[rows, :end],
             canvas.start + window.start,
             hidden_states=self.sampler.needs_hidden_states,
+            at=at,
         )
-        logits = logits[:, :width]
         if self.guidance is not None:
-            logits = self.guidance(rows, window, logits)
+            logits = self.guidance(rows, window, at, logits)
         if self.logits_processor:
-            mask_token = torch.tensor([canvas.mask_token_id], device=logits.device)
-            logits = self.process(self.logits_processor, logits.float().index_fill(-1, mask_token, -torch.inf), rows)
+            logits = logits.float()
+            logits[:, canvas.mask_token_id] = -torch.inf
+            for piece in pieces(len(logits), logits):
+                logits[piece] = self.process(self.logits_processor, logits[piece], rows[at[0][piece]])
         return Step(
-            predictions=Predictions.from_logits(logits, canvas.mask_token_id),
+            predictions=Predictions.from_logits(logits, canvas.mask_token_id, at=at, shape=(len(rows), width)),
             masked=canvas.masked[rows, window],
             steps_left=steps_left,
             unmasked=canvas.order[rows, window] > 0,
@@ -230,19 +249,20 @@ class _Loop:
         unmask = at_least_one(unmask, step.masked, step.predictions.confidence)
         return unmask, remask & step.unmasked if self.sampler.remasks and remask is not None else nothing, state
 
-    def draw(self, predictions: Predictions, rows: Tensor) -> Tensor:
-        """Token ids [len(rows), window]."""
-        if self.temperature > 0 and self.logits_warper:
-            scores = self.process(self.logits_warper, predictions.log_probs / self.temperature, rows)
-            return draw(scores, generator=self.generator)
-        return predictions.draw(temperature=self.temperature, generator=self.generator)
+    def draw(self, predictions: Predictions, rows: Tensor, eligible: Tensor) -> Tensor:
+        """Token ids [batch, window] at the `eligible` ones of n positions, which lie in `rows` [n]."""
+
+        def warp(scores: Tensor, among: Tensor) -> Tensor:
+            return self.process(self.logits_warper, scores, rows[among]) if self.logits_warper else scores
+
+        return predictions.draw(eligible, temperature=self.temperature, generator=self.generator, warp=warp)
 
     def process(self, processors: LogitsProcessorList, scores: Tensor, rows: Tensor) -> Tensor:
-        """`processors`, made for one position a row, at each position of `scores` [len(rows), window, vocab]."""
-        canvas, (_, width, vocab) = self.canvas, scores.shape
+        """`processors`, made for one position a row, at each of the positions of `scores` [n, vocab] in `rows` [n]."""
+        canvas = self.canvas
         ids = canvas.ids.masked_fill(canvas.attention_mask == 0, canvas.mask_token_id)[rows]
         # pyrefly: ignore[bad-argument-type] (a Tensor is what it takes)
-        return processors(ids.repeat_interleave(width, 0), scores.reshape(-1, vocab)).view(scores.shape)
+        return processors(ids, scores)
 
 
 def _canvas(denoiser: Denoiser, input_ids: Tensor, attention_mask: Tensor, length: int | None) -> Canvas:

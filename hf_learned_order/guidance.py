@@ -46,8 +46,8 @@ class Guidance:
         elif not self.known.any(-1).all():
             raise ValueError("guidance_scale needs a prompt in each row, or negative_prompt_ids, but a row has none")
 
-    def __call__(self, rows: Tensor, window: slice, conditional: Tensor) -> Tensor:
-        """Guided logits [len(rows), window, vocab] in float32, from the `conditional` ones."""
+    def __call__(self, rows: Tensor, window: slice, at: tuple[Tensor, Tensor], conditional: Tensor) -> Tensor:
+        """Guided logits [n, vocab] in float32, from the `conditional` ones, of the positions `at` of the window."""
         canvas = self.canvas
         if self.negative is None:
             ids = canvas.ids[rows].masked_fill(self.known[rows], canvas.mask_token_id)
@@ -57,8 +57,9 @@ class Guidance:
             ids = torch.cat([prompt, canvas.tokens[rows]], 1)
             mask = torch.cat([prompt_mask, canvas.attention_mask[rows, canvas.start :]], 1)
             start = prompt.shape[1]
-        unconditional = self.denoiser(ids, mask, start + window.start)[0][:, : conditional.shape[1]].float()
-        return unconditional + self.scale * (conditional.float() - unconditional)
+        unconditional = self.denoiser(ids, mask, start + window.start, at=at)[0].float()
+        # in place: the logits of two calls are held already
+        return conditional.float().sub_(unconditional).mul_(self.scale).add_(unconditional)
 
     def _checked(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         mask = check_ids("negative_prompt_ids", ids, mask, vocab_size=self.denoiser.vocab_size)

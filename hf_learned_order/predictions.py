@@ -1,73 +1,189 @@
 """What the denoiser believes at each position of a canvas, computed once for rules and scorer; a step of decoding.
 
+Only the logits are as wide as the vocabulary, and they are kept as the denoiser gave them. Everything else is computed
+from them a few positions at a time, so that no second tensor of their size comes to be.
+
 Symbols: `c` confidence, `m` margin, `H` entropy in nats; all from p_theta(x^i | x_t) with the mask token ruled out.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
+# Numbers in one piece: on a CPU what a core's cache holds, elsewhere enough to be worth the launch of a kernel.
+CPU_PIECE, PIECE = 2**18, 2**24
+SMALLEST_LOG = -200.0  # exp of it is 0 in float32
+
+
+def pieces(count: int, logits: Tensor) -> list[slice]:
+    """Cuts `count` positions of `logits` [n, vocab] into pieces of a bounded size; one empty piece where count is 0."""
+    numbers = CPU_PIECE * torch.get_num_threads() if logits.device.type == "cpu" else PIECE
+    size = max(1, numbers // logits.shape[-1])
+    return [slice(start, start + size) for start in range(0, max(1, count), size)]
+
 
 def draw(scores: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     """Token ids [...], drawn from the softmax of `scores` [..., vocab]."""
-    uniform = torch.rand(scores.shape, device=scores.device, generator=generator)
-    gumbel = -(-uniform.clamp(min=1e-20).log()).clamp(min=1e-20).log()
-    return (scores + gumbel).argmax(-1)
+    noise = torch.rand(scores.shape, device=scores.device, generator=generator)
+    for _ in range(2):  # Gumbel's law is that of -log(-log u)
+        noise.clamp_(min=1e-20).log_().neg_()
+    return noise.add_(scores).argmax(-1)
 
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """Beliefs of the denoiser about every position of a canvas.
+    """Beliefs of the denoiser about positions of a canvas: all of them, or those that it was asked about.
 
     Attributes:
-        log_probs: [batch, canvas, vocab], nats; `-inf` for the mask token.
-        confidence: [batch, canvas], the highest probability.
+        confidence: [batch, canvas], the highest probability; nan where it was not asked, as margin and entropy.
         margin: [batch, canvas], the highest minus the second highest probability.
         entropy: [batch, canvas], nats.
+        tokens: int [batch, canvas], the most likely token, the first of equals; 0 where it was not asked.
+        logits: [n, vocab], as the denoiser gave them, for the n positions that it was asked about.
+        index: int [n], where these stand in the flattened [batch, canvas].
+        log_peak: [n], log-probability of the most likely token.
+        mask_token_id: the token that is ruled out, None for none.
     """
 
-    log_probs: Tensor
     confidence: Tensor
     margin: Tensor
     entropy: Tensor
+    tokens: Tensor
+    logits: Tensor
+    index: Tensor
+    log_peak: Tensor
+    mask_token_id: int | None
 
     @classmethod
-    def from_logits(cls, logits: Tensor, mask_token_id: int | None = None) -> "Predictions":
-        """Predictions from raw logits [batch, canvas, vocab], in float32 whatever the dtype of the logits.
+    def from_logits(
+        cls,
+        logits: Tensor,
+        mask_token_id: int | None = None,
+        *,
+        at: tuple[Tensor, Tensor] | None = None,
+        shape: tuple[int, int] | None = None,
+    ) -> "Predictions":
+        """Predictions from raw logits, in float32 whatever the dtype of the logits.
 
         A denoiser may predict the mask token itself; decoding never may, so its logit is out of the softmax. None
         where the model has no mask token.
-        """
-        excluded = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        if mask_token_id is not None:
-            excluded[mask_token_id] = True
-        log_probs = logits.float().masked_fill(excluded, -torch.inf).log_softmax(-1)
-        probs = log_probs.exp()
-        top = probs.topk(2, dim=-1).values
-        # p log p is 0 at p = 0, where the product of 0 and -inf would be nan, in the gradient too
-        entropy = -(probs * log_probs.masked_fill(probs == 0, 0.0)).sum(-1)
-        return cls(log_probs, top[..., 0], top[..., 0] - top[..., 1], entropy.clamp(min=0.0))
 
-    def draw(self, *, temperature: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
-        """Token ids [batch, canvas]: the most likely ones at temperature 0, else drawn from p^(1/temperature)."""
+        Args:
+            logits: [batch, canvas, vocab]; with `at`, [n, vocab].
+            mask_token_id: what is ruled out.
+            at: int [n] twice, the row and the position in the canvas of each.
+            shape: (batch, canvas), with `at`.
+        """
+        batch, length = shape or logits.shape[:2]
+        logits = logits.reshape(-1, logits.shape[-1])
+        index = torch.arange(batch * length, device=logits.device) if at is None else at[0] * length + at[1]
+        beliefs = [_beliefs(_ruled_out(logits[piece], mask_token_id)) for piece in pieces(len(logits), logits)]
+        log_peak, margin, entropy, tokens = (torch.cat(parts) for parts in zip(*beliefs, strict=True))
+
+        at_positions = [
+            _place(values, index, (batch, length), default)
+            for values, default in ((log_peak.exp(), torch.nan), (margin, torch.nan), (entropy, torch.nan), (tokens, 0))
+        ]
+        return cls(
+            *at_positions,
+            logits=logits,
+            index=index,
+            log_peak=log_peak,
+            mask_token_id=mask_token_id,
+        )
+
+    @property
+    def log_probs(self) -> Tensor:
+        """[batch, canvas, vocab], nats; `-inf` for the mask token, nan where the denoiser was not asked.
+
+        Made anew, as large as the logits and in float32: for rules that have to remember it.
+        """
+        shape = (self.tokens.numel(), self.logits.shape[-1])
+        values = torch.full(shape, torch.nan, device=self.logits.device)
+        for piece in pieces(len(self.index), self.logits):
+            values[self.index[piece]] = self._log_probs(piece)
+        return values.view(*self.tokens.shape, -1)
+
+    def draw(
+        self,
+        among: Tensor | None = None,
+        *,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+        warp: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Token ids [batch, canvas]: the most likely ones at temperature 0, else drawn from p^(1/temperature).
+
+        Args:
+            among: int [k], which of the n positions to draw at; the others keep their most likely token.
+            temperature: 0 or more.
+            generator: source of randomness.
+            warp: changes log p / temperature [j, vocab] of j of the n positions before the draw.
+        """
         if temperature == 0.0:
-            return self.log_probs.argmax(-1)
-        return draw(self.log_probs / temperature, generator=generator)
+            return self.tokens
+        among = torch.arange(len(self.index), device=self.index.device) if among is None else among
+        tokens = self.tokens.flatten()
+        for piece in pieces(len(among), self.logits):
+            scores = self._log_probs(among[piece]) / temperature
+            if warp is not None:
+                scores = warp(scores, among[piece])
+            tokens = tokens.index_copy(0, self.index[among[piece]], draw(scores, generator=generator))
+        return tokens.view_as(self.tokens)
 
     def log_prob(self, tokens: Tensor) -> Tensor:
-        """log p_theta of `tokens` [batch, canvas] at their positions, [batch, canvas]."""
-        return self.log_probs.gather(-1, tokens[..., None]).squeeze(-1)
+        """log p_theta of `tokens` [batch, canvas] at their positions, [batch, canvas]; nan where it was not asked."""
+        wanted, best = (of.flatten()[self.index][:, None] for of in (tokens, self.tokens))
+        # in the order in which log_softmax subtracts, or large logits would lose what is left of them
+        values = (self.logits.gather(-1, wanted).float() - self.logits.gather(-1, best).float()).squeeze(-1)
+        values = values + self.log_peak
+        if self.mask_token_id is not None:
+            values = values.masked_fill(wanted.squeeze(-1) == self.mask_token_id, -torch.inf)
+        return _place(values, self.index, self.tokens.shape, torch.nan)
 
     def kl(self, log_probs: Tensor) -> Tensor:
-        """KL(these beliefs || `log_probs` [batch, canvas, vocab]) at each position, nats, [batch, canvas]."""
-        # the mask token has log-probability -inf in both: 0 * (inf - inf) counts 0
-        terms = self.log_probs.exp() * (self.log_probs - log_probs)
-        return terms.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf).sum(-1)
+        """KL(these beliefs || `log_probs` [batch, canvas, vocab]), nats, [batch, canvas]; nan where not asked."""
+        others, values = log_probs.flatten(0, 1), []
+        for piece in pieces(len(self.index), self.logits):
+            mine, other = self._log_probs(piece), others[self.index[piece]]
+            # the mask token has log-probability -inf in both: 0 * (inf - inf) counts 0
+            terms = mine.exp() * (mine - other)
+            values.append(terms.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf).sum(-1))
+        return _place(torch.cat(values), self.index, self.tokens.shape, torch.nan)
 
     def detach(self) -> "Predictions":
         """The same beliefs outside the graph."""
-        return Predictions(*(getattr(self, name).detach() for name in self.__slots__))
+        names = (field.name for field in fields(self) if field.name != "mask_token_id")
+        return replace(self, **{name: getattr(self, name).detach() for name in names})
+
+    def _log_probs(self, piece: slice | Tensor) -> Tensor:
+        return _ruled_out(self.logits[piece], self.mask_token_id).log_softmax(-1)
+
+
+def _ruled_out(logits: Tensor, mask_token_id: int | None) -> Tensor:
+    if mask_token_id is None:
+        return logits.float()
+    scores = logits.to(torch.float, copy=True)
+    scores[:, mask_token_id] = -torch.inf
+    return scores
+
+
+def _beliefs(scores: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """log c, m, H and the most likely token, each [k], from scores [k, vocab] in float32."""
+    log_probs = scores.log_softmax(-1)
+    log_peak, token = log_probs.max(-1)
+    second = log_probs.scatter(-1, token[:, None], -torch.inf).amax(-1)
+    # p log p is 0 at p = 0, where the product of 0 and -inf would be nan, in the gradient too
+    entropy = -(scores.softmax(-1) * log_probs.clamp(min=SMALLEST_LOG)).sum(-1)
+    return log_peak, log_peak.exp() - second.exp(), entropy.clamp(min=0.0), token
+
+
+def _place(values: Tensor, index: Tensor, shape: tuple[int, ...], default: float) -> Tensor:
+    """`values` [n] at `index` of a flattened tensor [*shape], `default` elsewhere."""
+    return values.new_full((math.prod(shape),), default).index_copy(0, index, values).view(shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,6 +91,7 @@ class WINOSampler(Sampler):
     draft: float = 0.6
     verify: float = 0.9
     remasks: ClassVar[bool] = True
+    reads_unmasked: ClassVar[bool] = True
 
     def __post_init__(self):
         check_range("draft", self.draft, low=0.0, high=1.0)

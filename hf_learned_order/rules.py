@@ -36,12 +36,15 @@ class Sampler:
     Attributes:
         needs_hidden_states: the rule reads `step.hidden_states`.
         is_random: the rule draws, so that several responses to one prompt can differ.
-        remasks: the rule may propose to mask an unmasked position again, and reads `step.predictions` there.
+        remasks: the rule may propose to mask an unmasked position again.
+        reads_unmasked: the rule reads `step.predictions` at positions that are not masked too; for others they are
+            computed, and the denoiser's head is asked, where `step.masked` only.
     """
 
     needs_hidden_states: ClassVar[bool] = False
     is_random: ClassVar[bool] = False
     remasks: ClassVar[bool] = False
+    reads_unmasked: ClassVar[bool] = False
 
     def init_state(self, step: Step) -> State:
         """What the first `propose` gets; `step` is the first one."""

@@ -39,7 +39,7 @@ class IIDSampler(Sampler):
         return Proposal(self.law(step).sample(generator=step.generator))
 
     def law(self, step: Step) -> NonEmptyBernoulli:
-        logit = ancestral_logit(torch.tensor(float(step.steps_left), device=step.masked.device))
+        logit = ancestral_logit(torch.full((), float(step.steps_left), device=step.masked.device))
         return NonEmptyBernoulli(logit.expand(step.masked.shape), step.masked)
 
 
@@ -197,12 +197,12 @@ class PositionSampler(Sampler):
         return Proposal(largest(score, step.masked, step.quota))
 
     def _log_frequency(self, step: Step) -> Tensor:
-        vocab = step.predictions.log_probs.shape[-1]
+        vocab = step.predictions.logits.shape[-1]
         if self.frequencies is None:
             return torch.full_like(step.predictions.confidence, -math.log(vocab))
         if len(self.frequencies) != vocab:
             raise ValueError(f"frequencies must have one entry for each of {vocab} tokens, got {len(self.frequencies)}")
-        return self.frequencies.to(step.masked.device)[step.predictions.draw()].log()
+        return self.frequencies.to(step.masked.device)[step.predictions.tokens].log()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +246,7 @@ class LearnedOrderSampler(Sampler):
 
     scorer: "OrderScorer"
     bias: float = 0.0
+    reads_unmasked: ClassVar[bool] = True
 
     @property
     def needs_hidden_states(self) -> bool:  # pyrefly: ignore[bad-override]

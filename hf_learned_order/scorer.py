@@ -358,7 +358,8 @@ def order_law(law: str, scores: Tensor, step: Step, *, temperature: float, bias:
     """
     if law == "max_normalized":
         return MaxNormalizedBernoulli(scores - step.predictions.entropy, step.masked, temperature=temperature)
-    logit = ancestral_logit(torch.tensor(float(step.steps_left), device=scores.device)) + bias
+    steps_left = torch.full((), float(step.steps_left), device=scores.device)
+    logit = ancestral_logit(steps_left) + bias
     if law in COUNTED:
         which, counts = (scores / temperature).unbind(-1)
         return COUNTED[law](log_binomial(step.masked, logit) + counts, which, step.masked)

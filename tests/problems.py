@@ -27,13 +27,13 @@ class ExactPairs(nn.Module):
         self.hidden_size = 2 * n + 3
         self.model = SimpleNamespace(config=SimpleNamespace(vocab_size=3, hidden_size=self.hidden_size))
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, start: int, *, hidden_states: bool = False):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, start: int, *, hidden_states=False, at=None):
         canvas = input_ids[:, start:]
         partner = canvas.roll(self.n, -1)
         known = nn.functional.one_hot(partner, 3).float()
         logits = torch.where((partner == MASK)[..., None], torch.zeros(3), known.log())
         position = torch.eye(2 * self.n).expand(len(canvas), -1, -1)
-        return logits, torch.cat([position, known], -1)
+        return logits if at is None else logits[at], torch.cat([position, known], -1)
 
     @staticmethod
     def draw(n: int, batch: int, generator: torch.Generator) -> Tensor:
@@ -75,12 +75,13 @@ class ExactTable(nn.Module):
         """A joint distribution far from independent."""
         return cls(torch.randn([2] * length, generator=torch.Generator().manual_seed(seed)).mul(2).exp())
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, start: int, *, hidden_states: bool = False):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, start: int, *, hidden_states=False, at=None):
         canvas = input_ids[:, start:]
         agrees = ((canvas[:, None] == self.rows) | (canvas[:, None] == MASK)).all(-1).float() * self.table
         weights = torch.einsum("bs,siv->biv", agrees, nn.functional.one_hot(self.rows, 3).float())
         position = torch.eye(self.length).expand(len(canvas), -1, -1)
-        return weights.log(), torch.cat([position, nn.functional.one_hot(canvas, 3).float()], -1)
+        logits = weights.log()
+        return logits if at is None else logits[at], torch.cat([position, nn.functional.one_hot(canvas, 3).float()], -1)
 
 
 class ExactWords(nn.Module):
@@ -243,10 +244,11 @@ class Scripted(nn.Module):
         super().__init__()
         self.script = script
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, start: int, *, hidden_states: bool = False):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, start: int, *, hidden_states=False, at=None):
         probs = torch.zeros(len(input_ids), input_ids.shape[1] - start, 4)
         for row, ids in enumerate(input_ids.tolist()):
             for i, (token, probability) in enumerate(self.script(ids[start - 1], ids[start:])):
                 probs[row, i, self.OTHER] = 1 - probability
                 probs[row, i, token] = probability
-        return probs.log(), None
+        logits = probs.log()
+        return logits if at is None else logits[at], None

@@ -88,6 +88,27 @@ class TestEveryFamily:
         assert hidden.shape == (2, 5, denoiser.hidden_size) == (2, 5, HIDDEN)
         torch.testing.assert_close(head_of(family, denoiser.model)(hidden), logits)
 
+    def test_logits_of_some_positions_are_those_of_all(self, family):
+        denoiser = denoiser_of(family)
+        ids, at = words(2, 9), (torch.tensor([0, 1, 1]), torch.tensor([3, 0, 4]))
+        logits, hidden = call(denoiser, ids, 4, hidden_states=True)
+        widths = []
+        hook = denoiser.model.get_output_embeddings().register_forward_hook(
+            lambda _m, _i, out: widths.append(out.shape)
+        )
+        some, same = call(denoiser, ids, 4, hidden_states=True, at=at)
+        hook.remove()
+        torch.testing.assert_close(some, logits[at])
+        torch.testing.assert_close(same, hidden)
+        assert widths == [(1, 3, VOCAB)], "the head is asked for these only"
+
+    def test_only_the_last_hidden_state_is_kept(self, family):
+        denoiser, seen = denoiser_of(family), []
+        hook = denoiser.model.register_forward_hook(lambda _m, _i, out: seen.append(out.hidden_states))
+        call(denoiser, words(1, 5), hidden_states=True)
+        hook.remove()
+        assert seen == [None]
+
     def test_hidden_states_only_on_request(self, family):
         assert call(denoiser_of(family), words(1, 4))[1] is None
 
@@ -130,6 +151,48 @@ def test_eager_attention_is_the_same_denoiser(family):
     expected, _ = call(denoiser_of(family), ids, 5, mask)
     got, _ = call(Denoiser(model, mask_token_id=MASK), ids, 5, mask)
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)  # its softmax is in float32
+
+
+class TestWholeLogits:
+    """Models whose head cannot be asked for some positions."""
+
+    AT = (torch.tensor([0, 1, 1]), torch.tensor([3, 0, 2]))
+
+    def assert_same(self, denoiser):
+        for _ in range(2):
+            some, _ = call(denoiser, words(2, 9), 4, at=self.AT)
+            assert torch.equal(some, call(denoiser, words(2, 9), 4)[0][self.AT])
+
+    def test_a_head_that_is_no_module(self):
+        class Tied(type(tiny_model("llama"))):
+            def get_output_embeddings(self):
+                return None
+
+        model = tiny_model("llama")
+        model.__class__ = Tied
+        self.assert_same(Denoiser(model, mask_token_id=MASK))
+
+    def test_a_head_that_is_the_embedding(self):
+        """As in LLaDA's own code with tied weights: what goes into it are token ids."""
+
+        class Tied(type(tiny_model("llama"))):
+            def get_output_embeddings(self):
+                return self.model.embed_tokens
+
+        model = tiny_model("llama")
+        model.__class__ = Tied
+        self.assert_same(Denoiser(model, mask_token_id=MASK))
+
+    def test_a_model_that_returns_more_than_its_head_says(self):
+        class Doubled(type(tiny_model("llama"))):
+            def forward(self, *args, **kwargs):
+                output = super().forward(*args, **kwargs)
+                output.logits = output.logits.repeat(1, 2, 1) if len(output.logits) == 1 else output.logits
+                return output
+
+        model = tiny_model("llama")
+        model.__class__ = Doubled
+        self.assert_same(Denoiser(model, mask_token_id=MASK, family=Family(attention="4d")))
 
 
 def test_family_given_by_hand_wins():

@@ -60,12 +60,13 @@ class Answers:
             canvas = [*response, *[tokenizer.eos_token_id] * (CANVAS - len(response))]
             self.known[tuple(row["prompt_ids"])] = torch.tensor(canvas)
 
-    def __call__(self, input_ids, attention_mask, start, *, hidden_states=False):
+    def __call__(self, input_ids, attention_mask, start, *, hidden_states=False, at=None):
         prompts = (
             row[mask.bool()][: int(mask.sum()) - CANVAS] for row, mask in zip(input_ids, attention_mask, strict=True)
         )
         canvases = torch.stack([self.known[tuple(prompt.tolist())] for prompt in prompts])
-        return 20.0 * torch.nn.functional.one_hot(canvases, self.vocab_size).float(), None
+        logits = 20.0 * torch.nn.functional.one_hot(canvases, self.vocab_size).float()
+        return logits if at is None else logits[at], None
 
 
 # ---- measuring ---------------------------------------------------------------------------------------------------

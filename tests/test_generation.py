@@ -1,7 +1,10 @@
 """The decoding loop: rows do not depend on their batch, the laws of the loop, EOS, scoring, seeds, bad input."""
 
+import collections
+import copy
 import functools
 import itertools
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import DECODERS, EOS, FAMILIES, MASK, MAX_LENGTH, PAD, VOCAB, WORDS, tiny_model
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import MaxLengthCriteria, StoppingCriteriaList
 
 from hf_learned_order.denoisers import Denoiser, predict
@@ -619,3 +623,100 @@ class TestBadInput:
     @staticmethod
     def decode(ids, mask=None, *, family="bert", **options) -> LearnedOrderOutput:
         return decode(denoiser_of(family), ids, mask, **{"sampler": TopProbSampler(), "max_new_tokens": 4, **options})
+
+
+class Watch(TorchDispatchMode):
+    """Counts what makes the host wait for a device."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.counts = collections.Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in self.WAITS:
+            self.counts[name] += 1
+        if name.startswith("index") and isinstance(args[1], list | tuple):
+            self.counts["bool index"] += any(part is not None and part.dtype == torch.bool for part in args[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("name", [*SAMPLERS])
+def test_a_step_waits_for_the_device_once(name, temperature):
+    """What decides the sizes of the next step is copied to the host; all that waits happens on this copy."""
+    counts = []
+    scorer = scorer_of("llama")
+    for steps in (3, 6):
+        with Watch() as watch:
+            output = decode(
+                denoiser_of("llama"),
+                words(2, 3),
+                sampler=make_sampler(name, {"base": 3} if name == "dilated" else None, scorer=scorer),
+                max_new_tokens=8,
+                max_denoising_steps=steps,
+                temperature=temperature,
+                eos_token_id=EOS,
+            )
+        # rows going on, positions to look at, which of them are masked; before the first step and after each
+        assert watch.counts.pop("nonzero") == 3 * (1 + int(output.nfe.max()))
+        counts.append(watch.counts)
+    assert counts[0] == counts[1], "more steps, more waiting"
+
+
+def test_a_rule_is_told_of_masked_positions_unless_it_asks_for_more():
+    class Curious(TopProbSampler):
+        reads_unmasked = True
+
+        def propose(self, step, state):
+            assert not step.predictions.confidence.isnan().any()
+            return super().propose(step, state)
+
+    class Modest(TopProbSampler):
+        def propose(self, step, state):
+            assert torch.equal(step.predictions.confidence.isnan(), ~step.masked)
+            return super().propose(step, state)
+
+    options = {"max_new_tokens": 8, "max_denoising_steps": 8, "block_length": 4}
+    modest, curious = (decode(denoiser_of("qwen2"), words(3, 4), sampler=s(), **options) for s in (Modest, Curious))
+    assert_same_rows(curious, modest)
+
+
+@pytest.mark.parametrize(("name", "law"), [*((name, "non_empty") for name in SAMPLERS), ("learned_order", "dependent")])
+def test_a_rule_asks_for_all_that_it_reads(name, law):
+    """Beliefs at every position change nothing."""
+    sampler = make_sampler(name, {"draft": 0.3, "verify": 0.5} if name == "wino" else {}, scorer=scorer_of("bert", law))
+    told = copy.copy(sampler)
+    object.__setattr__(told, "reads_unmasked", True)
+    got, expected = (
+        decode(
+            denoiser_of("bert"),
+            words(4, 3),
+            sampler=rule,
+            max_new_tokens=8,
+            temperature=1.0,
+            generator=torch.Generator().manual_seed(0),
+        )
+        for rule in (sampler, told)
+    )
+    assert_same_rows(got, expected)
+
+
+def test_the_logits_of_a_step_are_let_go_before_the_next():
+    seen = []
+
+    class Watching(TopProbSampler):
+        def propose(self, step, state):
+            seen.append(weakref.ref(step.predictions.logits))
+            return super().propose(step, state)
+
+    class Alone(Denoiser):
+        def forward(self, *args, **kwargs):
+            assert all(logits() is None for logits in seen)
+            return super().forward(*args, **kwargs)
+
+    denoiser = Alone(denoiser_of("bert").model, mask_token_id=MASK)
+    decode(denoiser, words(2, 3), sampler=Watching(), max_new_tokens=4)
+    assert len(seen) == 3

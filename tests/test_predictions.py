@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from oracles import beliefs, chi_square_excess, divergence, quota
 from strategies import MASK, VOCAB, rows, step_of
 
+from hf_learned_order import predictions
 from hf_learned_order.predictions import Predictions
 
 LOGITS = torch.tensor([[[0.3, -1.0, 0.8, 5.0, 0.1]]])  # the mask token, 3, looks best
@@ -123,3 +124,61 @@ def test_quota(batch, steps_left):
     _, masked = batch
     step = step_of(torch.zeros(*masked.shape, VOCAB), masked, steps_left=steps_left)
     assert step.quota.tolist() == [[quota(row, steps_left)] for row in masked.tolist()]
+
+
+class TestSomePositions:
+    """Beliefs of positions by themselves are those of the same positions among all."""
+
+    LOGITS = 3 * torch.randn(3, 7, VOCAB, generator=torch.Generator().manual_seed(1))
+    ASKED = torch.rand(3, 7, generator=torch.Generator().manual_seed(2)) < 0.5
+
+    def some(self, logits=LOGITS):
+        at = self.ASKED.nonzero(as_tuple=True)
+        return Predictions.from_logits(logits[at], MASK, at=at, shape=(3, 7))
+
+    # one position a piece; several, the last one cut short; all at once
+    @pytest.mark.parametrize("numbers", [1, 3 * VOCAB, 2**18])
+    def test_as_among_all(self, numbers, monkeypatch):
+        every, other = (Predictions.from_logits(x, MASK) for x in (self.LOGITS, self.LOGITS.flip(0)))
+        tokens = torch.arange(21).view(3, 7) % VOCAB
+        monkeypatch.setattr(predictions, "CPU_PIECE", numbers)
+        some = self.some()
+        for name in ("confidence", "margin", "entropy", "log_probs"):
+            got = getattr(some, name)
+            assert torch.equal(got[self.ASKED], getattr(every, name)[self.ASKED])
+            assert got[~self.ASKED].isnan().all()
+        for got, expected in (
+            (some.log_prob(tokens), every.log_prob(tokens)),
+            (some.kl(other.log_probs), every.kl(other.log_probs)),
+        ):
+            assert torch.equal(got[self.ASKED], expected[self.ASKED])
+            assert got[~self.ASKED].isnan().all()
+        assert torch.equal(some.tokens, every.tokens.masked_fill(~self.ASKED, 0))
+
+    def test_pieces_do_not_change_a_draw(self, monkeypatch):
+        whole = self.some().draw(temperature=1.0, generator=torch.Generator().manual_seed(0))
+        monkeypatch.setattr(predictions, "CPU_PIECE", 2 * VOCAB)
+        cut = self.some().draw(temperature=1.0, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(cut, whole)
+
+    def test_draws_where_they_are_wanted(self):
+        """At an endless temperature only the most likely token stays, where nothing is drawn."""
+        some, among = self.some(), torch.tensor([1, 3])
+        drawn = torch.stack([some.draw(among, temperature=1e6) for _ in range(100)])
+        changed = (drawn != some.tokens).any(0).flatten()
+        assert changed.nonzero().flatten().tolist() == some.index[among].tolist()
+
+    def test_what_is_warped(self):
+        """`warp` is told which positions its scores are of."""
+        some, seen = self.some(), []
+
+        def warp(scores, among):
+            seen.extend(among.tolist())
+            return torch.where(torch.arange(VOCAB) == among[:, None] % 3, 0.0, -torch.inf) + 0 * scores.nan_to_num()
+
+        tokens = some.draw(torch.tensor([0, 2, 4]), temperature=1.0, warp=warp).flatten()
+        assert seen == [0, 2, 4]
+        assert tokens[some.index[[0, 2, 4]]].tolist() == [0, 2, 1]
+
+    def test_the_first_of_equals(self):
+        assert Predictions.from_logits(torch.zeros(1, 1, VOCAB), MASK).tokens.item() == 0
