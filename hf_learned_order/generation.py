@@ -176,7 +176,8 @@ class _Loop:
         """Unmask everything in the window of `rows` within `steps` steps. Rows that are done with it cost nothing."""
         canvas = self.canvas
         state: State = ()
-        rows, at, eligible = self.pending(rows, window)
+        going_on, at, eligible = self.pending(rows, window)
+        rows = rows[going_on]
         for steps_left in range(steps, 0, -1):
             if len(rows) == 0:
                 break

@@ -19,7 +19,7 @@ class ExactPairs(nn.Module):
 
     mask_token_id, vocab_size = MASK, 3
     max_length = None
-    family = SimpleNamespace(shift=0)
+    family = SimpleNamespace(shift=0, block_size=None)
 
     def __init__(self, n: int):
         super().__init__()
@@ -94,7 +94,7 @@ class ExactWords(nn.Module):
     WORDS = 12
     mask_token_id, vocab_size = WORDS, WORDS + 1
     max_length = None
-    family = SimpleNamespace(shift=0)
+    family = SimpleNamespace(shift=0, block_size=None)
 
     def __init__(self, n: int):
         super().__init__()
@@ -102,11 +102,11 @@ class ExactWords(nn.Module):
         self.hidden_size = n + self.vocab_size
         self.model = SimpleNamespace(config=SimpleNamespace(vocab_size=self.vocab_size, hidden_size=self.hidden_size))
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, start: int, *, hidden_states: bool = False):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, start: int, *, hidden_states=False, at=None):
         canvas = input_ids[:, start:]
         position = torch.eye(self.n).expand(len(canvas), -1, -1)
-        probs = self.probs(input_ids[:, :start], canvas)
-        return probs.log(), torch.cat([position, self.one_hot(canvas)], -1)
+        logits = self.probs(input_ids[:, :start], canvas).log()
+        return logits if at is None else logits[at], torch.cat([position, self.one_hot(canvas)], -1)
 
     def one_hot(self, tokens: Tensor) -> Tensor:
         return nn.functional.one_hot(tokens, self.vocab_size).float()

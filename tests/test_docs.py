@@ -24,7 +24,7 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from hf_learned_order import cli, families
-from hf_learned_order.evaluation import Result, save_results
+from hf_learned_order.results import Result, save_results
 from hf_learned_order.plotting import trade_off
 from hf_learned_order.trainer import OrderTrainingArguments
 

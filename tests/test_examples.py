@@ -8,7 +8,7 @@ import bench
 import demo
 from files import save_all, write_rows
 
-from hf_learned_order.evaluation import load_results
+from hf_learned_order.results import load_results
 from hf_learned_order.samplers import SAMPLERS
 from hf_learned_order.scorer import OrderScorer
 
@@ -29,7 +29,8 @@ def test_demo_without_gsm8k(tmp_path, monkeypatch, capsys):
 
 
 def test_bench(monkeypatch, capsys):
-    for name, value in (("STEPS", 2), ("CANVAS", 8), ("ROUNDS", 1)):
+    small = {"STEPS": 2, "CANVAS": 8, "BATCHES": (1, 2), "ROUNDS": {1: 1, 2: 1}, "BASE": bench.TINY}
+    for name, value in small.items():
         monkeypatch.setattr(bench, name, value)
     bench.main()
     printed = capsys.readouterr().out
