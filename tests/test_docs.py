@@ -24,8 +24,8 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from hf_learned_order import cli, families
-from hf_learned_order.results import Result, save_results
 from hf_learned_order.plotting import trade_off
+from hf_learned_order.results import Result, save_results
 from hf_learned_order.trainer import OrderTrainingArguments
 
 ROOT = Path(__file__).parent.parent
