@@ -1,5 +1,6 @@
 """The canvas: the window of mask tokens behind a prompt, where a response appears. Shared by decoding and training."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -7,6 +8,14 @@ import torch
 from torch import Tensor
 
 from hf_learned_order.inputs import check_positive
+
+
+def stacked(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Ragged lists of ids as a batch with padding on the left: ids and attention mask, int [batch, width]."""
+    width = max(map(len, prompts))
+    ids = [[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids), torch.tensor(mask)
 
 
 def left_padded(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:

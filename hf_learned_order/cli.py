@@ -105,7 +105,8 @@ def _generate(options: argparse.Namespace) -> None:
         print(tokenizer.decode(response, skip_special_tokens=True))
         speed = f"{int(output.nfe[0])} denoiser calls, {float(output.tokens_per_forward[0]):.2f} tokens a call"
         print(speed if len(options.sampler) == 1 else f"{sampler}: {speed}", file=sys.stderr)
-        maps += OrderMap.of(output, tokenizer, label=sampler)
+        if options.order_map is not None:
+            maps += OrderMap.of(output, tokenizer, label=sampler)
     if options.order_map is not None:
         _order_map(maps, options.order_map)
 

@@ -24,7 +24,7 @@ from hf_learned_order.generation import decode
 from hf_learned_order.predictions import Step
 from hf_learned_order.rules import Proposal, State
 from hf_learned_order.samplers import LearnedOrderSampler
-from hf_learned_order.scorer import OrderScorer
+from hf_learned_order.scorer import OrderScorer, confidence_logit
 
 BIASES = (-1.5, 1.0)  # from slow, where little goes wrong, to about as fast as is of use
 
@@ -94,13 +94,12 @@ class _Observed(LearnedOrderSampler):
         # what would be right after something wrong, nobody knows
         on_course = (step.masked | (step.canvas == clean)).all(-1, keepdim=True)
         observed = step.masked & on_course
-        right = (step.predictions.draw() == clean).float()
-        confidence = step.predictions.confidence.logit(eps=1e-6)
+        right = (step.predictions.tokens == clean).float()
         with torch.enable_grad():  # decoding is without
             logits = self.scorer(step)
             loss, confidence_loss = (
                 binary_cross_entropy_with_logits(each, right, weight=observed.float(), reduction="sum")
-                for each in (logits, confidence)
+                for each in (logits, confidence_logit(step.predictions))
             )
             self.seen.append((loss, confidence_loss, observed.sum()))
         return Proposal(self.scorer.law(step, logits.detach(), bias=self.bias).sample(), state)

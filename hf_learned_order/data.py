@@ -15,6 +15,7 @@ from datasets import Dataset, load_dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from hf_learned_order.canvas import stacked
 from hf_learned_order.gsm8k import ALPHABET, Chain, ChainError, Resampler, answer_of, read_rows
 
 Rows = TypeVar("Rows", bound=Sized)
@@ -140,18 +141,16 @@ class CanvasCollator:
     canvas_length: int
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        width = max(len(row["prompt_ids"]) for row in rows)
         pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         if pad is None or eos is None:
             raise ValueError(f"tokenizer must have a pad and an EOS token, got {pad} and {eos}")
-        prompts = [[pad] * (width - len(row["prompt_ids"])) + list(row["prompt_ids"]) for row in rows]
-        masks = [[0] * (width - len(row["prompt_ids"])) + [1] * len(row["prompt_ids"]) for row in rows]
+        prompts, mask = stacked([row["prompt_ids"] for row in rows], pad)
         cleans = [list(row["response_ids"]) + [eos] * (self.canvas_length - len(row["response_ids"])) for row in rows]
         if max(map(len, cleans)) > self.canvas_length:
             raise ValueError(f"canvas_length must hold every response, got {self.canvas_length}")
         return {
-            "input_ids": torch.tensor(prompts),
-            "attention_mask": torch.tensor(masks),
+            "input_ids": prompts,
+            "attention_mask": mask,
             "clean": torch.tensor(cleans),
         }
 

@@ -217,11 +217,6 @@ class Denoiser(nn.Module):
         return bool((logits - logits[0]).abs().max() > noise)
 
 
-# of each model: how many calls hold it in evaluation mode, and what was in training mode before the first
-_EVALUATING: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = WeakKeyDictionary()
-_LOCK = Lock()
-
-
 @dataclass(kw_only=True)
 class _Seen:
     """What one call of a model lets pass; the head may be called for other threads meanwhile.
@@ -253,6 +248,11 @@ class _Seen:
     def after_trunk(self, _module: nn.Module, _inputs: tuple, output: Any) -> None:
         if get_ident() == self.thread:
             self.trunk.append(output[0])
+
+
+# of each model: how many calls hold it in evaluation mode, and what was in training mode before the first
+_EVALUATING: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = WeakKeyDictionary()
+_LOCK = Lock()
 
 
 @contextmanager

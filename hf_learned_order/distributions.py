@@ -172,8 +172,8 @@ class OneSet(SubsetDistribution):
 class BoundedRisk(OneSet):
     """The factor rule (`factor_set`) on any probability that a position's token is right; never empty.
 
-    If all but the last of n + 1 positions are right with probability c, their joint probability is above any other
-    token's as long as (n + 1) (1 - c) < 1: that is the theorem behind the rule (Fast-dLLM, section 3.3).
+    Behind the rule stands a theorem: n tokens that each have a probability above 1 - eps, with (n + 1) eps <= 1, are
+    also the most likely ones together (Fast-dLLM, arXiv 2505.22618).
 
     Args:
         logits: [..., canvas], of the probability that the most likely token is the right one.
@@ -211,21 +211,34 @@ class BoundedDependence(OneSet):
         self.accepted = self._build(dependence, own, preference, bound)
 
     def _build(self, dependence: Tensor, own: Tensor, preference: Tensor, bound: float) -> Tensor:
-        order = preference.masked_fill(~self.masked, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-        square = (*order.shape, order.shape[-1])
-        # columns first, both axes in visiting order: row k is what accepting the k-th adds to the cost of each
-        visited = dependence.mT.gather(-2, order[..., :, None].expand(square))
-        visited = visited.gather(-1, order[..., None, :].expand(square))
+        order = visiting_order(preference, self.masked)
+        visited = as_visited(dependence, order)
         masked = self.masked.gather(-1, order)
         cost = own.gather(-1, order)
         cost[..., 0] = 0.0
         accepted = torch.zeros_like(masked)
-        # a GPU would have to be waited for to know how many are masked
-        known = self.masked.device.type == "cpu" and masked.numel() > 0
-        for k in range(int(masked.sum(-1).max()) if known else masked.shape[-1]):
+        for k in range(visits(masked)):
             accepted[..., k] = masked[..., k] & (cost[..., k] <= bound)
             cost = cost + visited[..., k, :] * accepted[..., k, None]
         return torch.zeros_like(masked).scatter(-1, order, accepted)
+
+
+def visiting_order(preference: Tensor, masked: Tensor) -> Tensor:
+    """int [..., canvas]: the masked positions from the most preferred down, ties from the left; then the others."""
+    return preference.masked_fill(~masked, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+
+
+def as_visited(dependence: Tensor, order: Tensor) -> Tensor:
+    """A [..., canvas, canvas] with both axes in visiting order, columns first: row k is what the k-th does to each."""
+    square = (*order.shape, order.shape[-1])
+    visited = dependence.mT.gather(-2, order[..., :, None].expand(square))
+    return visited.gather(-1, order[..., None, :].expand(square))
+
+
+def visits(masked: Tensor) -> int:
+    """How many positions have to be visited, as far as that is known without waiting for a GPU."""
+    known = masked.device.type == "cpu" and masked.numel() > 0
+    return int(masked.sum(-1).max()) if known else masked.shape[-1]
 
 
 def first_success(log_success: Tensor, log_failure: Tensor, masked: Tensor, pivot: Tensor) -> Tensor:

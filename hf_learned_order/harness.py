@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_learned_order.calls import run
+from hf_learned_order.canvas import stacked
 from hf_learned_order.configuration import Settings
 from hf_learned_order.denoisers import Denoiser, evaluating, load_denoiser, load_tokenizer
 from hf_learned_order.generation import LearnedOrderOutput, decode
@@ -245,11 +246,9 @@ class LearnedOrderLM(TemplateLM):
 
     def _padded(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Prompts on the left of which is padding, and their mask."""
-        width, pad = max(map(len, prompts)), self.tokenizer.pad_token_id
-        pad = self.eot_token_id if pad is None else pad
-        ids = [[pad] * (width - len(prompt)) + prompt for prompt in prompts]
-        mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-        return torch.tensor(ids, device=self.denoiser.device), torch.tensor(mask, device=self.denoiser.device)
+        pad = self.tokenizer.pad_token_id
+        ids, mask = stacked(prompts, self.eot_token_id if pad is None else pad)
+        return ids.to(self.denoiser.device), mask.to(self.denoiser.device)
 
     def _batches(self, contexts: dict[int, list[int]]) -> Iterator[list[int]]:
         """The numbers of the requests, those of like length together: less padding."""

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from hf_learned_order.distributions import NonEmptyBernoulli, SubsetDistribution, first_success
+from hf_learned_order.distributions import (
+    NonEmptyBernoulli,
+    SubsetDistribution,
+    as_visited,
+    first_success,
+    visiting_order,
+    visits,
+)
 
 
 class RepulsiveBernoulli(SubsetDistribution):
@@ -37,7 +44,7 @@ class RepulsiveBernoulli(SubsetDistribution):
             if value.shape != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
         self.free = NonEmptyBernoulli(logits, masked)
-        self.order = preference.masked_fill(~masked, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+        self.order = visiting_order(preference, masked)
         rank = self.order.argsort(-1)
         earlier = rank[..., None, :] < rank[..., :, None]  # those outside M come last
         self.repulsion = dependence.float().masked_fill(~earlier, 0.0)
@@ -53,16 +60,13 @@ class RepulsiveBernoulli(SubsetDistribution):
 
     def _from_uniform(self, uniform: Tensor, pivot: Tensor) -> Tensor:
         shape, order = uniform.shape, self.order
-        square = (*order.shape, order.shape[-1])
-        # columns first, both axes in visiting order: row k is what accepting the k-th takes from each
-        visited = self.repulsion.mT.gather(-2, order[..., :, None].expand(square))
-        visited = visited.gather(-1, order[..., None, :].expand(square))
+        visited = as_visited(self.repulsion, order)
         logits, masked = (values.gather(-1, order) for values in (self.free.logits, self.masked))
         success, failure = (values.gather(-1, order) for values in (self.free.log_success, self.free.log_failure))
         first = first_success(success, failure, masked, pivot).squeeze(-1)
         accepted = torch.zeros(shape, dtype=torch.bool, device=uniform.device)
         penalty = torch.zeros(shape, device=uniform.device)
-        for k in range(int(masked.sum(-1).max()) if masked.numel() else 0):
+        for k in range(visits(masked)):
             chance = _clamped(logits[..., k], masked[..., k], penalty[..., k]).sigmoid()
             accepted[..., k] = ((uniform[..., k] < chance) & (first < k) | (first == k)) & masked[..., k]
             penalty = penalty + visited[..., k, :] * accepted[..., k, None]

@@ -29,7 +29,7 @@ from hf_learned_order.distributions import (
 from hf_learned_order.files import reading
 from hf_learned_order.heads import CountHead, zeroed
 from hf_learned_order.hub import HubMixin
-from hf_learned_order.predictions import Step
+from hf_learned_order.predictions import Predictions, Step
 from hf_learned_order.repulsion import RepulsiveBernoulli
 
 ELBO_LAWS = ("non_empty", "max_normalized", "count", "plackett_luce", "repulsive")  # have a density to differentiate
@@ -242,6 +242,11 @@ class OrderNetwork(nn.Module):
         return self.encoder(inputs)
 
 
+def confidence_logit(predictions: Predictions) -> Tensor:
+    """What the factor law's scores correct, [batch, canvas]."""
+    return predictions.confidence.logit(eps=1e-6)
+
+
 def features_of(step: Step) -> Tensor:
     """What the predictions and the budget say at each position, [batch, canvas, 8], all of order 1."""
     predictions, masked = step.predictions, step.masked.float()
@@ -304,7 +309,7 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
             return self.network.dependence(features, step.hidden_states, predictions.entropy)
         # pyrefly: ignore[bad-argument-type]
         scores = self.network.scores(features, step.hidden_states)
-        return scores + predictions.confidence.logit(eps=1e-6) if self.config.law == "factor" else scores
+        return scores + confidence_logit(predictions) if self.config.law == "factor" else scores
 
     def law(self, step: Step, values: Tensor, *, bias: float = 0.0) -> SubsetDistribution:
         """The law of the positions to unmask, from `values`, which `forward` gave. A larger `bias` unmasks more.

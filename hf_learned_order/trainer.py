@@ -128,18 +128,17 @@ class OrderTrainer(Trainer):
         self.card = card or Card(seeds=(args.seed,))
         self.posterior = self.value = None
         law = scorer.config.law
-        if law in DETERMINISTIC_LAWS:
-            if peft_config is not None or args.train_denoiser:
-                raise ValueError(f"law must not be {law!r} when the denoiser is tuned: that objective keeps it fixed")
-            objective: nn.Module = (
-                DependenceObjective(denoiser, scorer)
-                if law == "dependent"
-                else CorrectnessObjective(
-                    denoiser,
-                    scorer,
-                    max_denoising_steps=args.max_denoising_steps,
-                    eos_token_id=processing_class.eos_token_id,
-                )
+        if law in DETERMINISTIC_LAWS and (peft_config is not None or args.train_denoiser):
+            raise ValueError(f"law must not be {law!r} when the denoiser is tuned: that objective keeps it fixed")
+        objective: nn.Module
+        if law == "dependent":
+            objective = DependenceObjective(denoiser, scorer)
+        elif law == "factor":
+            objective = CorrectnessObjective(
+                denoiser,
+                scorer,
+                max_denoising_steps=args.max_denoising_steps,
+                eos_token_id=processing_class.eos_token_id,
             )
         else:
             if args.posterior == "clean":
