@@ -317,19 +317,14 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
         It is added to the scores, times k to the log-weight of a count of k, or to the logarithm of the bound; the
         max-normalised law does not feel it.
         """
-        config, bound = self.config, self.config.bound * math.exp(bias)
+        config = self.config
+        if config.law not in DETERMINISTIC_LAWS:
+            return order_law(config.law, values, step, temperature=config.law_temperature, bias=bias)
+        bound = config.bound * math.exp(bias)
         if config.law == "factor":
             return BoundedRisk(values, step.masked, bound=bound)
-        if config.law == "dependent":
-            entropy = step.predictions.entropy
-            return BoundedDependence(
-                values,
-                config.entropy_weight * entropy,
-                -entropy,
-                step.masked,
-                bound=bound,
-            )
-        return order_law(config.law, values, step, temperature=config.law_temperature, bias=bias)
+        entropy = step.predictions.entropy
+        return BoundedDependence(values, config.entropy_weight * entropy, -entropy, step.masked, bound=bound)
 
     def check_fits(self, denoiser: Denoiser) -> None:
         """Raises `ValueError` unless this scorer was made for a denoiser of this shape."""

@@ -252,6 +252,15 @@ def test_the_factor_law_does_not_see_the_budget():
     torch.testing.assert_close(scorer(step_of(steps_left=1)), scorer(step_of(steps_left=9)), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("law", ELBO_LAWS)
+def test_a_bias_of_scores_may_be_larger_than_exp_takes(law):
+    scorer, step = scorer_of(law), step_of()
+    unmask = scorer.law(step, scorer(step), bias=1000.0).sample()
+    if law in ("non_empty", "repulsive"):
+        assert torch.equal(unmask, step.masked)
+    assert unmask.any(-1).all()
+
+
 def test_bias_of_the_factor_law():
     scorer, step = scorer_of("factor"), step_of(rows=64)
     counts = [scorer.law(step, scorer(step), bias=b).mean.sum(-1) for b in (-60.0, -1.0, 0.0, 1.0, 60.0)]
