@@ -40,7 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--dtype", default="float32", help="of the denoiser, e.g. bfloat16")
     evaluate.add_argument("--limit", type=int, help="test problems, the first so many; by default all")
     evaluate.add_argument("--tuning_limit", type=int, default=120, help="held-out problems that settings are tuned on")
-    evaluate.add_argument("--cap", type=float, default=1.5, help="steps of the capped rows, times the target NFE")
+    evaluate.add_argument(
+        "--budget_shares",
+        type=float,
+        nargs="*",
+        default=[1.0, 1.25, 1.5],
+        help="step budgets that the tuned rows try, times the target NFE; none: no tuned rows",
+    )
     evaluate.add_argument("--no_bound", action="store_true", help="leave out the bound, which costs as much again")
     evaluate.add_argument("--seeds", type=int, default=3, help="runs of the random samplers")
     evaluate.add_argument(
@@ -159,7 +165,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             targets=sorted(options.nfe),
             scorers=scorers,
             seeds=options.seeds,
-            cap=options.cap,
+            budget_shares=options.budget_shares,
             with_bound=not options.no_bound,
             task=task,
             finished=sweep.results,

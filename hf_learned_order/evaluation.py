@@ -33,6 +33,8 @@ from hf_learned_order.samplers import (
 )
 from hf_learned_order.scorer import OrderScorer
 
+BUDGET_SHARES = (1.0, 1.25, 1.5)
+
 
 class Evaluator:
     """Decodes a data set with any sampler.
@@ -65,7 +67,7 @@ class Evaluator:
         self.canvas_length = canvas_length
         self.batch_size = batch_size
         self.collator = CanvasCollator(tokenizer=tokenizer, canvas_length=canvas_length)
-        self._mean_nfe: dict[tuple[Sampler, int | None, int], float] = {}  # bisections for several targets meet
+        self._measured: dict[tuple[Sampler, int | None], Result] = {}  # searches for several targets meet
 
     def outputs(
         self, sampler: Sampler, *, max_denoising_steps: int | None = None, seed: int = 0, clean: bool = False
@@ -140,13 +142,14 @@ class Evaluator:
         """Of the rows, for a `Sweep` to know them again."""
         return hashlib.sha256(json.dumps(self.dataset.to_list()).encode()).hexdigest()[:16]
 
-    def mean_nfe(self, sampler: Sampler, *, max_denoising_steps: int | None = None, seed: int = 0) -> float:
-        """Mean over sequences of the denoiser calls that each needed."""
-        key = (sampler, max_denoising_steps, seed)
-        if key not in self._mean_nfe:
-            outputs = self.outputs(sampler, max_denoising_steps=max_denoising_steps, seed=seed)
-            self._mean_nfe[key] = torch.cat([output.nfe for output, _ in outputs]).float().mean().item()
-        return self._mean_nfe[key]
+    def quick(self, sampler: Sampler, max_denoising_steps: int | None = None) -> Result:
+        """`measure` without the bound, remembered."""
+        key = (sampler, max_denoising_steps)
+        if key not in self._measured:
+            self._measured[key] = self.measure(
+                sampler, name="", max_denoising_steps=max_denoising_steps, with_bound=False
+            )
+        return self._measured[key]
 
     def tune_knob(
         self,
@@ -164,18 +167,49 @@ class Evaluator:
         best, low = (float("inf"), high), 0.0
         for _ in range(rounds):
             middle = (low + high) / 2
-            nfe = self.mean_nfe(make(middle), max_denoising_steps=max_denoising_steps)
+            nfe = self.quick(make(middle), max_denoising_steps).nfe
             best = min(best, (abs(nfe - target_nfe), middle))
             if abs(nfe - target_nfe) <= 0.02 * target_nfe:
                 break
             low, high = (middle, high) if nfe > target_nfe else (low, middle)
         return best[1]
 
+    def tune_both(
+        self,
+        make: Callable[[float], Sampler],
+        target_nfe: float,
+        *,
+        budgets: Sequence[int],
+        points: int = 9,
+        rounds: int = 2,
+    ) -> tuple[float, int]:
+        """The setting in [0, 1] and the step budget that get most right here within the target, by search.
+
+        Each budget is tried with `points` settings, from fast to slow until the mean NFE is more than 2 % above
+        `target_nfe`, then in `rounds` with the settings halfway between the best one and its neighbours. Where no
+        setting is fast enough it is the fastest, with the least budget.
+        """
+        best = (-1.0, 0.0, 1.0, min(budgets))
+        for budget in sorted(budgets):
+            gap = 1 / (points - 1)
+            wanted = [1 - gap * number for number in range(points)]
+            mine = (-1.0, 0.0, 1.0, budget)
+            for _ in range(rounds + 1):
+                for setting in wanted:
+                    result = self.quick(make(setting), budget)
+                    if result.nfe > 1.02 * target_nfe:
+                        break
+                    mine = max(mine, (result.accuracy, -result.nfe, setting, budget))
+                gap /= 2
+                wanted = [x for x in (mine[2] + gap, mine[2] - gap) if 0 <= x <= 1]
+            best = max(best, mine, key=lambda found: found[:2])
+        return best[2:]
+
     def tune_budget(self, sampler: Sampler, target_nfe: float) -> int:
         """The step budget whose mean NFE here is nearest to `target_nfe` (an early EOS makes it less)."""
         best, budget, last = (float("inf"), 1), min(self.canvas_length, max(1, round(target_nfe))), 0.0
         while budget <= self.canvas_length:
-            nfe = self.mean_nfe(sampler, max_denoising_steps=budget)
+            nfe = self.quick(sampler, budget).nfe
             best = min(best, (abs(nfe - target_nfe), budget))
             if nfe >= target_nfe or nfe == last:  # `dilated` has a number of steps of its own: more budget is no more
                 break
@@ -208,16 +242,17 @@ def compare(
     targets: Sequence[float],
     scorers: Sequence[OrderScorer] = (),
     seeds: int = 3,
-    cap: float = 1.5,
+    budget_shares: Sequence[float] = BUDGET_SHARES,
     with_bound: bool = True,
     task: str = "",
     finished: Sequence[Result] = (),
 ) -> Iterator[Result]:
     """Every sampler at every target NFE: tuned on `tuning`, measured on `test`.
 
-    Rules with a knob are tuned to the target, once as they are and once "capped": with a step budget of `cap` times the
-    target, at whose last step everything is unmasked, so that a few long sequences do not use up the mean. Rules with a
-    fixed count get the budget nearest to the target. Rules that draw run with `seeds` seeds and `learned_order` with
+    Rules with a knob are tuned to the target, once as they are and once "tuned": with a step budget of one of the
+    `budget_shares` times the target, rounded up, at whose last step everything is unmasked, so that a few long
+    sequences do not use up the mean; budget and knob are those that get most right on `tuning`. Rules with a fixed
+    count get the budget nearest to the target. Rules that draw run with `seeds` seeds and `learned_order` with
     every scorer: mean and standard deviation over them. A scorer that was trained for one step budget keeps to it.
 
     Args:
@@ -226,7 +261,7 @@ def compare(
         targets: mean NFE.
         scorers: for `learned_order`.
         seeds: runs of a rule that draws.
-        cap: steps of the capped rows, times the target.
+        budget_shares: step budgets of the tuned rows, times the target; none: no tuned rows.
         with_bound: measure the bound, too.
         task: what the rows are named for.
         finished: rows that were measured before; they are returned in their place instead of measured again.
@@ -236,23 +271,24 @@ def compare(
     """
     if seeds < 1:
         raise ValueError(f"seeds must be 1 or more, got {seeds}")
-    if not cap >= 1:
-        raise ValueError(f"cap must be 1 or more, got {cap}")
+    for share in budget_shares:
+        if not share >= 1:
+            raise ValueError(f"budget_shares must be 1 or more each, got {share}")
     there = {(row.sampler, row.target): row for row in finished if row.task == task}
     for name in samplers:
         # without a scorer, make_sampler says that there has to be one
         mine = scorers if name == "learned_order" and scorers else (None,)
         budgeted = any(scorer is not None and scorer.config.max_denoising_steps for scorer in mine)
         for target in targets:
-            for capped in (False,) if knob(name, mine[0]) is None or budgeted else (False, True):
-                label = f"{name}, capped" if capped else name
+            for both in (False,) if knob(name, mine[0]) is None or budgeted or not budget_shares else (False, True):
+                label = f"{name}, tuned" if both else name
                 if (label, target) in there:
                     yield there[label, target]
                     continue
-                steps = min(math.ceil(cap * target), tuning.canvas_length) if capped else None
+                budgets = sorted({min(math.ceil(share * target), tuning.canvas_length) for share in budget_shares})
                 runs = []
                 for scorer in mine:
-                    sampler, budget, setting = _tuned(tuning, name, scorer, target, steps)
+                    sampler, budget, setting = _tuned(tuning, name, scorer, target, budgets if both else ())
                     for seed in range(seeds if sampler.is_random else 1):
                         run = test.measure(
                             sampler, name=label, max_denoising_steps=budget, seed=seed, with_bound=with_bound
@@ -271,15 +307,19 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _tuned(
-    tuning: Evaluator, name: str, scorer: OrderScorer | None, target: float, steps: int | None
+    tuning: Evaluator, name: str, scorer: OrderScorer | None, target: float, budgets: Sequence[int]
 ) -> tuple[Sampler, int | None, str]:
     """The sampler tuned to the target, the step budget it runs with, and its setting in words."""
     make = knob(name, scorer)
     if make is None:
         sampler = make_sampler(name)
         return sampler, tuning.tune_budget(sampler, target), ""
-    budget = steps if scorer is None else scorer.config.max_denoising_steps or steps
-    sampler = make(tuning.tune_knob(make, target, max_denoising_steps=budget))
+    if budgets:
+        setting, budget = tuning.tune_both(make, target, budgets=budgets)
+    else:
+        budget = scorer.config.max_denoising_steps if scorer is not None else None
+        setting = tuning.tune_knob(make, target, max_denoising_steps=budget)
+    sampler = make(setting)
     words = [f"{k}={v:.4g}" for k, v in vars(sampler).items() if isinstance(v, float)]
     return sampler, budget, " ".join(words + [f"T={budget}"] * (budget is not None))
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from hf_learned_order.files import read_json, replacing
 
 JSON, SETTINGS = "results.json", "settings.json"
-LEARNED = ("learned_order, capped", "learned_order")  # the first that was measured is compared with the others
+LEARNED = ("learned_order, tuned", "learned_order")  # the first that was measured is compared with the others
 
 
 @dataclass(frozen=True, kw_only=True)

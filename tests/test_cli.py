@@ -111,8 +111,8 @@ def test_evaluate_and_plot(folder, capsys):
     assert "bound, nats" in printed
     out = folder / "out"
     results = load_results(out / "results.json")
-    names = [[name] if knob(name) is None else [name, f"{name}, capped"] for name in samplers[:-1]]
-    names.append(["learned_order", "learned_order, capped"])
+    names = [[name] if knob(name) is None else [name, f"{name}, tuned"] for name in samplers[:-1]]
+    names.append(["learned_order", "learned_order, tuned"])
     assert [(result.sampler, result.target) for result in results] == [
         (name, target) for both in names for target in (3.0, 6.0) for name in both
     ]
@@ -135,8 +135,8 @@ def test_evaluate_and_plot(folder, capsys):
     again = capsys.readouterr()
     assert again.out == printed
     assert "out: going on behind the 12 rows that are there\n" in again.err
-    message = error_of(evaluate(folder, *command, "--cap", "2"), capsys)
-    assert "measured with other settings (cap was 1.5, is 2.0); give another folder, or delete this one" in message
+    message = error_of(evaluate(folder, *command, "--budget_shares", "2"), capsys)
+    assert "other settings (budget_shares was [1.0, 1.25, 1.5], is [2.0]); give another folder, or delete" in message
     scorers.reverse()
     message = error_of(evaluate(folder, "--scorer", *scorers, *command[3:]), capsys)
     assert "scorer_fingerprints was" in message
@@ -187,8 +187,8 @@ def test_evaluate_on_a_full_disk(folder, capsys):
 def test_evaluate_takes_every_sampler_by_default(folder, capsys):
     assert evaluate(folder, "--limit", "2", "--tuning_limit", "2", "--seeds", "1", output="all") == 0
     names = [result.sampler for result in load_results(folder / "all" / "results.json")]
-    assert [name for name in names if "capped" not in name] == [name for name in SAMPLERS if name != "learned_order"]
-    assert [name for name in names if "capped" in name] == [f"{name}, capped" for name in SAMPLERS if knob(name)]
+    assert [name for name in names if "tuned" not in name] == [name for name in SAMPLERS if name != "learned_order"]
+    assert [name for name in names if "tuned" in name] == [f"{name}, tuned" for name in SAMPLERS if knob(name)]
 
 
 # ---- what is refused, in one line --------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def test_demo_without_gsm8k(tmp_path, monkeypatch, capsys):
     assert demo.main() == 0
     assert capsys.readouterr().out.startswith(f"No GSM8K at {tmp_path / 'none.jsonl'}: ")
     results = load_results(tmp_path / "results.json")
-    assert [result.sampler for result in results] == ["top_prob", "learned_order", "learned_order, capped"]
+    assert [result.sampler for result in results] == ["top_prob", "learned_order", "learned_order, tuned"]
     assert [result.runs for result in results] == [1, 3, 3]
     assert {result.count for result in results} == {4}
 
