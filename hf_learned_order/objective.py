@@ -30,7 +30,7 @@ from torch.distributions import kl_divergence
 
 from hf_learned_order.canvas import left_padded, settled
 from hf_learned_order.denoisers import Denoiser, predict
-from hf_learned_order.distributions import everything
+from hf_learned_order.distributions import SubsetDistribution, everything
 from hf_learned_order.posteriors import CleanPosterior, ValueBaseline
 from hf_learned_order.predictions import Step
 from hf_learned_order.scorer import ELBO_LAWS, OrderScorer
@@ -76,13 +76,11 @@ class Chains(NamedTuple):
     def surrogate(self, *, baseline: str = "leave_one_out", returns: str = "per_step") -> Tensor:
         """A scalar whose gradient is an unbiased estimate of the ELBO's, in nats a response."""
         total = self.returns(returns)
-        chains = total.shape[-1]
-        expected: Tensor | float = 0.0
         if baseline == "value":
-            expected = self.values.detach()
-        elif baseline == "leave_one_out" and chains > 1:
-            expected = (total.sum(-1, keepdim=True) - total) / (chains - 1)
-        return self.choices * (self.step_terms + self.log_q * (total - expected)).sum(0).mean()
+            total = total - self.values.detach()
+        elif baseline == "leave_one_out":
+            total = leave_one_out(total)
+        return self.choices * (self.step_terms + self.log_q * total).sum(0).mean()
 
     def value_loss(self, *, returns: str = "per_step") -> Tensor:
         """Mean squared error of `values`, nats^2, over the steps that a law decided."""
@@ -90,6 +88,12 @@ class Chains(NamedTuple):
         decided = (number < self.nfe) & (number < len(self.values) - 1)
         error = (self.values - self.returns(returns)).square() * decided
         return error.sum() / decided.sum().clamp(min=1)
+
+
+def leave_one_out(returns: Tensor) -> Tensor:
+    """`returns` [..., K] less the mean of the other chains', as they are where K is 1."""
+    others = max(1, returns.shape[-1] - 1)
+    return returns - (returns.sum(-1, keepdim=True) - returns) / others
 
 
 class OrderELBO(nn.Module):
@@ -231,15 +235,19 @@ class OrderELBO(nn.Module):
         )
         return step, predictions.log_prob(clean)
 
+    def laws(self, step: Step, clean: Tensor) -> tuple[SubsetDistribution, SubsetDistribution]:
+        """q and p of a state; one and the same where the law is shared."""
+        scores = self.scorer(step)
+        prior = self.scorer.law(step, scores)
+        return prior if self.posterior is None else self.posterior.law(step, clean, scores), prior
+
     def _terms(self, step: Step, clean: Tensor, log_prob: Tensor, *, last: bool) -> tuple[Tensor, ...]:
         """The positions drawn, and for each row step_t, log q(r_t), the KL, the drawn part of step_t, V(x_t, x)."""
         log_prob = log_prob.masked_fill(~step.masked, 0.0)
         none = torch.zeros_like(log_prob[:, 0])
         if last:
             return everything(step.masked), log_prob.sum(-1), none, none, none, none
-        scores = self.scorer(step)
-        prior = self.scorer.law(step, scores)
-        law = prior if self.posterior is None else self.posterior.law(step, clean, scores)
+        law, prior = self.laws(step, clean)
         with torch.no_grad():
             unmask = law.sample()
         log_q = law.log_prob(unmask)

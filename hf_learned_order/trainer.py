@@ -19,17 +19,21 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from hf_learned_order.cards import TRAINING_FILE, Card
-from hf_learned_order.correctness import CorrectnessObjective
 from hf_learned_order.data import CanvasCollator
 from hf_learned_order.denoisers import Denoiser
-from hf_learned_order.dependence import DependenceObjective
 from hf_learned_order.files import reading, replacing, saving
 from hf_learned_order.hub import generation_config, push_folder
-from hf_learned_order.objective import BASELINES, GRADIENT_STEPS, RETURNS, OrderELBO
+from hf_learned_order.objective import BASELINES, GRADIENT_STEPS, RETURNS
+from hf_learned_order.objectives import DEFAULTS, OBJECTIVES, make_objective
 from hf_learned_order.posteriors import CleanPosterior
-from hf_learned_order.scorer import DETERMINISTIC_LAWS, ELBO_LAWS, OrderScorer
+from hf_learned_order.scorer import ELBO_LAWS, OrderScorer
 
 POSTERIORS = ("clean", "prior")
+# arguments that an objective may have
+OBJECTIVE_SETTINGS = (
+    *("max_denoising_steps", "num_chains", "baseline", "returns", "gradient_steps"),
+    *("noise", "speed_exponent", "teacher"),
+)
 POSTERIOR_FILE = "posterior.safetensors"
 VALUE_FILE = "value.safetensors"
 ADAPTER_FOLDER = "adapter"
@@ -45,6 +49,9 @@ class OrderTrainingArguments(TrainingArguments):
     """
 
     output_dir: str = "runs/scorer"
+    objective: str | None = field(
+        default=None, metadata={"help": f"one of {', '.join(OBJECTIVES)}; by default what goes with the scorer's law"}
+    )
     max_denoising_steps: int = field(default=5, metadata={"help": "T, the step budget"})
     num_chains: int = field(default=8, metadata={"help": "K, chains of each response (leave-one-out needs 2)"})
     canvas_length: int = field(default=64, metadata={"help": "positions of a response, EOS included"})
@@ -56,6 +63,9 @@ class OrderTrainingArguments(TrainingArguments):
     baseline: str = field(default="leave_one_out", metadata={"help": "or 'value' (learned along), 'none'"})
     returns: str = field(default="per_step", metadata={"help": "or 'trajectory': the whole chain's at each step"})
     gradient_steps: str = field(default="all", metadata={"help": "or 'one': a random step, times their number"})
+    noise: float = field(default=0.5, metadata={"help": "reward, agreement: of the factor law's logits, in training"})
+    speed_exponent: float = field(default=1.0, metadata={"help": "reward: how much speed counts, 0 not at all"})
+    teacher: str = field(default="top_prob", metadata={"help": "imitation: the rule of the slow decoding"})
     train_denoiser: bool = field(default=False, metadata={"help": "tune every weight of the denoiser"})
     learning_rate: float = 3e-3
     remove_unused_columns: bool = False
@@ -64,6 +74,7 @@ class OrderTrainingArguments(TrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         choices_of = {
+            "objective": (None, *OBJECTIVES),
             "posterior": POSTERIORS,
             "posterior_law": (None, *ELBO_LAWS),
             "baseline": BASELINES,
@@ -128,35 +139,24 @@ class OrderTrainer(Trainer):
         self.card = card or Card(seeds=(args.seed,))
         self.posterior = self.value = None
         law = scorer.config.law
-        if law in DETERMINISTIC_LAWS and (peft_config is not None or args.train_denoiser):
-            raise ValueError(f"law must not be {law!r} when the denoiser is tuned: that objective keeps it fixed")
-        objective: nn.Module
-        if law == "dependent":
-            objective = DependenceObjective(denoiser, scorer)
-        elif law == "factor":
-            objective = CorrectnessObjective(
-                denoiser,
-                scorer,
-                max_denoising_steps=args.max_denoising_steps,
-                eos_token_id=processing_class.eos_token_id,
-            )
-        else:
-            if args.posterior == "clean":
-                temperature = args.posterior_temperature
-                self.posterior = CleanPosterior(scorer.config, law=args.posterior_law, temperature=temperature)
-            objective = OrderELBO(
-                denoiser,
-                scorer,
-                self.posterior,
-                max_denoising_steps=args.max_denoising_steps,
-                num_chains=args.num_chains,
-                eos_token_id=processing_class.eos_token_id,
-                baseline=args.baseline,
-                returns=args.returns,
-                gradient_steps=args.gradient_steps,
-            )
-            self.value = objective.value
-            scorer.config.max_denoising_steps = args.max_denoising_steps
+        name = args.objective or DEFAULTS.get(law, "elbo")
+        if name != "elbo" and (peft_config is not None or args.train_denoiser):
+            raise ValueError(f'objective must be "elbo" when the denoiser is tuned, got {name!r}, which keeps it fixed')
+        if name == "elbo" and law in ELBO_LAWS and args.posterior == "clean":
+            temperature = args.posterior_temperature
+            self.posterior = CleanPosterior(scorer.config, law=args.posterior_law, temperature=temperature)
+        objective = make_objective(
+            name,
+            denoiser,
+            scorer,
+            posterior=self.posterior,
+            eos_token_id=processing_class.eos_token_id,
+            **{setting: getattr(args, setting) for setting in OBJECTIVE_SETTINGS},
+        )
+        self.value = getattr(objective, "value", None)
+        if law in ELBO_LAWS:
+            # one token a step leaves the budget to decoding
+            scorer.config.max_denoising_steps = None if name == "dense" else args.max_denoising_steps
         self._measured: dict[str, list[torch.Tensor]] = defaultdict(list)
         super().__init__(
             model=objective,

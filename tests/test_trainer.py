@@ -29,11 +29,24 @@ CASES = {
     "factor": {"law": "factor"},
     "count": {"law": "count", "baseline": "value", "gradient_steps": "one"},
     "repulsive": {"law": "repulsive"},
+    "agreement": {"objective": "agreement"},
+    "reward": {"objective": "reward", "law": "factor"},
+    "imitation": {"objective": "imitation", "law": "factor"},
+    "dense": {"objective": "dense", "law": "plackett_luce"},
     "lora": {"lora": True},
     "train_denoiser": {"train_denoiser": True},
 }
-FROZEN = ("clean", "prior", "dependent", "factor", "count", "repulsive")
-MEASURED = {"dependent": ("observed", "predicted"), "factor": ("confidence_loss", "exact", "nfe")}
+TUNED = ("lora", "train_denoiser")
+BOUND = ("bound", "kl", "nfe")
+MEASURED = {
+    "dependent": ("observed", "predicted"),
+    "factor": ("confidence_loss", "exact", "nfe"),
+    "agreement": ("agreement", "nfe"),
+    "reward": ("reward", "exact", "nfe"),
+    "imitation": ("confidence_loss", "exact", "nfe"),
+}
+UNBUDGETED = ("dependent", "factor", "reward", "imitation", "dense")
+POSTERIOR = ("clean", "count", "repulsive", *TUNED)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -119,7 +132,7 @@ def test_trains_and_saves(case, tmp_path, tokenizer, dataset):
     assert math.isfinite(outcome.training_loss)
     moved = changed(denoiser, weights_of(trainer.denoiser))
     assert changed(scorer, weights_of(trainer.scorer))
-    if case in FROZEN:
+    if case not in TUNED:
         assert moved == set()
         assert not any(p.requires_grad for p in trainer.denoiser.parameters())
     elif case == "lora":
@@ -134,10 +147,10 @@ def test_trains_and_saves(case, tmp_path, tokenizer, dataset):
         assert type(loaded) is OrderScorer
         assert changed(weights_of(trainer.scorer), weights_of(loaded)) == set()
         assert loaded.config.law == options.get("law", "non_empty")
-        assert loaded.config.max_denoising_steps == (None if case in MEASURED else 3)
+        assert loaded.config.max_denoising_steps == (None if case in UNBUDGETED else 3)
     names = {path.name for path in tmp_path.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
-    assert ("posterior.safetensors" in names) == (case != "prior" and case not in MEASURED)
+    assert ("posterior.safetensors" in names) == (case in POSTERIOR)
     assert ("adapter" in names) == (case == "lora")
     assert ("denoiser" in names) == (case == "train_denoiser")
     if trainer.posterior is not None:
@@ -151,7 +164,7 @@ def test_trains_and_saves(case, tmp_path, tokenizer, dataset):
         assert changed(weights_of(trainer.denoiser.model), weights_of(loaded)) == set()
 
     # (d) what is logged, at every step and at evaluation
-    measured = MEASURED.get(case, ("bound", "kl", "nfe"))
+    measured = MEASURED.get(case, BOUND)
     steps = [logs for logs in trainer.state.log_history if "loss" in logs]
     assert len(steps) == 3
     for name in measured:
@@ -159,10 +172,11 @@ def test_trains_and_saves(case, tmp_path, tokenizer, dataset):
         assert math.isfinite(metrics[f"eval_{name}"])
         assert not any(f"eval_{name}" in logs for logs in steps)
     if case not in MEASURED:
-        assert all(logs["bound"] < 0 <= logs["kl"] and 1 <= logs["nfe"] <= 3 for logs in steps)
+        most = CANVAS if case == "dense" else 3
+        assert all(logs["bound"] < 0 <= logs["kl"] and 1 <= logs["nfe"] <= most for logs in steps)
         # q starts at p; without a posterior it stays there
         assert steps[0]["kl"] == 0
-        assert case != "prior" or all(logs["kl"] == 0 for logs in steps)
+        assert case in POSTERIOR or all(logs["kl"] == 0 for logs in steps)
 
 
 def test_means_are_over_what_was_measured_since_the_last_log(tmp_path, tokenizer, dataset):
@@ -248,6 +262,7 @@ def test_scorer_is_made_where_none_is_given(tmp_path, tokenizer, dataset):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"objective": "best"}, "objective must be one of None, elbo, correctness, .*, dense, got 'best'"),
         ({"posterior": "exact"}, "posterior must be one of clean, prior, got 'exact'"),
         (
             {"posterior_law": "dependent"},
@@ -268,8 +283,10 @@ def test_arguments_are_checked(options, message, tmp_path):
     ("options", "message"),
     [
         ({"lora": True, "train_denoiser": True}, "train_denoiser must be False when peft_config is given"),
-        ({"law": "dependent", "lora": True}, "law must not be 'dependent' when the denoiser is tuned"),
-        ({"law": "factor", "train_denoiser": True}, "law must not be 'factor' when the denoiser is tuned"),
+        ({"law": "dependent", "lora": True}, 'objective must be "elbo" when the denoiser is tuned, got .dependence.'),
+        ({"law": "factor", "train_denoiser": True}, 'objective must be "elbo" when .* is tuned, got .correctness.'),
+        ({"objective": "elbo", "law": "factor"}, "law must be one of non_empty, .*, got 'factor', which has no ELBO"),
+        ({"objective": "reward", "num_chains": 1}, "num_chains must be 2 or more, got 1"),
         ({"law": "max_normalized"}, 'law must not be "max_normalized" for a prior with a posterior of its own'),
     ],
 )

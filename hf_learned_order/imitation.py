@@ -1,0 +1,55 @@
+"""Imitation of a slow decoding: `correctness` with the tokens that one token a step ends with, not the clean ones.
+
+    y^i = 1 if argmax_v p_theta(v | x_t) at i is what the slow decoding has at i
+
+No labels: what is learned is when the denoiser need not be asked again. Source: Bao et al., Learning to Parallel
+(Learn2PD), arXiv 2509.25188. There the states are those of an oracle that unmasks what is right; here they are the
+learner's own.
+"""
+
+from torch import Tensor
+
+from hf_learned_order.correctness import CorrectnessObjective
+from hf_learned_order.denoisers import Denoiser
+from hf_learned_order.generation import decode
+from hf_learned_order.samplers import make_sampler
+from hf_learned_order.scorer import OrderScorer
+
+
+class ImitationObjective(CorrectnessObjective):
+    """Fits a scorer with the "factor" law. Batch in, loss and measurements out, as `CorrectnessObjective`.
+
+    Of the clean responses it takes the length of the canvas only. A batch costs one call more for each token of the
+    longest response.
+
+    Args:
+        denoiser, scorer, max_denoising_steps, eos_token_id: as in `CorrectnessObjective`.
+        teacher: name of the rule of the slow decoding.
+
+    Raises:
+        ValueError: `teacher` is unknown or needs more than its name, or as `CorrectnessObjective`.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        scorer: OrderScorer,
+        *,
+        max_denoising_steps: int,
+        eos_token_id: int | None = None,
+        teacher: str = "top_prob",
+    ):
+        super().__init__(denoiser, scorer, max_denoising_steps=max_denoising_steps, eos_token_id=eos_token_id)
+        self.teacher = make_sampler(teacher)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor) -> dict[str, Tensor]:
+        """As `CorrectnessObjective.forward`; `exact` is the share of responses equal to those of the slow decoding."""
+        slow = decode(
+            self.denoiser,
+            input_ids,
+            attention_mask,
+            sampler=self.teacher,
+            max_new_tokens=clean.shape[1],
+            eos_token_id=self.eos_token_id,
+        )
+        return super().forward(input_ids, attention_mask, slow.sequences[:, -clean.shape[1] :])

@@ -1,0 +1,44 @@
+"""The objectives by name.
+
+Each is a module: a batch (`input_ids`, `attention_mask`, `clean`) in, a dict out, with `loss` to be minimised and the
+means of what there is to watch.
+"""
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from hf_learned_order.agreement import AgreementObjective
+from hf_learned_order.correctness import CorrectnessObjective
+from hf_learned_order.denoisers import Denoiser
+from hf_learned_order.dense import DenseObjective
+from hf_learned_order.dependence import DependenceObjective
+from hf_learned_order.imitation import ImitationObjective
+from hf_learned_order.objective import OrderELBO
+from hf_learned_order.reward import RewardObjective
+from hf_learned_order.scorer import OrderScorer
+
+OBJECTIVES: dict[str, type[nn.Module]] = {
+    "elbo": OrderELBO,
+    "correctness": CorrectnessObjective,
+    "dependence": DependenceObjective,
+    "agreement": AgreementObjective,
+    "reward": RewardObjective,
+    "imitation": ImitationObjective,
+    "dense": DenseObjective,
+}
+# of the laws that have no ELBO
+DEFAULTS = {"factor": "correctness", "dependent": "dependence"}
+
+
+def make_objective(name: str, denoiser: Denoiser, scorer: OrderScorer, **settings: Any) -> nn.Module:
+    """The objective of that name, with those of the `settings` that it has.
+
+    Raises:
+        ValueError: the name is unknown, or what the objective itself raises.
+    """
+    if name not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {name!r}")
+    known = inspect.signature(OBJECTIVES[name]).parameters
+    return OBJECTIVES[name](denoiser, scorer, **{key: value for key, value in settings.items() if key in known})

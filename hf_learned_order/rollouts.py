@@ -1,0 +1,161 @@
+"""K decodings of each prompt by the learned order itself, with the log-probabilities of what it drew: for objectives
+that score whole responses and follow the gradient of the order's own draws (REINFORCE).
+
+Tokens are the denoiser's business: given the positions, their law does not depend on the scorer, so the gradient of the
+expected reward is the mean of `reward * grad log q(r_t)` however tokens are chosen.
+
+The factor law has nothing random about it. For training, and only then, Gaussian noise is added to its logits,
+z = s + e; the set is the law's own of z, and log q is the log-density of z around s. That gives the gradient of the
+expected reward under that noise, without bias. Decoding is without it.
+
+Symbols: `s` scores, `r_t` unmask, `q` the law of r_t (prior and posterior are one here), `K` num_chains.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hf_learned_order.denoisers import Denoiser
+from hf_learned_order.generation import decode
+from hf_learned_order.objective import leave_one_out
+from hf_learned_order.predictions import Step
+from hf_learned_order.rules import Proposal, State
+from hf_learned_order.samplers import LearnedOrderSampler
+from hf_learned_order.scorer import ELBO_LAWS, OrderScorer
+
+LAWS = (*ELBO_LAWS, "factor")
+
+
+class Rollouts(NamedTuple):
+    """K decodings of each of B prompts.
+
+    Attributes:
+        tokens: int [B, K, canvas]; behind the first EOS what was drawn, EOS where nothing was.
+        order: int [B, K, canvas], the step, from 1, that unmasked a position; 0 where none did.
+        token_log_probs: [B, K, canvas], log p_theta of each token when it was unmasked, nats.
+        log_q: [steps, B, K], log q of each step's draw, differentiable; 0 after the end. The last step draws nothing.
+        nfe: int [B, K].
+    """
+
+    tokens: Tensor
+    order: Tensor
+    token_log_probs: Tensor
+    log_q: Tensor
+    nfe: Tensor
+
+    def surrogate(self, returns: Tensor) -> Tensor:
+        """A scalar whose gradient is an unbiased estimate of that of the mean return.
+
+        `returns` [steps, B, K], or [B, K] for all steps: what followed a draw. Leave-one-out over K is the baseline.
+        """
+        return (self.log_q * leave_one_out(returns)).sum(0).mean()
+
+
+class RolloutObjective(nn.Module):
+    """What objectives on rollouts share.
+
+    Args:
+        denoiser: p_theta, never trained by this objective.
+        scorer: an `OrderScorer` with any law but "dependent".
+        max_denoising_steps: T, the step budget of the decodings.
+        num_chains: K.
+        eos_token_id: a row is finished when everything before its first EOS is settled, as in generation.
+        noise: standard deviation of what is added to the logits of a factor law.
+
+    Raises:
+        ValueError: the scorer has another law, or a number is out of range.
+    """
+
+    temperature = 0.0  # of the tokens: the most likely ones, as `generate` has it
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        scorer: OrderScorer,
+        *,
+        max_denoising_steps: int = 8,
+        num_chains: int = 8,
+        eos_token_id: int | None = None,
+        noise: float = 0.5,
+    ):
+        super().__init__()
+        if scorer.config.law not in LAWS:
+            raise ValueError(f"law must be one of {', '.join(LAWS)}, got {scorer.config.law!r}, which draws nothing")
+        # one step leaves nothing to choose, one chain nothing to compare with
+        for name, value in (("max_denoising_steps", max_denoising_steps), ("num_chains", num_chains)):
+            if value < 2:
+                raise ValueError(f"{name} must be 2 or more, got {value}")
+        if not noise > 0:
+            raise ValueError(f"noise must be positive, got {noise}")
+        self.denoiser = denoiser
+        self.scorer = scorer
+        self.max_denoising_steps = max_denoising_steps
+        self.num_chains = num_chains
+        self.eos_token_id = eos_token_id
+        self.noise = noise
+
+    def rollouts(self, input_ids: Tensor, attention_mask: Tensor, length: int) -> Rollouts:
+        """K decodings of each prompt [batch, prompt] on a canvas of `length`."""
+        batch, chains = len(input_ids), self.num_chains
+        tokens = input_ids.new_full((batch * chains, length), self.denoiser.mask_token_id)
+        sampler = _Recorded(
+            scorer=self.scorer, noise=self.noise, gradient=torch.is_grad_enabled(), seen=tokens, log_q=[]
+        )
+        output = decode(
+            self.denoiser,
+            input_ids.repeat_interleave(chains, 0),
+            attention_mask.repeat_interleave(chains, 0),
+            sampler=sampler,
+            max_new_tokens=length,
+            max_denoising_steps=self.max_denoising_steps,
+            temperature=self.temperature,
+            eos_token_id=self.eos_token_id,
+        )
+        # the output has padding behind the first EOS, where later steps saw what had been drawn
+        tokens = torch.where(tokens == self.denoiser.mask_token_id, output.sequences[:, -length:], tokens)
+        return Rollouts(
+            tokens=tokens.view(batch, chains, length),
+            order=output.order.view(batch, chains, length),
+            token_log_probs=output.token_log_probs.view(batch, chains, length),
+            log_q=torch.stack(sampler.log_q).view(-1, batch, chains),
+            nfe=output.nfe.view(batch, chains),
+        )
+
+    def response(self, tokens: Tensor) -> Tensor:
+        """bool, shape of `tokens` [..., canvas]: up to the first EOS, it included."""
+        if self.eos_token_id is None:
+            return torch.ones_like(tokens, dtype=torch.bool)
+        eos = tokens == self.eos_token_id
+        return eos.cumsum(-1) - eos.long() == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Recorded(LearnedOrderSampler):
+    """The learned order, and of each of its steps the log-probability of what it drew."""
+
+    noise: float
+    gradient: bool  # decoding is without
+    seen: Tensor  # int [rows, canvas], written: what a step sees
+    log_q: list[Tensor]  # [rows], one a step
+
+    def init_state(self, step: Step) -> State:
+        return (torch.arange(len(step.masked), device=step.masked.device),)  # the loop drops the rows that finish
+
+    def propose(self, step: Step, state: State) -> Proposal:
+        (rows,) = state
+        self.seen[rows] = step.canvas
+        with torch.set_grad_enabled(self.gradient):
+            values = self.scorer(step)
+            if self.scorer.is_random:
+                law = self.scorer.law(step, values)
+                with torch.no_grad():
+                    unmask = law.sample()
+                log_q = law.log_prob(unmask)
+            else:
+                drawn = values.detach() + self.noise * torch.randn_like(values)
+                unmask = self.scorer.law(step, drawn).sample()
+                log_q = -(((drawn - values) / self.noise).square() / 2).masked_fill(~step.masked, 0.0).sum(-1)
+            self.log_q.append(log_q.new_zeros(len(self.seen)).index_put((rows,), log_q))
+        return Proposal(unmask, state)
