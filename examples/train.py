@@ -32,6 +32,9 @@ class ScriptArguments:
     train_file: str | None = field(default=None, metadata={"help": "GSM8K's train.jsonl, instead of dataset_name"})
     task: str = field(default="equations", metadata={"choices": ["equations", "words"]})
     num_problems: int = field(default=20_000, metadata={"help": "equations: chains drawn by resampling the numbers"})
+    scorer_name_or_path: str | None = field(
+        default=None, metadata={"help": "a scorer to go on from; law and size are then its own"}
+    )
     law: str = field(default="non_empty", metadata={"help": "law of the scorer", "choices": list(LAWS)})
     entropy_weight: float = field(default=1.5, metadata={"help": "dependent law: cost of a position by itself"})
     scorer_size: int = field(default=64, metadata={"help": "width of the scorer"})
@@ -74,13 +77,16 @@ def main() -> None:
             lora_alpha=2 * script.lora_rank,
             target_modules=targets if targets == "all-linear" else targets.split(","),
         )
-    scorer = OrderScorer.for_denoiser(
-        Denoiser(model, mask_token_id=tokenizer.mask_token_id),
-        law=script.law,
-        entropy_weight=script.entropy_weight,
-        hidden_size=script.scorer_size,
-        num_hidden_layers=script.scorer_layers,
-    )
+    if script.scorer_name_or_path is not None:
+        scorer = OrderScorer.from_pretrained(script.scorer_name_or_path)
+    else:
+        scorer = OrderScorer.for_denoiser(
+            Denoiser(model, mask_token_id=tokenizer.mask_token_id),
+            law=script.law,
+            entropy_weight=script.entropy_weight,
+            hidden_size=script.scorer_size,
+            num_hidden_layers=script.scorer_layers,
+        )
     trainer = OrderTrainer(
         model=model,
         scorer=scorer,

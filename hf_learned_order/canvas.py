@@ -72,18 +72,28 @@ class Canvas:
         self.steps = self.order.new_zeros(len(self.masked))
 
     @classmethod
-    def behind(cls, prompt: Tensor, attention_mask: Tensor, *, length: int, mask_token_id: int) -> "Canvas":
-        """`length` masks behind each prompt [batch, prompt], which is padded on the left.
+    def behind(
+        cls,
+        prompt: Tensor,
+        attention_mask: Tensor,
+        *,
+        length: int,
+        mask_token_id: int,
+        draft: Tensor | None = None,
+    ) -> "Canvas":
+        """`length` masks behind each prompt [batch, prompt], which is padded on the left; or a `draft` with some left.
 
         Raises:
             ValueError: a prompt holds the mask token itself.
         """
         if ((prompt == mask_token_id) & attention_mask.bool()).any():
             raise ValueError(f"input_ids must not hold the mask token {mask_token_id} unless infill=True, but it does")
-        masked = torch.ones(len(prompt), length, dtype=torch.bool, device=prompt.device)
+        if draft is None:
+            draft = prompt.new_full((len(prompt), length), mask_token_id)
+        masked = draft == mask_token_id
         return cls(
-            ids=torch.cat([prompt, torch.full_like(masked, mask_token_id, dtype=prompt.dtype)], 1),
-            attention_mask=torch.cat([attention_mask, torch.ones_like(masked, dtype=attention_mask.dtype)], 1),
+            ids=torch.cat([prompt, draft], 1),
+            attention_mask=torch.cat([attention_mask, torch.ones_like(draft, dtype=attention_mask.dtype)], 1),
             start=prompt.shape[1],
             masked=masked,
             mask_token_id=mask_token_id,

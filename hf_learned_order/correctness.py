@@ -29,6 +29,22 @@ from hf_learned_order.scorer import OrderScorer, confidence_logit
 BIASES = (-1.5, 1.0)  # from slow, where little goes wrong, to about as fast as is of use
 
 
+def losses(step: Step, logits: Tensor, clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy of `logits` and of the confidence, nats, summed over positions, and how many positions.
+
+    All are of the masked positions [batch, canvas] of the rows where nothing wrong has been unmasked: what would be
+    right after that, nobody knows.
+    """
+    on_course = (step.masked | (step.canvas == clean)).all(-1, keepdim=True)
+    observed = (step.masked & on_course).float()
+    right = (step.predictions.tokens == clean).float()
+    loss, confidence_loss = (
+        binary_cross_entropy_with_logits(each, right, weight=observed, reduction="sum")
+        for each in (logits, confidence_logit(step.predictions))
+    )
+    return loss, confidence_loss, observed.sum()
+
+
 class CorrectnessObjective(nn.Module):
     """Fits a scorer with the "factor" law. Batch in, loss and measurements out, as `OrderELBO`.
 
@@ -91,15 +107,7 @@ class _Observed(LearnedOrderSampler):
 
     def propose(self, step: Step, state: State) -> Proposal:
         (clean,) = state
-        # what would be right after something wrong, nobody knows
-        on_course = (step.masked | (step.canvas == clean)).all(-1, keepdim=True)
-        observed = step.masked & on_course
-        right = (step.predictions.tokens == clean).float()
         with torch.enable_grad():  # decoding is without
             logits = self.scorer(step)
-            loss, confidence_loss = (
-                binary_cross_entropy_with_logits(each, right, weight=observed.float(), reduction="sum")
-                for each in (logits, confidence_logit(step.predictions))
-            )
-            self.seen.append((loss, confidence_loss, observed.sum()))
+            self.seen.append(losses(step, logits, clean))
         return Proposal(self.scorer.law(step, logits.detach(), bias=self.bias).sample(), state)

@@ -151,6 +151,17 @@ def factor_set(probability: Tensor, masked: Tensor, factor: float) -> Tensor:
     return torch.zeros_like(masked).scatter(-1, order, (n + 1) * (1 - falling) < factor)
 
 
+def factor_edge(logits: Tensor, masked: Tensor, factor: float) -> Tensor:
+    """[..., 1]: between the smallest logit in `factor_set` and the largest one outside it, both of masked positions.
+
+    Logits beyond -6 and 12 count as these; where nothing is in the set, it is the largest logit.
+    """
+    accepted = factor_set(logits.sigmoid(), masked, factor)
+    inside = logits.masked_fill(~accepted, torch.inf).amin(-1, keepdim=True).clamp(max=12.0)
+    outside = logits.masked_fill(accepted | ~masked, -torch.inf).amax(-1, keepdim=True).clamp(min=-6.0)
+    return torch.where(accepted.any(-1, keepdim=True), (inside + outside) / 2, outside)
+
+
 class OneSet(SubsetDistribution):
     """All mass on one set, which a subclass builds from its parameters: `accepted`, bool [..., canvas]."""
 

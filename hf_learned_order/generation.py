@@ -85,6 +85,7 @@ def decode(
     streamer: BaseStreamer | None = None,
     generator: torch.Generator | None = None,
     clean: Tensor | None = None,
+    draft: Tensor | None = None,
 ) -> LearnedOrderOutput:
     """Fill a canvas of `max_new_tokens` masks behind each prompt, or the masks within it.
 
@@ -110,6 +111,8 @@ def decode(
         streamer: gets prompt and response as they become final, see `Stream`.
         generator: source of all randomness; by default torch's global one.
         clean: [batch, canvas], a response to score instead of drawing one; not with a rule that remasks.
+        draft: int [batch, canvas], the canvas to begin with, some of it still the mask token; its length is that of the
+            canvas. What stands there counts as unmasked before the first step; not with a rule that remasks.
 
     Raises:
         ValueError, TypeError: an argument is out of range; the message names it.
@@ -127,7 +130,11 @@ def decode(
             clean=clean,
         )
         eos_token_id = None
-    canvas = _canvas(denoiser, input_ids, mask, None if infill else 128 if max_new_tokens is None else max_new_tokens)
+    _check_draft(draft, input_ids, sampler, infill=infill, max_new_tokens=max_new_tokens)
+    length = None if infill else 128 if max_new_tokens is None else max_new_tokens
+    if draft is not None:
+        length = draft.shape[1]
+    canvas = _canvas(denoiser, input_ids, mask, length, draft)
     block_size = denoiser.family.block_size
     plan = canvas.plan(block_length, max_denoising_steps, block_size=block_size)
     if block_size is not None and negative_prompt_ids is not None:
@@ -266,8 +273,10 @@ class _Loop:
         return processors(ids, scores)
 
 
-def _canvas(denoiser: Denoiser, input_ids: Tensor, attention_mask: Tensor, length: int | None) -> Canvas:
-    """`length` masks behind the prompts; with None, the masks within them."""
+def _canvas(
+    denoiser: Denoiser, input_ids: Tensor, attention_mask: Tensor, length: int | None, draft: Tensor | None
+) -> Canvas:
+    """`length` masks behind the prompts, or what a draft has there; with None, the masks within them."""
     if length is not None:
         check_positive("max_new_tokens", length)
     shift = denoiser.family.shift
@@ -275,7 +284,21 @@ def _canvas(denoiser: Denoiser, input_ids: Tensor, attention_mask: Tensor, lengt
     prompt, mask = left_padded(input_ids, attention_mask)
     if length is None:
         return Canvas.within(prompt, mask, start=shift, mask_token_id=denoiser.mask_token_id)
-    return Canvas.behind(prompt, mask, length=length, mask_token_id=denoiser.mask_token_id)
+    return Canvas.behind(prompt, mask, length=length, mask_token_id=denoiser.mask_token_id, draft=draft)
+
+
+def _check_draft(
+    draft: Tensor | None, input_ids: Tensor, sampler: Sampler, *, infill: bool, max_new_tokens: int | None
+) -> None:
+    if draft is None:
+        return
+    for name, value in (("infill", infill or None), ("max_new_tokens", max_new_tokens)):
+        if value is not None:
+            raise ValueError(f"{name} must not be given with a draft, which is the canvas, got {value!r}")
+    if draft.ndim != 2 or len(draft) != len(input_ids):
+        raise ValueError(f"draft must have the shape [{len(input_ids)}, canvas], got {tuple(draft.shape)}")
+    if sampler.remasks:
+        raise ValueError(f"sampler must not remask when a draft is given, got {type(sampler).__name__}")
 
 
 def _check_infill(**arguments: object) -> None:

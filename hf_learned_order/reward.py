@@ -2,31 +2,60 @@
 
     reward = [the response is right] * (1 - (NFE - 1) / canvas)^alpha
 
-The product matters: a sum is largest for unmasking everything at once, whatever it says. K decodings of a prompt are
-compared with one another: the weight of each draw is what its decoding earned, less the mean of the others.
+The product matters: a sum is largest for unmasking everything at once, whatever it says.
+
+Decoding goes on as in generation up to one step, the same for a batch, chosen evenly among those that a law decides.
+There K sets are drawn, and each is decoded to the end as in generation; each draw is followed by what it earned more
+than the mean of the other K - 1. Times the number of steps to choose from this is, for a law that draws, an unbiased
+estimate of the gradient of the expected reward. For the factor law, which draws nothing, it is that of a law that
+explores at one step (`OrderScorer.exploring_law`) and is the law itself at all others. One step that explores at a time
+says which draw was to blame, its states are those that generation passes, and the K decodings share what lies before.
 Group-relative policies divide by the standard deviation of the group as well, which weights prompts by how even they
 are and makes the gradient that of no fixed objective; that is left out.
 
+A scorer with the factor law learns with every budget: each batch has a T and a bound of its own, small budgets more
+often, where decoding has most to lose, and larger bounds with these. Its probabilities keep what they mean by a share
+of the loss of `correctness`, at the states that the decoding passes anyway.
+
 Source: Jazbec et al., Learning Unmasking Policies for Diffusion Language Models, arXiv 2512.09106 (group-relative
-policy gradient with a product of correctness and speed; this speed factor is ours).
+policy gradient with a product of correctness and speed; this speed factor and the single step are ours).
+Symbols: `x` clean, `T` max_denoising_steps, `K` num_chains.
 """
 
-from torch import Tensor
+from dataclasses import dataclass
 
+import torch
+from torch import Tensor, nn
+
+from hf_learned_order.canvas import first, left_padded
+from hf_learned_order.correctness import losses
 from hf_learned_order.denoisers import Denoiser
-from hf_learned_order.rollouts import RolloutObjective
-from hf_learned_order.scorer import OrderScorer
+from hf_learned_order.generation import decode
+from hf_learned_order.objective import leave_one_out
+from hf_learned_order.predictions import Step
+from hf_learned_order.rules import Proposal, State
+from hf_learned_order.samplers import LearnedOrderSampler
+from hf_learned_order.scorer import ELBO_LAWS, OrderScorer
+
+LAWS = (*ELBO_LAWS, "factor")
+BIASES = (-0.1, 7.0)  # times T, and divided by it: a batch's bias is drawn between the two
+CORRECTNESS = 0.1  # the share of the loss of `correctness`
 
 
-class RewardObjective(RolloutObjective):
-    """Maximises the expected reward of decoding with the scorer's own draws. Batch in, loss out, as `OrderELBO`.
+class RewardObjective(nn.Module):
+    """Maximises the expected reward of the scorer's own decodings. Batch in, loss and measurements out, as `OrderELBO`.
 
     Args:
-        denoiser, scorer, max_denoising_steps, num_chains, eos_token_id, noise: as in `RolloutObjective`.
+        denoiser: p_theta, never trained by this objective.
+        scorer: an `OrderScorer` with any law but "dependent".
+        max_denoising_steps: T; with the factor law the largest one, each batch has its own.
+        num_chains: K.
+        eos_token_id: a row is finished when everything before its first EOS is settled, as in generation.
         speed_exponent: alpha, how much speed counts; 0: not at all.
 
     Raises:
-        ValueError: `speed_exponent` is negative, or as `RolloutObjective`.
+        ValueError: the scorer has another law, or a number is out of range: one step leaves nothing to choose, one
+            chain nothing to compare with.
     """
 
     def __init__(
@@ -37,32 +66,136 @@ class RewardObjective(RolloutObjective):
         max_denoising_steps: int = 8,
         num_chains: int = 8,
         eos_token_id: int | None = None,
-        noise: float = 0.5,
         speed_exponent: float = 1.0,
     ):
-        super().__init__(
-            denoiser,
-            scorer,
-            max_denoising_steps=max_denoising_steps,
-            num_chains=num_chains,
-            eos_token_id=eos_token_id,
-            noise=noise,
-        )
+        super().__init__()
+        if scorer.config.law not in LAWS:
+            raise ValueError(f"law must be one of {', '.join(LAWS)}, got {scorer.config.law!r}, which draws nothing")
+        for name, value in (("max_denoising_steps", max_denoising_steps), ("num_chains", num_chains)):
+            if value < 2:
+                raise ValueError(f"{name} must be 2 or more, got {value}")
         if not speed_exponent >= 0:
             raise ValueError(f"speed_exponent must be 0 or more, got {speed_exponent}")
+        self.denoiser = denoiser
+        self.scorer = scorer
+        self.max_denoising_steps = max_denoising_steps
+        self.num_chains = num_chains
+        self.eos_token_id = eos_token_id
         self.speed_exponent = speed_exponent
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor) -> dict[str, Tensor]:
-        """`loss` (a surrogate, to be minimised), and the means of `reward`, `exact` (share that is right) and `nfe`."""
-        length = clean.shape[1]
-        rollouts = self.rollouts(input_ids, attention_mask, length)
-        counts = self.response(clean)[:, None]  # what follows the first EOS is no part of the response
-        right = ((rollouts.tokens == clean[:, None]) | ~counts).all(-1).float()
-        nfe = rollouts.nfe.float()
-        reward = right * (1 - (nfe - 1) / length) ** self.speed_exponent
-        return {
-            "loss": -rollouts.surrogate(reward),
-            "reward": reward.mean(),
-            "exact": right.mean(),
-            "nfe": nfe.mean(),
-        }
+        """`loss` (to be minimised), the means of `reward` over the draws, `exact` (share of responses that come out
+        right without exploring) and `nfe`.
+        """
+        prompt = left_padded(input_ids, attention_mask)
+        steps, bias = self._budget()
+        sampler = _Branching(
+            scorer=self.scorer,
+            bias=bias,
+            clean=clean,
+            branch=int(torch.randint(2, steps + 1, ())),
+            steps=steps,
+            gradient=torch.is_grad_enabled(),
+            seen=[],
+            states=[],
+        )
+        output = self._decode(*prompt, torch.full_like(clean, self.denoiser.mask_token_id), sampler, steps)
+        response = self._response(clean)
+        exact = ((output.sequences[:, -clean.shape[1] :] == clean) | ~response).all(-1)
+        surrogate, reward = clean.new_zeros((), dtype=torch.float), clean.new_zeros((), dtype=torch.float)
+        if sampler.states:  # else every row had finished before
+            surrogate, reward = self._explore(*prompt, clean, response, sampler)
+        loss = -(steps - 1) * surrogate
+        if sampler.seen:
+            observed, _, counts = (torch.stack(parts).sum() for parts in zip(*sampler.seen, strict=True))
+            loss = loss + CORRECTNESS * observed / counts.clamp(min=1)
+        # a batch without a draw still gives every parameter a gradient, of 0
+        loss = loss + sum(0.0 * p.sum() for p in self.scorer.parameters())
+        return {"loss": loss, "reward": reward, "exact": exact.float().mean(), "nfe": output.nfe.float().mean()}
+
+    def _explore(
+        self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, response: Tensor, sampler: "_Branching"
+    ) -> tuple[Tensor, Tensor]:
+        """The sum of log q(r) times its advantage over rows and draws, and that of rewards, both divided by B K."""
+        ((rows, step, values),) = sampler.states
+        chains = self.num_chains
+        law = self.scorer.exploring_law(step, values, bias=sampler.bias, where=response[rows])
+        with torch.no_grad():
+            unmask = law.sample((chains,))
+        log_q = law.log_prob(unmask)  # [K, rows]
+        canvas = torch.where(unmask, step.predictions.tokens, step.canvas).flatten(0, 1)
+        masked = (step.masked & ~unmask).flatten(0, 1)
+        rows = rows.repeat(chains)
+        clean, response = clean[rows], response[rows]
+        # what is wrong stays wrong, and what is complete stays right: neither needs the denoiser
+        right = (masked | (canvas == clean) | ~response).all(-1)
+        taken = torch.full_like(rows, sampler.calls)
+        going_on = (right & (masked & response).any(-1)).nonzero().squeeze(-1)
+        if len(going_on):
+            rest = LearnedOrderSampler(scorer=self.scorer, bias=sampler.bias)
+            at = rows[going_on]
+            output = self._decode(prompt[at], prompt_mask[at], canvas[going_on], rest, sampler.branch - 1)
+            final = output.sequences[:, -clean.shape[1] :]
+            right[going_on] = ((final == clean[going_on]) | ~response[going_on]).all(-1)
+            taken[going_on] += output.nfe
+        reward = (right * (1 - (taken - 1) / clean.shape[1]) ** self.speed_exponent).view(chains, -1)
+        draws = len(prompt) * chains
+        return (log_q * leave_one_out(reward.T).T).sum() / draws, reward.sum() / draws
+
+    def _budget(self) -> tuple[int, float]:
+        """T and the bias of a batch."""
+        if self.scorer.is_random:
+            return self.max_denoising_steps, 0.0
+        # evenly in log T
+        steps = 2 * (self.max_denoising_steps / 2 + 0.5) ** torch.rand(()).item()
+        steps = min(int(steps), self.max_denoising_steps)
+        low, high = BIASES[0] * steps, BIASES[1] / steps
+        return steps, low + (high - low) * torch.rand(()).item()
+
+    def _decode(self, prompt: Tensor, prompt_mask: Tensor, canvas: Tensor, sampler: LearnedOrderSampler, steps: int):
+        return decode(
+            self.denoiser,
+            prompt,
+            prompt_mask,
+            sampler=sampler,
+            max_denoising_steps=steps,
+            eos_token_id=self.eos_token_id,
+            draft=canvas,
+        )
+
+    def _response(self, clean: Tensor) -> Tensor:
+        """bool, shape of `clean` [batch, canvas]: up to the first EOS, it included; the rest is no part of it."""
+        position = torch.arange(clean.shape[1], device=clean.device)
+        if self.eos_token_id is None:
+            return torch.ones_like(clean, dtype=torch.bool)
+        return position <= first(clean == self.eos_token_id)[:, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Branching(LearnedOrderSampler):
+    """The learned order, what the law was made of at one of its steps, and what there is to learn at each."""
+
+    clean: Tensor
+    branch: int  # steps left at that step, it included
+    steps: int
+    gradient: bool  # decoding is without
+    seen: list[tuple[Tensor, Tensor, Tensor]]
+    states: list[tuple[Tensor, Step, Tensor]]
+
+    @property
+    def calls(self) -> int:
+        """Of the denoiser, up to that step."""
+        return self.steps - self.branch + 1
+
+    def init_state(self, step: Step) -> State:
+        return (torch.arange(len(step.masked), device=step.masked.device),)  # the loop drops the rows that finish
+
+    def propose(self, step: Step, state: State) -> Proposal:
+        (rows,) = state
+        with torch.set_grad_enabled(self.gradient):
+            values = self.scorer(step)
+            if not self.scorer.is_random:
+                self.seen.append(losses(step, values, self.clean[rows]))
+        if step.steps_left == self.branch:
+            self.states.append((rows, step, values))
+        return Proposal(self.scorer.law(step, values.detach(), bias=self.bias).sample(), state)

@@ -25,6 +25,7 @@ from hf_learned_order.distributions import (
     NonEmptyBernoulli,
     SubsetDistribution,
     ancestral_logit,
+    factor_edge,
 )
 from hf_learned_order.files import reading
 from hf_learned_order.heads import CountHead, zeroed
@@ -325,6 +326,21 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
             return BoundedRisk(values, step.masked, bound=bound)
         entropy = step.predictions.entropy
         return BoundedDependence(values, config.entropy_weight * entropy, -entropy, step.masked, bound=bound)
+
+    def exploring_law(
+        self, step: Step, values: Tensor, *, bias: float = 0.0, temperature: float = 0.5, where: Tensor
+    ) -> SubsetDistribution:
+        """`law`, or in place of the factor law, which has no density, a random one around its set, for training.
+
+        Each position is in with the probability `sigmoid((logit - edge) / temperature)`, given that one is
+        (`NonEmptyBernoulli`), `edge` lying between the smallest logit in the law's set and the largest outside it.
+        Outside `where`, bool [batch, canvas], it is the law's set itself.
+        """
+        if self.config.law != "factor":
+            return self.law(step, values, bias=bias)
+        edge = factor_edge(values.detach(), step.masked, self.config.bound * math.exp(bias))
+        own = self.law(step, values.detach(), bias=bias).mean
+        return NonEmptyBernoulli(torch.where(where, (values - edge) / temperature, 120.0 * own - 60.0), step.masked)
 
     def check_fits(self, denoiser: Denoiser) -> None:
         """Raises `ValueError` unless this scorer was made for a denoiser of this shape."""

@@ -597,6 +597,23 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"clean must have the shape \(2, 4\), got \(2, 5\)"):
             self.decode(words(2, 3), max_new_tokens=4, clean=words(2, 5))
 
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"draft": words(1, 4)}, r"draft must have the shape \[2, canvas\], got \(1, 4\)"),
+            ({"draft": words(2, 4)[0]}, r"draft must have the shape \[2, canvas\], got \(4,\)"),
+            ({"draft": words(2, 4), "max_new_tokens": 4}, "max_new_tokens must not be given with a draft, .*, got 4"),
+            ({"draft": words(2, 4), "infill": True}, "infill must not be given with a draft, .*, got True"),
+            (
+                {"draft": words(2, 4), "sampler": WINOSampler(draft=0.3, verify=0.5)},
+                "sampler must not remask when a draft is given, got WINOSampler",
+            ),
+        ],
+    )
+    def test_draft(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            self.decode(words(2, 3), **{"max_new_tokens": None, **options})
+
     @pytest.mark.parametrize("family", FAMILIES)
     def test_too_long(self, family):
         prompt = words(1, 3)

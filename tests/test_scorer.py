@@ -455,3 +455,32 @@ def test_dependence_of_pairs_is_learned():
     first = output.order.view(rows, 2, n) == 1
     assert (first.sum(1) == 1).all()  # one of each pair, then the other
     torch.testing.assert_close(output.log_likelihood, torch.full((rows,), -n * math.log(2)))
+
+
+@given(
+    logits=st.lists(st.floats(-5, 9), min_size=5, max_size=5, unique_by=lambda x: round(x, 2)),
+    masked=st.lists(st.booleans(), min_size=5, max_size=5),
+    bias=st.floats(-3, 3),
+)
+def test_the_factor_law_explores_around_its_set(logits, masked, bias):
+    """Nearly without noise it is the law's own set; with it, positions near the edge change sides; never elsewhere."""
+    scorer = OrderScorer(OrderScorerConfig(law="factor", denoiser_hidden_size=0, hidden_size=8))
+    step = SimpleNamespace(masked=torch.tensor([masked]), steps_left=3)
+    values = torch.tensor([logits])
+    everywhere = torch.ones_like(step.masked)
+    own = scorer.law(step, values, bias=bias).sample()
+    exploring = scorer.exploring_law(step, values, bias=bias, where=everywhere, temperature=1e-4)
+    assert exploring.sample().tolist() == own.tolist()
+    law = scorer.exploring_law(step, values, bias=bias, where=everywhere)
+    chances = law.logits.sigmoid()[step.masked].tolist()
+    chosen = own[step.masked].tolist()
+    free = [x for x, c in zip(torch.tensor(logits)[step.masked[0]].tolist(), chosen, strict=True) if c]
+    if len(free) > 1:  # more than what is taken because there has to be one
+        assert all((chance > 0.5) == c for chance, c in zip(chances, chosen, strict=True))
+    if 0 < sum(chosen) < len(chosen) and len(free) > 1:
+        rest = [x for x in torch.tensor(logits)[step.masked[0]].tolist() if x not in free]
+        edge = (min(free) + max(max(rest), -6.0)) / 2
+        expected = [1 / (1 + math.exp(-(x - edge) / 0.5)) for x in free + rest]
+        assert sorted(chances) == pytest.approx(sorted(expected), abs=1e-4)
+    fixed = scorer.exploring_law(step, values, bias=bias, where=~everywhere)
+    assert fixed.sample().tolist() == own.tolist()

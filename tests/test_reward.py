@@ -1,0 +1,218 @@
+"""Task reward: the gradient against that of every trajectory, and a problem where what is right must not go first."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from problems import Scripted
+from torch import Tensor
+
+from hf_learned_order import reward
+from hf_learned_order.denoisers import predict
+from hf_learned_order.generation import decode
+from hf_learned_order.predictions import Step
+from hf_learned_order.reward import RewardObjective
+from hf_learned_order.samplers import LearnedOrderSampler
+from hf_learned_order.scorer import ELBO_LAWS, OrderScorer, OrderScorerConfig
+
+OTHER, WRONG, RIGHT, EOS = Scripted.OTHER, Scripted.WRONG, Scripted.RIGHT, Scripted.OTHER
+SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "denoiser_hidden_size": 0}
+
+
+def objective_of(script, law: str, *, seed: int = 0, trained: bool = True, **options) -> RewardObjective:
+    torch.manual_seed(seed)
+    scorer = OrderScorer(OrderScorerConfig(law=law, law_temperature=1.0, **SMALL))
+    if trained:
+        for name, parameter in scorer.named_parameters():
+            torch.nn.init.normal_(parameter, std=0.7 if "head" in name else 0.4)
+    return RewardObjective(Scripted(script), scorer, **options)
+
+
+def batch_of(rows: int, clean: list[int]) -> dict[str, Tensor]:
+    prompt = torch.full((rows, 2), 5)
+    return {"input_ids": prompt, "attention_mask": torch.ones_like(prompt), "clean": torch.tensor([clean] * rows)}
+
+
+def needs_the_first(surest):
+    """The second token is right only beside the first one; before, `surest` is said of it, and it is wrong."""
+
+    def script(_, canvas):
+        known = canvas[0] == RIGHT
+        return [(RIGHT, 0.7), (RIGHT, 0.8) if known else (WRONG, surest), (RIGHT, 0.6), (RIGHT, 0.55)]
+
+    return script
+
+
+class Enumeration:
+    """Expected rewards, differentiable, by trying every set at every step. Written from the module's formula."""
+
+    def __init__(self, objective: RewardObjective, clean: list[int], bias: float):
+        self.objective, self.clean, self.bias = objective, clean, bias
+
+    def value(self, canvas: list[int], steps_left: int, calls: int, explores: set[int]) -> Tensor | float:
+        """The mean reward from a state on, where the steps with a number in `explores` draw."""
+        mask = Scripted.mask_token_id
+        if mask not in canvas:
+            right = canvas == self.clean
+            return right * (1 - (calls - 1) / len(canvas)) ** self.objective.speed_exponent
+        masked = torch.tensor([[token == mask for token in canvas]])
+        prompt = torch.full((1, 2), 5)
+        predictions, _ = predict(
+            self.objective.denoiser, prompt, torch.ones_like(prompt), torch.tensor([canvas]), hidden_states=False
+        )
+        tokens = predictions.tokens[0].tolist()
+        step = Step(predictions=predictions, masked=masked, steps_left=steps_left, canvas=torch.tensor([canvas]))
+        scorer = self.objective.scorer
+        values = scorer(step)
+        if steps_left == 1:
+            sets = [masked[0]]
+            chances = [1.0]
+        elif calls + 1 in explores:
+            law = scorer.exploring_law(step, values, bias=self.bias, where=torch.ones_like(masked))
+            choices = itertools.product(*[(False, True) if m else (False,) for m in masked[0].tolist()])
+            sets = [torch.tensor(choice) for choice in choices if any(choice)]
+            chances = [law.log_prob(chosen[None]).exp()[0] for chosen in sets]
+            assert sum(chances).item() == pytest.approx(1, abs=1e-4)
+        else:
+            sets = [scorer.law(step, values, bias=self.bias).sample()[0]]
+            chances = [1.0]
+        total = 0.0
+        for chosen, chance in zip(sets, chances, strict=True):
+            after = [t if c else old for t, c, old in zip(tokens, chosen.tolist(), canvas, strict=True)]
+            total = total + chance * self.value(after, steps_left - 1, calls + 1, explores)
+        return total
+
+
+def gradient(value: Tensor, objective: RewardObjective) -> Tensor:
+    found = torch.autograd.grad(value, list(objective.parameters()), allow_unused=True, materialize_grads=True)
+    return torch.cat([g.flatten() for g in found])
+
+
+@pytest.mark.parametrize("law", [*ELBO_LAWS, "factor"])
+def test_the_mean_of_the_gradient_is_that_of_the_expected_reward(law, monkeypatch):
+    """With the factor law: of the sum, over steps, of the expected reward where that step alone explores."""
+    monkeypatch.setattr(reward, "CORRECTNESS", 0.0)
+    steps, bias = 3, 0.0 if law != "factor" else 0.5
+    clean = [RIGHT] * 4
+    objective = objective_of(needs_the_first(0.58), law, num_chains=64, max_denoising_steps=steps, speed_exponent=2.0)
+    monkeypatch.setattr(objective, "_budget", lambda: (steps, bias))
+    enumeration = Enumeration(objective, clean, bias)
+    start = [Scripted.mask_token_id] * 4
+    if law == "factor":
+        expected = sum(enumeration.value(start, steps, 0, {number}) for number in (1, 2))
+    else:
+        expected = enumeration.value(start, steps, 0, {1, 2})
+    exact = gradient(expected, objective)
+    estimates = []
+    for _ in range(120 if law in ("non_empty", "factor") else 40):
+        estimates.append(gradient(-objective(**batch_of(12, clean))["loss"], objective))
+    estimates = torch.stack(estimates)
+    directions = torch.randn(20, len(exact), generator=torch.Generator().manual_seed(1))
+    assert exact.norm() > 0
+    for direction in [exact, *directions]:
+        projected = estimates @ direction
+        error = projected.std() / math.sqrt(len(estimates))
+        assert (projected.mean() - exact @ direction).abs() < 4.5 * error + 1e-5
+    error = (estimates @ exact).std() / math.sqrt(len(estimates))
+    assert exact @ exact > 4 * error  # enough to tell a missing step or a wrong sign
+
+
+def test_it_learns_not_to_unmask_at_once_what_is_wrong_together(monkeypatch):
+    """Two calls are enough for everyone who leaves the second token for the last; confidence takes it first."""
+    monkeypatch.setattr(reward, "BIASES", (0.0, 4.0))
+    objective = objective_of(needs_the_first(0.9), "factor", trained=False, max_denoising_steps=2)
+    batch = batch_of(8, [RIGHT] * 4)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=2e-2)
+
+    def exact() -> float:
+        return sum(objective(**batch)["exact"].item() for _ in range(20)) / 20
+
+    before = exact()
+    for _ in range(60):
+        optimizer.zero_grad()
+        objective(**batch)["loss"].backward()
+        optimizer.step()
+    print(before, exact())
+    assert before == 0
+    assert exact() == 1
+
+
+def test_a_response_ends_with_its_first_eos():
+    """What the denoiser says behind it is of no account, and nothing is explored there."""
+    clean = [RIGHT, EOS, EOS, EOS]
+    objective = objective_of(
+        lambda _, canvas: [(RIGHT, 0.9), (EOS, 0.8), (WRONG, 0.9), (WRONG, 0.99)],
+        "factor",
+        max_denoising_steps=2,
+        eos_token_id=EOS,
+    )
+    outputs = objective(**batch_of(4, clean))
+    assert outputs["exact"] == 1
+    assert outputs["reward"] > 0.9
+
+
+def test_rewards_and_measurements(monkeypatch):
+    """Everything right whatever is drawn: the reward is what speed leaves of 1, and the loss that of correctness."""
+    objective = objective_of(lambda _, canvas: [(RIGHT, 0.9)] * 3, "factor", max_denoising_steps=2, trained=False)
+    monkeypatch.setattr(objective, "_budget", lambda: (2, -20.0))
+    outputs = objective(**batch_of(2, [RIGHT] * 3))
+    # a bound of nothing takes one position; the second call takes the rest, whatever is explored but everything
+    assert outputs["nfe"] == 2
+    assert outputs["exact"] == 1
+    assert 2 / 3 - 1e-6 <= outputs["reward"] <= 1
+    objective.speed_exponent = 0.0
+    outputs = objective(**batch_of(2, [RIGHT] * 3))
+    assert outputs["reward"] == 1
+    assert outputs["loss"].item() == pytest.approx(0.1 * -math.log(0.9), rel=1e-4)
+
+
+def test_evaluating_needs_no_gradient():
+    objective = objective_of(needs_the_first(0.9), "factor", max_denoising_steps=3)
+    with torch.no_grad():
+        outputs = objective(**batch_of(2, [RIGHT] * 4))
+    assert not outputs["loss"].requires_grad
+    assert outputs["loss"].isfinite()
+
+
+def test_budgets_are_drawn_from_two_up(monkeypatch):
+    objective = objective_of(needs_the_first(0.9), "factor", max_denoising_steps=5)
+    torch.manual_seed(0)
+    drawn = [objective._budget() for _ in range(600)]
+    counts = [sum(steps == number for steps, _ in drawn) for number in range(2, 6)]
+    assert sum(counts) == 600
+    assert counts == sorted(counts, reverse=True)  # small ones more often
+    assert counts[-1] > 40
+    for steps, bias in drawn:
+        assert -0.1 * steps <= bias <= 7.0 / steps
+    random = objective_of(needs_the_first(0.9), "non_empty", max_denoising_steps=5)
+    assert random._budget() == (5, 0.0)
+
+
+def test_a_draft_is_decoded_as_the_whole_is():
+    """From the canvas behind any step on, with the steps that are left."""
+    objective = objective_of(needs_the_first(0.9), "factor", max_denoising_steps=3)
+    sampler = LearnedOrderSampler(scorer=objective.scorer, bias=-9.0)
+    prompt = torch.full((2, 2), 5)
+    whole = decode(objective.denoiser, prompt, sampler=sampler, max_new_tokens=4, max_denoising_steps=3)
+    assert whole.nfe.tolist() == [3, 3]
+    for number in (1, 2):
+        draft = whole.sequences[:, 2:].masked_fill(whole.order > number, Scripted.mask_token_id)
+        rest = decode(objective.denoiser, prompt, sampler=sampler, draft=draft, max_denoising_steps=3 - number)
+        assert rest.sequences.tolist() == whole.sequences.tolist()
+        assert rest.nfe.tolist() == [3 - number] * 2
+        assert rest.order.tolist() == (whole.order - number).clamp(min=0).tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"law": "dependent"}, "law must be one of non_empty, .*, factor, got 'dependent', which draws nothing"),
+        ({"law": "factor", "max_denoising_steps": 1}, "max_denoising_steps must be 2 or more, got 1"),
+        ({"law": "factor", "num_chains": 1}, "num_chains must be 2 or more, got 1"),
+        ({"law": "factor", "speed_exponent": -1.0}, r"speed_exponent must be 0 or more, got -1\.0"),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        objective_of(needs_the_first(0.9), trained=False, **options)
