@@ -21,7 +21,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from hf_learned_order.configuration import WARPERS, Settings
 from hf_learned_order.denoisers import Denoiser, evaluating
-from hf_learned_order.generation import LearnedOrderOutput, decode
+from hf_learned_order.generation import decode
+from hf_learned_order.outputs import LearnedOrderOutput
 from hf_learned_order.samplers import Sampler
 from hf_learned_order.scorer import OrderScorer
 
@@ -65,6 +66,7 @@ def run(
             max_new_tokens=settings.canvas_length(width),
             max_denoising_steps=settings.max_denoising_steps,
             block_length=settings.block_length,
+            cache=settings.cache,
             infill=infill,
             temperature=settings.temperature if settings.do_sample else 0.0,
             logits_processor=LogitsProcessorList(logits_processor),

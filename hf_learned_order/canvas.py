@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +41,22 @@ def settled(eos: Tensor, masked: Tensor) -> Tensor:
     What follows the first EOS is no part of the response, so such a row is finished.
     """
     return first(eos) < first(masked)
+
+
+class Part(NamedTuple):
+    """What is decoded together: a block of the canvas in some of its rows.
+
+    Attributes:
+        rows: int [n].
+        window: the block, counted from `Canvas.start`.
+        steps: the steps that it may take.
+        group: a number; parts that share it have the same rows.
+    """
+
+    rows: Tensor
+    window: slice
+    steps: int
+    group: int
 
 
 @dataclass(kw_only=True)
@@ -165,42 +182,46 @@ class Canvas:
         return list(zip(slices, self._shares(every, slices, steps), strict=True))
 
     def plan(
-        self, block_length: int | None, steps: int | None, *, block_size: int | None
-    ) -> list[tuple[Tensor, slice, int]]:
-        """What is decoded together, one after the other: int rows, their block, its steps; blocks from left to right.
+        self, block_length: int | None, steps: int | None, *, block_size: int | None, infill: bool = False
+    ) -> list[Part]:
+        """What is decoded together, one after the other, blocks from left to right.
 
-        Without a `block_size` these are all rows and `windows`. On a block-causal model a row has its blocks on a grid
-        that starts at its first token, so rows go together where their grids agree; a block without a mask is left out.
+        With a canvas behind the prompts these are all rows and `windows`. On a block-causal model, and in blocks within
+        a prompt, a row has its blocks on a grid that starts at its first token, so rows go together where their grids
+        agree; a block without a mask is left out.
 
         Args:
-            block_length: as in `windows`; on a block-causal model its `block_size` or None.
+            block_length: as in `windows`; on a block-causal model its `block_size` or None. With `infill` any.
             steps: as in `windows`, each row's divided among its own blocks.
             block_size: of a block-causal model, else None.
+            infill: the canvas lies within the prompts.
 
         Raises:
             ValueError: `block_length` is not the model's, or as `windows`.
         """
         every = torch.arange(len(self.masked), device=self.ids.device)
+        if block_size is None and not (infill and block_length is not None):
+            return [Part(every, window, share, 0) for window, share in self.windows(block_length, steps)]
         if block_size is None:
-            return [(every, window, share) for window, share in self.windows(block_length, steps)]
-        if block_length not in (None, block_size):
+            check_positive("block_length", block_length)
+        elif block_length not in (None, block_size):
             raise ValueError(
                 f"block_length must be None or {block_size}, the block in which this block-causal model attends, "
                 f"got {block_length!r}"
             )
         groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
-        padding, masked = (self.attention_mask == 0).sum(-1).tolist(), self.masked.cpu()
-        for row, pad in enumerate(padding):
-            grid = range((pad - self.start) % block_size, self.length, block_size)
+        size, padding, masked = block_size or block_length, (self.attention_mask == 0).sum(-1), self.masked.cpu()
+        for row, pad in enumerate(padding.tolist()):
+            grid = range((pad - self.start) % size, self.length, size)
             blocks = pairwise(sorted({0, *grid, self.length}))
             mine = tuple((start, stop) for start, stop in blocks if masked[row, start:stop].any())
             groups.setdefault(mine, []).append(row)
         parts = []
-        for blocks, members in groups.items():
+        for group, (blocks, members) in enumerate(groups.items()):
             rows, slices = every[members], [slice(*block) for block in blocks]
             shares = self._shares(rows, slices, steps)
-            parts += [(rows, window, share) for window, share in zip(slices, shares, strict=True)]
-        return sorted(parts, key=lambda part: part[1].start)  # so that a streamer need not wait for the last row
+            parts += [Part(rows, window, share, group) for window, share in zip(slices, shares, strict=True)]
+        return sorted(parts, key=lambda part: part.window.start)  # so that a streamer need not wait for the last row
 
     def _shares(self, rows: Tensor, slices: list[slice], steps: int | None) -> list[int]:
         """The steps of each block of `rows`."""

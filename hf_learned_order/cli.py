@@ -21,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     generate.add_argument("--sampler", nargs="+", default=["learned_order"], help="one, or several to compare")
     generate.add_argument("--max_new_tokens", type=int, default=64)
     generate.add_argument("--max_denoising_steps", type=int)
+    generate.add_argument("--block_length", type=int, help="decode in blocks of so many tokens, from left to right")
+    generate.add_argument("--cache", choices=("exact", "prefix", "dual"), help="keep keys and values between calls")
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument(
         "--order_map", metavar="FILE", help="which step unmasked which token: FILE.html, FILE.png, or - to print it"
@@ -104,6 +106,8 @@ def _generate(options: argparse.Namespace) -> None:
             sampler=sampler,
             max_new_tokens=options.max_new_tokens,
             max_denoising_steps=options.max_denoising_steps,
+            block_length=options.block_length,
+            cache=options.cache,
             seed=options.seed,
             return_dict_in_generate=True,
         )

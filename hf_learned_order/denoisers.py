@@ -24,6 +24,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
+    Cache,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -99,6 +100,8 @@ class Denoiser(nn.Module):
         *,
         hidden_states: bool = False,
         at: tuple[Tensor, Tensor] | None = None,
+        columns: slice | None = None,
+        past_key_values: Cache | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Logits [batch, length - start, vocab] of the positions from `start` on, and their last hidden states.
 
@@ -108,20 +111,27 @@ class Denoiser(nn.Module):
             hidden_states: whether the hidden states [batch, length - start, hidden] are wanted.
             at: logits [n, vocab] of these positions only: int [n] twice, the row and the position, from `start` on.
                 The model's head is not asked for others, where it is a module of its own.
+            columns: with `past_key_values`, the only ones that the model is sent; logits and hidden states end with
+                them.
+            past_key_values: keys and values of the other columns, in the order of the sequence.
         """
         taken, length = self._parameters_taken, input_ids.shape[1]
+        columns = slice(0, length) if columns is None else columns
         # counted from the first real token, so that padding changes nothing
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        arguments = self._attention(attention_mask, positions)
+        arguments = self._attention(attention_mask, positions, columns)
         if "position_ids" in taken:
-            arguments["position_ids"] = positions + self.family.position_offset
+            arguments["position_ids"] = positions[:, columns] + self.family.position_offset
         if "timesteps" in taken:  # a model that is not conditioned on time, or it would have been refused
             arguments["timesteps"] = torch.zeros(len(input_ids), device=input_ids.device)
         wanted = {"use_cache": False, "return_dict": True, "block_size": self.family.block_size}
         arguments |= {name: value for name, value in wanted.items() if name in taken and value is not None}
-        window = slice(start - self.family.shift, length - self.family.shift)
+        if past_key_values is not None:
+            arguments |= {"past_key_values": past_key_values, "use_cache": True, self.family.cache: True}
+        before = self.family.shift + columns.start
+        window = slice(start - before, length - before)
         place = None if at is None else (at[0], at[1] + window.start)
-        logits, hidden = self._call(input_ids, arguments, hidden_states, place)
+        logits, hidden = self._call(input_ids[:, columns], arguments, hidden_states, place)
         return logits if place else logits[:, window], None if hidden is None else hidden[:, window]
 
     def _call(
@@ -158,8 +168,13 @@ class Denoiser(nn.Module):
         base = _base_of(self.model)
         return base.base_model if self._stock and base.base_model is not base else None
 
-    def _attention(self, attention_mask: Tensor, positions: Tensor) -> dict[str, Any]:
-        """Who sees whom, in the layout that the family takes."""
+    @property
+    def takes_cache(self) -> bool:
+        """Whether keys and values of some columns can be handed to the model instead of their tokens."""
+        return self.family.takes_cache and "past_key_values" in self._parameters_taken
+
+    def _attention(self, attention_mask: Tensor, positions: Tensor, columns: slice) -> dict[str, Any]:
+        """Who sees whom, in the layout that the family takes; the `columns` see, and are those that the model gets."""
         layout, block_size = self.family.attention, self.family.block_size
         if layout == "none":
             if not attention_mask.all():
@@ -170,10 +185,10 @@ class Denoiser(nn.Module):
             return {}
         if layout == "2d":
             return {"attention_mask": attention_mask}
-        seen = attention_mask.bool()[:, None, :].expand(-1, attention_mask.shape[1], -1)
+        seen = attention_mask.bool()[:, None, :].expand(-1, columns.stop - columns.start, -1)
         if block_size is not None:
             blocks = positions // block_size
-            seen = seen & (blocks[:, None, :] <= blocks[:, :, None])
+            seen = seen & (blocks[:, None, :] <= blocks[:, columns, None])
         seen = seen[:, None]  # padding sees what the first token sees, so no softmax is over nothing
         # transformers' eager attention adds a bool mask to its scores instead of masking with it
         eager = self._stock and getattr(self.model.config, "_attn_implementation", None) == "eager"

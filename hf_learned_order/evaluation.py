@@ -16,7 +16,6 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from hf_learned_order.canvas import first
 from hf_learned_order.data import CanvasCollator
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.generation import LearnedOrderOutput, decode
@@ -134,9 +133,8 @@ class Evaluator:
 
     def order_of(self, output: LearnedOrderOutput) -> Tensor:
         """int [batch, canvas]: the order of each response up to its first EOS, 0 behind it."""
-        responses = output.sequences[:, -self.canvas_length :]
-        position = torch.arange(self.canvas_length, device=responses.device)
-        return output.order.masked_fill(position > first(responses == self.tokenizer.eos_token_id)[:, None], 0)
+        position = torch.arange(self.canvas_length, device=output.order.device)
+        return output.order.masked_fill(position >= output.length[:, None], 0)
 
     def fingerprint(self) -> str:
         """Of the rows, for a `Sweep` to know them again."""

@@ -26,6 +26,8 @@ class Family:
         shift: 1 when the logits of position i stand at i - 1, as in a model tuned from an autoregressive one.
         position_offset: position id of the first token.
         head_input: the model returns no hidden states; they are what goes into its output embeddings.
+        cache: the argument that makes the model write keys and values to the cache that it is given. None: it can be
+            given none, as with attention "2d", where padding could not be told from what is kept.
         mask_token_id: used where neither the tokenizer nor the configuration names one.
         eos_token_id, pad_token_id: used where the configurations name none. Several ids may end a response.
 
@@ -38,6 +40,7 @@ class Family:
     shift: int = 0
     position_offset: int = 0
     head_input: bool = False
+    cache: str | None = "use_cache"
     mask_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
@@ -52,10 +55,14 @@ class Family:
         if self.shift not in (0, 1):
             raise ValueError(f"shift must be 0 or 1, got {self.shift!r}")
 
+    @property
+    def takes_cache(self) -> bool:
+        return self.cache is not None and self.attention != "2d"
+
 
 ENCODER = Family()
 _A2D = Family(attention="4d")
-_SDAR = Family(attention="4d", block_size=4, head_input=True, mask_token_id=151669)
+_SDAR = Family(attention="4d", block_size=4, head_input=True, cache="store_kv", mask_token_id=151669)
 _END = {"eos_token_id": 156892, "pad_token_id": 156892}
 FAMILIES = {
     # transformers' own classes, by model type; their ids come from the configuration or the tokenizer
@@ -76,13 +83,21 @@ FAMILIES = {
     "A2DQwen3LMHeadModel": replace(_A2D, mask_token_id=151669),
     # by remote code
     "LLaDAMoEModelLM": Family(mask_token_id=156895, **_END),
-    "LLaDA2MoeModelLM": Family(attention="additive", block_size=32, mask_token_id=156895, **_END),  # LLaDA2.0, 2.1
+    "LLaDA2MoeModelLM": Family(
+        attention="additive", block_size=32, cache=None, mask_token_id=156895, **_END
+    ),  # LLaDA2.0, 2.1; their code refuses a mask that is not square
     "SDARForCausalLM": _SDAR,
     "SDARMoeForCausalLM": _SDAR,
     "Fast_dLLM_QwenForCausalLM": Family(
-        attention="none", block_size=32, shift=1, head_input=True, mask_token_id=151665, eos_token_id=151645
+        attention="none",
+        block_size=32,
+        shift=1,
+        head_input=True,
+        cache="update_past_key_values",
+        mask_token_id=151665,
+        eos_token_id=151645,
     ),
-    "MDLM": Family(attention="none", mask_token_id=50257, eos_token_id=50256),
+    "MDLM": Family(attention="none", cache=None, mask_token_id=50257, eos_token_id=50256),
 }
 
 

@@ -8,8 +8,8 @@ Each step unmasks something and the last step unmasks everything and remasks not
 
 Which positions may be touched is one bool tensor, `Canvas.masked`: the whole window behind the prompts, or the masks
 of the prompts themselves (`infill=True`). With a `block_length` the loop runs once for each block, from left to right,
-and a rule sees the block only; the denoiser sees everything. A block-causal model goes through its own blocks, which
-start at another column in each row; rows whose blocks agree go together.
+and a rule sees the block only; the denoiser sees everything, or remembers some of it (`caches`). A block-causal model
+goes through its own blocks, which start at another column in each row; rows whose blocks agree go together.
 
 The same loop scores a given response (`clean=`): the true token takes the place of the drawn one, and the sum of
 log p_theta over the unmasked positions bounds log p(x | c) from below when the rule is deterministic, and in
@@ -22,44 +22,18 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
-from transformers.utils import ModelOutput
 
-from hf_learned_order.canvas import Canvas, given_layout, left_padded
+from hf_learned_order.caches import WindowedDenoiser
+from hf_learned_order.canvas import Canvas, Part, given_layout, left_padded
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.distributions import at_least_one, everything
 from hf_learned_order.guidance import Guidance, guidance_of
 from hf_learned_order.inputs import check_ids, check_positive, check_room
+from hf_learned_order.outputs import LearnedOrderOutput
 from hf_learned_order.predictions import Predictions, Step, pieces
 from hf_learned_order.rules import Sampler, State
 from hf_learned_order.stopping import Stopping
 from hf_learned_order.streaming import Stream
-
-
-# every field is always there, `order` unless it is not wanted; ModelOutput asks for the default None
-@dataclass
-class LearnedOrderOutput(ModelOutput):
-    """What `generate(..., return_dict_in_generate=True)` returns.
-
-    Attributes:
-        sequences: [batch, prompt + canvas], the prompt as it was given and the response; padding after its end. With
-            `infill`, `input_ids` with the masks filled.
-        order: int [batch, canvas], the step, from 1, at which a position was (last) unmasked; 0 where an early end made
-            it unnecessary. With `infill` one number for each token of `input_ids`, 0 where there was no mask.
-        nfe: int [batch], denoiser calls made while the sequence still had a masked position. With guidance a step
-            takes two.
-        tokens_per_forward: float [batch], tokens of the response, first EOS included, a denoiser call. With `infill`
-            the tokens that were filled in.
-        log_likelihood: float [batch], nats: log p_theta of each token when it was (last) unmasked, summed. With a rule
-            that remasks it bounds nothing.
-        token_log_probs: float, shape of `order`, nats: its terms; 0 where `order` is 0.
-    """
-
-    sequences: Tensor = None  # pyrefly: ignore[bad-assignment]
-    order: Tensor = None  # pyrefly: ignore[bad-assignment]
-    nfe: Tensor = None  # pyrefly: ignore[bad-assignment]
-    tokens_per_forward: Tensor = None  # pyrefly: ignore[bad-assignment]
-    log_likelihood: Tensor = None  # pyrefly: ignore[bad-assignment]
-    token_log_probs: Tensor = None  # pyrefly: ignore[bad-assignment]
 
 
 @torch.no_grad()
@@ -72,6 +46,7 @@ def decode(
     max_new_tokens: int | None = None,
     max_denoising_steps: int | None = None,
     block_length: int | None = None,
+    cache: str | None = None,
     infill: bool = False,
     temperature: float = 0.0,
     logits_processor: LogitsProcessorList | None = None,
@@ -97,7 +72,10 @@ def decode(
         max_new_tokens: length of the canvas, by default 128.
         max_denoising_steps: step budget T; by default one for each position. Divided evenly among blocks.
         block_length: decode in blocks of so many positions, from left to right; must divide `max_new_tokens`. A
-            block-causal model always goes through its own blocks, which start at the first token of the prompt.
+            block-causal model always goes through its own blocks, which start at the first token of the prompt. With
+            `infill` blocks are counted from there too, and need not come out even.
+        cache: keep keys and values between calls: "exact" for a block-causal model; "prefix" or "dual", which
+            approximate, for others in blocks. See `caches`.
         infill: fill the masks in `input_ids`, all of them; nothing else is touched or added, and no EOS ends a row.
         temperature: 0 takes the most likely token at an unmasked position, otherwise it is drawn.
         logits_processor: changes the logits at each position, given prompt and canvas as they are, before rules and
@@ -123,10 +101,8 @@ def decode(
     if infill:
         _check_infill(
             max_new_tokens=max_new_tokens,
-            block_length=block_length,
             negative_prompt_ids=negative_prompt_ids,
             stopping_criteria=stopping_criteria or None,
-            streamer=streamer,
             clean=clean,
         )
         eos_token_id = None
@@ -136,28 +112,29 @@ def decode(
         length = draft.shape[1]
     canvas = _canvas(denoiser, input_ids, mask, length, draft)
     block_size = denoiser.family.block_size
-    plan = canvas.plan(block_length, max_denoising_steps, block_size=block_size)
+    plan = canvas.plan(block_length, max_denoising_steps, block_size=block_size, infill=infill)
     if block_size is not None and negative_prompt_ids is not None:
         raise ValueError(
             "negative_prompt_ids must be None with a block-causal model: its blocks are counted from the first token, "
             "so the canvas would be divided in another way behind another prompt"
         )
     _check_clean(clean, canvas, sampler)
+    windowed, second = (WindowedDenoiser(denoiser, cache, block_length=block_length) for _ in range(2))
     loop = _Loop(
-        denoiser=denoiser,
+        denoiser=windowed,
         sampler=sampler,
         canvas=canvas,
         stopping=Stopping(canvas, eos_token_id=eos_token_id, criteria=stopping_criteria, pad_token_id=pad_token_id),
-        guidance=guidance_of(guidance_scale, canvas, denoiser, negative_prompt_ids, negative_prompt_attention_mask),
+        guidance=guidance_of(guidance_scale, canvas, second, negative_prompt_ids, negative_prompt_attention_mask),
         logits_processor=logits_processor,
         logits_warper=logits_warper,
         temperature=temperature,
         generator=generator,
         clean=clean,
-        stream=None if streamer is None else Stream(streamer, input_ids),
+        stream=None if streamer is None else Stream(streamer, input_ids, canvas, mask if infill else None),
     )
-    for rows, window, steps in plan:
-        loop.run(rows, window, steps)
+    for part in plan:
+        loop.run(part)
     if loop.stream is not None:
         loop.stream.end()
     return _output(loop, input_ids, mask, infill=infill)
@@ -167,7 +144,7 @@ def decode(
 class _Loop:
     """A batch on its way through the loop; the attributes are those of `decode`."""
 
-    denoiser: Denoiser
+    denoiser: WindowedDenoiser
     sampler: Sampler
     canvas: Canvas
     stopping: Stopping
@@ -179,16 +156,17 @@ class _Loop:
     generator: torch.Generator | None
     clean: Tensor | None
 
-    def run(self, rows: Tensor, window: slice, steps: int) -> None:
-        """Unmask everything in the window of `rows` within `steps` steps. Rows that are done with it cost nothing."""
+    def run(self, part: Part) -> None:
+        """Unmask everything in a window of some rows within its steps. Rows that are done with it cost nothing."""
         canvas = self.canvas
+        rows, window, steps, group = part
         state: State = ()
         going_on, at, eligible = self.pending(rows, window)
         rows = rows[going_on]
         for steps_left in range(steps, 0, -1):
             if len(rows) == 0:
                 break
-            step = self.look(rows, at, window, steps_left)
+            step = self.look(rows, at, window, group, steps_left)
             if steps_left == steps:
                 state = self.sampler.init_state(step)
             unmask, remask, state = self.changes(step, state)
@@ -218,25 +196,26 @@ class _Loop:
         going_on, row, position, eligible = (part.to(rows.device) for part in (going_on, row, position, eligible))
         return going_on, (row, position), eligible
 
-    def look(self, rows: Tensor, at: tuple[Tensor, Tensor], window: slice, steps_left: int) -> Step:
+    def look(self, rows: Tensor, at: tuple[Tensor, Tensor], window: slice, group: int, steps_left: int) -> Step:
         """What the denoiser believes of positions of the window, and all else that a rule may look at."""
         canvas, width = self.canvas, window.stop - window.start
-        # no block sees those behind it
-        end = None if self.denoiser.family.block_size is None else canvas.start + window.stop
         logits, hidden = self.denoiser(
-            canvas.ids[rows, :end],
-            canvas.attention_mask[rows, :end],
-            canvas.start + window.start,
-            hidden_states=self.sampler.needs_hidden_states,
+            canvas.ids[rows],
+            canvas.attention_mask[rows],
+            slice(canvas.start + window.start, canvas.start + window.stop),
+            rows=rows,
+            group=group,
             at=at,
+            hidden_states=self.sampler.needs_hidden_states,
         )
         if self.guidance is not None:
-            logits = self.guidance(rows, window, at, logits)
+            logits = self.guidance(rows, window, group, at, logits)
         if self.logits_processor:
-            logits = logits.float()
+            logits, ids = logits.float(), self.visible
             logits[:, canvas.mask_token_id] = -torch.inf
             for piece in pieces(len(logits), logits):
-                logits[piece] = self.process(self.logits_processor, logits[piece], rows[at[0][piece]])
+                # pyrefly: ignore[bad-argument-type] (a Tensor is what it takes)
+                logits[piece] = self.logits_processor(ids[rows[at[0][piece]]], logits[piece])
         return Step(
             predictions=Predictions.from_logits(logits, canvas.mask_token_id, at=at, shape=(len(rows), width)),
             masked=canvas.masked[rows, window],
@@ -244,7 +223,7 @@ class _Loop:
             unmasked=canvas.order[rows, window] > 0,
             canvas=canvas.tokens[rows, window],
             token_log_probs=canvas.token_log_probs[rows, window],
-            hidden_states=None if hidden is None else hidden[:, :width],
+            hidden_states=hidden,
             generator=self.generator,
         )
 
@@ -259,18 +238,19 @@ class _Loop:
 
     def draw(self, predictions: Predictions, rows: Tensor, eligible: Tensor) -> Tensor:
         """Token ids [batch, window] at the `eligible` ones of n positions, which lie in `rows` [n]."""
+        if not self.logits_warper:
+            return predictions.draw(eligible, temperature=self.temperature, generator=self.generator)
+        ids, warper = self.visible, self.logits_warper
 
         def warp(scores: Tensor, among: Tensor) -> Tensor:
-            return self.process(self.logits_warper, scores, rows[among]) if self.logits_warper else scores
+            return warper(ids[rows[among]], scores)  # pyrefly: ignore[bad-argument-type]
 
         return predictions.draw(eligible, temperature=self.temperature, generator=self.generator, warp=warp)
 
-    def process(self, processors: LogitsProcessorList, scores: Tensor, rows: Tensor) -> Tensor:
-        """`processors`, made for one position a row, at each of the positions of `scores` [n, vocab] in `rows` [n]."""
-        canvas = self.canvas
-        ids = canvas.ids.masked_fill(canvas.attention_mask == 0, canvas.mask_token_id)[rows]
-        # pyrefly: ignore[bad-argument-type] (a Tensor is what it takes)
-        return processors(ids, scores)
+    @property
+    def visible(self) -> Tensor:
+        """int [batch, length]: what processors see of prompts and canvas, padding as the mask token."""
+        return self.canvas.ids.masked_fill(self.canvas.attention_mask == 0, self.canvas.mask_token_id)
 
 
 def _canvas(
@@ -335,6 +315,7 @@ def _output(loop: _Loop, input_ids: Tensor, attention_mask: Tensor, *, infill: b
     return LearnedOrderOutput(
         sequences=sequences,
         order=order,
+        length=length,
         nfe=nfe,
         tokens_per_forward=length / nfe.clamp(min=1),  # a row without masks needs no call
         log_likelihood=canvas.token_log_probs.sum(-1),

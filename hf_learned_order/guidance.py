@@ -7,8 +7,8 @@ Source: Ho and Salimans, arXiv 2207.12598; for masked diffusion Nie et al., arXi
 import torch
 from torch import Tensor
 
+from hf_learned_order.caches import WindowedDenoiser
 from hf_learned_order.canvas import Canvas, left_padded
-from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.inputs import check_ids, check_room
 
 
@@ -18,7 +18,7 @@ class Guidance:
     Args:
         scale: 0 or more.
         canvas: the batch. What it holds before decoding is the condition.
-        denoiser: the model.
+        denoiser: the model, with a cache of its own if there is one: the conditional call keeps other keys and values.
         negative_prompt_ids: int [batch, n], stands in the prompt's place in the unconditional call. By default the
             prompt itself does, each token of it replaced by the mask token, as in LLaDA.
         negative_prompt_attention_mask: [batch, n], 0 at padding, on either side.
@@ -31,7 +31,7 @@ class Guidance:
         self,
         scale: float,
         canvas: Canvas,
-        denoiser: Denoiser,
+        denoiser: WindowedDenoiser,
         negative_prompt_ids: Tensor | None = None,
         negative_prompt_attention_mask: Tensor | None = None,
     ):
@@ -46,7 +46,9 @@ class Guidance:
         elif not self.known.any(-1).all():
             raise ValueError("guidance_scale needs a prompt in each row, or negative_prompt_ids, but a row has none")
 
-    def __call__(self, rows: Tensor, window: slice, at: tuple[Tensor, Tensor], conditional: Tensor) -> Tensor:
+    def __call__(
+        self, rows: Tensor, window: slice, group: int, at: tuple[Tensor, Tensor], conditional: Tensor
+    ) -> Tensor:
         """Guided logits [n, vocab] in float32, from the `conditional` ones, of the positions `at` of the window."""
         canvas = self.canvas
         if self.negative is None:
@@ -57,15 +59,16 @@ class Guidance:
             ids = torch.cat([prompt, canvas.tokens[rows]], 1)
             mask = torch.cat([prompt_mask, canvas.attention_mask[rows, canvas.start :]], 1)
             start = prompt.shape[1]
-        unconditional = self.denoiser(ids, mask, start + window.start, at=at)[0].float()
+        columns = slice(start + window.start, start + window.stop)
+        unconditional = self.denoiser(ids, mask, columns, rows=rows, group=group, at=at)[0].float()
         # in place: the logits of two calls are held already
         return conditional.float().sub_(unconditional).mul_(self.scale).add_(unconditional)
 
     def _checked(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        mask = check_ids("negative_prompt_ids", ids, mask, vocab_size=self.denoiser.vocab_size)
+        mask = check_ids("negative_prompt_ids", ids, mask, vocab_size=self.denoiser.denoiser.vocab_size)
         if len(ids) != len(self.canvas.ids):
             raise ValueError(f"negative_prompt_ids must have {len(self.canvas.ids)} rows, as input_ids, got {len(ids)}")
-        limit, shift = self.denoiser.max_length, self.denoiser.family.shift
+        limit, shift = self.denoiser.denoiser.max_length, self.denoiser.denoiser.family.shift
         check_room("negative prompt", mask, self.canvas.length, limit=limit, shift=shift)
         return left_padded(ids, mask)
 
@@ -73,7 +76,7 @@ class Guidance:
 def guidance_of(
     scale: float | None,
     canvas: Canvas,
-    denoiser: Denoiser,
+    denoiser: WindowedDenoiser,
     negative_prompt_ids: Tensor | None,
     negative_prompt_attention_mask: Tensor | None,
 ) -> Guidance | None:

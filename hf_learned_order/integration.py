@@ -29,7 +29,7 @@ from hf_learned_order.checkpoints import check_inv_freq
 from hf_learned_order.configuration import Settings, merged
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.families import Family
-from hf_learned_order.generation import LearnedOrderOutput
+from hf_learned_order.outputs import LearnedOrderOutput
 from hf_learned_order.samplers import SAMPLERS, Sampler
 from hf_learned_order.scorer import OrderScorer
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from hf_learned_order.generation import LearnedOrderOutput
+from hf_learned_order.outputs import LearnedOrderOutput
 
 PAGE = Path(__file__).with_name("order_map.html")
 SIGNS = {"\n": "↵", "\t": "→", "\r": "←"}
@@ -52,13 +52,12 @@ class OrderMap:
         if output.order is None:
             raise ValueError("output must hold an order, got one of generate(..., output_order=False)")
         infill = output.order.shape == output.sequences.shape
-        lengths = (output.tokens_per_forward * output.nfe).round().long().tolist()
         maps = []
         for row, (ids, order, nfe) in enumerate(zip(output.sequences, output.order, output.nfe.tolist(), strict=True)):
             start = 0 if infill else len(ids) - len(order)
             # what follows the end of a response is no part of it; padding was never decoded
             shown = (order > 0) | (ids != tokenizer.pad_token_id) if infill else order.cumsum(0) >= 0
-            shown[len(order) if infill else lengths[row] :] = False
+            shown[len(order) if infill else int(output.length[row]) :] = False
             maps.append(
                 cls(
                     label=label,

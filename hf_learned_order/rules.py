@@ -63,6 +63,7 @@ class Sampler:
         generation_config: "GenerationConfig",
         max_denoising_steps: int | None = None,
         block_length: int | None = None,
+        cache: str | None = None,
         infill: bool = False,
         mask_token_id: int | None = None,
         seed: int | None = None,
@@ -91,6 +92,7 @@ class Sampler:
             generator=generator,
             max_denoising_steps=max_denoising_steps,
             block_length=block_length,
+            cache=cache,
             output_order=output_order,
         )
 

@@ -107,8 +107,8 @@ class _Model(PreTrainedModel):
     def get_output_embeddings(self):
         return self.lm_head
 
-    def trunk(self, input_ids, mask, positions=None):
-        """Hidden states, the last of them normed. `mask` broadcasts to [batch, heads, length, length]."""
+    def trunk(self, input_ids, mask, positions=None, cache=None):
+        """Hidden states, the last of them normed. `mask` broadcasts to [batch, heads, length, keys]."""
         batch, length = input_ids.shape
         if self.config.forced is not None:
             mask = torch.ones(length, length, dtype=torch.bool)
@@ -116,11 +116,13 @@ class _Model(PreTrainedModel):
         if positions is None:
             positions = torch.arange(length)[None]
         states = [self.embed(input_ids)]
-        for mixer in self.mixers:
+        for layer, mixer in enumerate(self.mixers):
             parts = mixer(self.norm(states[-1])).chunk(4, -1)
             q, k, v, gate = (p.view(batch, length, self.config.num_attention_heads, -1).transpose(1, 2) for p in parts)
-            turned = self.rotary(q, positions), self.rotary(k, positions)
-            mixed = scaled_dot_product_attention(*turned, v, attn_mask=mask) * gate.tanh()
+            q, k = self.rotary(q, positions), self.rotary(k, positions)
+            if cache is not None:
+                k, v = cache.update(k, v, layer)
+            mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask) * gate.tanh()
             states.append(states[-1] + mixed.transpose(1, 2).reshape(states[-1].shape))
         return [*states[:-1], self.norm(states[-1])]
 
@@ -164,7 +166,8 @@ class LLaDA2MoeModelLM(_Model):
         return_dict=None,
         **kwargs,
     ):
-        if attention_mask.ndim != 4 or not attention_mask.is_floating_point():
+        square = (len(input_ids), 1, input_ids.shape[1], input_ids.shape[1])
+        if attention_mask.shape != square or not attention_mask.is_floating_point():
             raise ValueError("LLaDA2.0 only supports block attention mask with shape")
         states = self.trunk(input_ids, attention_mask, position_ids)
         hidden = tuple(states) if output_hidden_states else None
@@ -184,10 +187,12 @@ class SDARForCausalLM(_Model):
         use_cache=None,
         return_dict=True,
         logits_to_keep=0,
+        store_kv=False,  # published among kwargs; without it keys and values are read, not written
         **kwargs,
     ):
         # straight into the attention, as published: [batch, length, length] would be read as [heads, ...]
-        states = self.trunk(input_ids, attention_mask.bool(), position_ids)
+        cache = past_key_values if store_kv else None
+        states = self.trunk(input_ids, attention_mask.bool(), position_ids, cache)
         return CausalLMOutputWithPast(logits=self.lm_head(states[-1]))
 
 
@@ -209,8 +214,10 @@ class Fast_dLLM_QwenForCausalLM(_Model):
     ):
         if self.training:
             labels.clone()
-        blocks = torch.arange(input_ids.shape[1]) // block_size
-        states = self.trunk(input_ids, blocks[None, :] <= blocks[:, None], position_ids)
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        blocks = torch.arange(past + input_ids.shape[1]) // block_size
+        cache = past_key_values if update_past_key_values else None
+        states = self.trunk(input_ids, blocks[None, :] <= blocks[past:, None], position_ids, cache)
         return CausalLMOutputWithPast(logits=self.lm_head(states[-1]))
 
 

@@ -126,13 +126,13 @@ def test_plan():
     ids, mask = padded([words(2), words(6), words(5)], "left", 1)
     canvas = Canvas.behind(ids, mask, length=8, mask_token_id=MASK)
     plan = canvas.plan(None, 7, block_size=BLOCK)
-    assert [(rows.tolist(), block.start, block.stop, steps) for rows, block, steps in plan] == [
-        ([0, 1], 0, 2, 3),
-        ([2], 0, 3, 3),
-        ([0, 1], 2, 6, 2),
-        ([2], 3, 7, 2),
-        ([0, 1], 6, 8, 2),
-        ([2], 7, 8, 2),
+    assert [(rows.tolist(), block.start, block.stop, steps, group) for rows, block, steps, group in plan] == [
+        ([0, 1], 0, 2, 3, 0),
+        ([2], 0, 3, 3, 1),
+        ([0, 1], 2, 6, 2, 0),
+        ([2], 3, 7, 2, 1),
+        ([0, 1], 6, 8, 2, 0),
+        ([2], 7, 8, 2, 1),
     ]
 
 
