@@ -1,14 +1,17 @@
-"""What decoding costs beside the denoiser, as ratios measured side by side in one run: time and memory.
+"""What decoding costs beside the denoiser and what a KV cache saves, as ratios measured side by side in one run.
 
     make bench
+    make bench ARGS="time --batches 1 8 --models tiny"
 
-Absolute times are not shown: they belong to the machine. The models are random; what they say does not matter here.
+Absolute times are not shown: they belong to the machine. The models are random, and what they say does not matter; only
+the effect of an approximate cache on tokens is that of a small model trained here, on running sums.
 """
 
+import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,15 +21,18 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_learned_order.denoisers import Denoiser
-from hf_learned_order.generation import decode
+from hf_learned_order.families import Family
+from hf_learned_order.generation import LearnedOrderOutput, decode
 from hf_learned_order.samplers import SAMPLERS, Sampler, make_sampler
 from hf_learned_order.scorer import OrderScorer
 
-BATCHES = (1, 8, 32)
+BATCHES = [1, 8, 32]
 PROMPTS, CANVAS, STEPS = (8, 24), 32, 4  # shortest and longest prompt
 ROUNDS = {1: 7, 8: 3, 32: 1}
 MASK = 3
 LOOP, SCORER, PEAK = 0.03, 0.05, 1.3  # targets
+LAWS = ("factor", "dependent", "non_empty")  # the first is that of the shipped scorers
+CACHED = {"max_new_tokens": 64, "block_length": 16, "max_denoising_steps": 16}  # four steps a block
 TINY: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 BASE: dict[str, Any] = {
     "hidden_size": 768,
@@ -34,6 +40,8 @@ BASE: dict[str, Any] = {
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
 }
+MODELS: dict[str, tuple[dict[str, Any], int]] = {"tiny": (TINY, 1000), "100M": (BASE, 32_000)}
+DIGITS, MODULUS, TRAINING = 16, 4, 1000  # of a problem, its base, steps
 # on one thread, what others run on the machine is not counted
 CLOCK = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
@@ -51,16 +59,21 @@ class Timed(Denoiser):
             self.seconds += CLOCK() - start
 
 
-def denoiser_of(size: dict[str, Any], vocab_size: int) -> Timed:
+def denoiser_of(size: dict[str, Any], vocab_size: int, *, block_size: int | None = None) -> Timed:
     """A random Llama, called as the denoisers are that were tuned from it."""
     torch.manual_seed(0)
-    return Timed(LlamaForCausalLM(LlamaConfig(**size, vocab_size=vocab_size)).eval(), mask_token_id=MASK)
+    model = LlamaForCausalLM(LlamaConfig(**size, vocab_size=vocab_size)).eval()
+    return Timed(model, mask_token_id=MASK, family=Family(attention="4d", block_size=block_size))
 
 
 def sampler_of(name: str, denoiser: Denoiser) -> Sampler:
-    law = "non_empty" if name.endswith("non_empty") else "dependent"
-    scorer = OrderScorer.for_denoiser(denoiser, law=law).eval() if name.startswith("learned_order") else None
-    return make_sampler(name.split()[0], scorer=scorer)
+    """A rule; a learned one by the name and its law."""
+    name, _, law = name.partition(" ")
+    options = {"bound": 1.0} if law in ("", "factor", "dependent") else {}
+    scorer = (
+        OrderScorer.for_denoiser(denoiser, law=law or LAWS[0], **options).eval() if name == "learned_order" else None
+    )
+    return make_sampler(name, scorer=scorer)
 
 
 def prompts(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,40 +142,126 @@ def peak(call: Callable[[], object]) -> int:
     return max(held)
 
 
-def time_table() -> Table:
+def time_table(models: list[str], batches: list[int]) -> Table:
     title = f"share of the denoiser's own calls: loop (target {LOOP:.0%} at 100M) + rule (target {SCORER:.0%} at 100M)"
-    view = Table("model", "rule", *(f"batch {batch}" for batch in BATCHES), "met", title=title)
-    for model, size, vocab_size in (("tiny", TINY, 1000), ("100M", BASE, 32_000)):
-        denoiser = denoiser_of(size, vocab_size)
+    view = Table("model", "rule", *(f"batch {batch}" for batch in batches), "met", title=title)
+    for model in models:
+        denoiser = denoiser_of(*MODELS[model])
         shares(denoiser, "top_prob", 1, rounds=1)  # a warm-up
-        for name in ("top_prob", "learned_order", "learned_order non_empty"):
-            found = [shares(denoiser, name, batch, rounds=ROUNDS[batch]) for batch in BATCHES]
+        for name in ("top_prob", *(f"learned_order {law}" for law in LAWS)):
+            found = [shares(denoiser, name, batch, rounds=ROUNDS[batch]) for batch in batches]
             cells = [f"{loop:.1%} + {rule:.1%}, bare {bare:.2f}" for rule, loop, bare in found]
             met = all(rule <= SCORER and loop <= LOOP for rule, loop, _ in found)
             view.add_row(model, name, *cells, "-" if model == "tiny" else "yes" if met else "no")
     return view
 
 
-def memory_table() -> Table:
+def memory_table(batches: list[int]) -> Table:
     title = f"peak memory over that of one forward pass, 150,000 tokens in the vocabulary (target {PEAK})"
-    view = Table("rule", *(f"batch {batch}" for batch in BATCHES), "met", title=title)
+    view = Table("rule", *(f"batch {batch}" for batch in batches), "met", title=title)
     denoiser = denoiser_of(TINY, 150_000)
-    single = {batch: peak(lambda batch=batch: denoiser(*canvases(batch), PROMPTS[1])) for batch in BATCHES}
+    single = {batch: peak(lambda batch=batch: denoiser(*canvases(batch), PROMPTS[1])) for batch in batches}
     for name in SAMPLERS:
         options = {"sampler": sampler_of(name, denoiser), "max_new_tokens": CANVAS, "max_denoising_steps": 3}
         found = [
             peak(lambda batch=batch, options=options: decode(denoiser, *prompts(batch), **options)) / single[batch]
-            for batch in BATCHES
+            for batch in batches
         ]
         view.add_row(name, *(f"{ratio:.2f}" for ratio in found), "yes" if max(found) <= PEAK else "no")
     return view
 
 
+def seconds(call: Callable[[], LearnedOrderOutput]) -> tuple[float, LearnedOrderOutput]:
+    start = CLOCK()
+    output = call()
+    return CLOCK() - start, output
+
+
+def cache_time_table(models: list[str], batches: list[int]) -> Table:
+    title = "decoding with a cache over decoding without, time; 64 tokens in blocks of 16, 4 steps a block"
+    view = Table("model", "cache", *(f"batch {batch}" for batch in batches), "NFE", title=title)
+    for model in models:
+        for caches, block_size in ((("prefix", "dual"), None), (("exact",), CACHED["block_length"])):
+            denoiser, cells = denoiser_of(*MODELS[model], block_size=block_size), {cache: [] for cache in caches}
+            for batch in batches:
+                (ids, mask), options = prompts(batch), {"sampler": make_sampler("top_prob"), **CACHED}
+                if block_size is not None:  # the prompt's block is one more, in rows that do not fill it
+                    ids, mask, options = ids[:, :16], torch.ones_like(ids[:, :16]), {**options, "block_length": None}
+                decode(denoiser, ids[:1], mask[:1], **options)  # a warm-up
+                plain, expected = seconds(lambda: decode(denoiser, ids, mask, **options))  # noqa: B023
+                for cache in caches:
+                    spent, output = seconds(lambda: decode(denoiser, ids, mask, cache=cache, **options))  # noqa: B023
+                    cells[cache].append((spent / plain, output.nfe.sum().item() / expected.nfe.sum().item()))
+            for cache, found in cells.items():
+                ratios = [f"{ratio:.2f}" for ratio, _ in found]
+                view.add_row(model, cache, *ratios, f"{statistics.mean(nfe for _, nfe in found):.2f}")
+    return view
+
+
+def running_sums(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Digits, and at each place the sum so far: int [count, 2 digits]."""
+    digits = torch.randint(MODULUS, (count, DIGITS), generator=generator)
+    return torch.cat([digits, digits.cumsum(-1) % MODULUS], 1) + MASK + 1
+
+
+def trained() -> Denoiser:
+    """A tiny Llama that fills in running sums, trained on masked ones for half a minute."""
+    denoiser, generator = denoiser_of(TINY, MASK + 1 + MODULUS), torch.Generator().manual_seed(0)
+    model = denoiser.model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
+    for step in range(TRAINING):
+        ids = running_sums(64, generator)
+        hidden = torch.rand(64, DIGITS, generator=generator) < torch.rand(64, 1, generator=generator)
+        canvas = ids.clone()
+        canvas[:, DIGITS:][hidden] = MASK
+        logits, _ = denoiser(canvas, torch.ones_like(canvas), DIGITS)
+        loss = torch.nn.functional.cross_entropy(logits[hidden], ids[:, DIGITS:][hidden])
+        optimizer.param_groups[0]["lr"] = 3e-3 * min(1.0, step / 50) * (1 - step / TRAINING)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    return denoiser
+
+
+def cache_token_table() -> Table:
+    title = (
+        f"tokens with a cache that differ from those without, and right ones; {DIGITS} running sums modulo {MODULUS}"
+    )
+    view = Table("rule", "blocks of", "cache", "differ", "NFE", "right", title=title)
+    with torch.enable_grad():
+        denoiser = trained()
+    clean = running_sums(256, torch.Generator().manual_seed(1))
+    for name, block_length in itertools.product(("top_prob", "threshold"), (4, 8)):
+        options: dict[str, Any] = {"sampler": make_sampler(name), "max_new_tokens": DIGITS}
+        options |= {"block_length": block_length}
+        expected = decode(denoiser, clean[:, :DIGITS], **options)
+        for cache in (None, "prefix", "dual"):
+            output = decode(denoiser, clean[:, :DIGITS], cache=cache, **options)
+            differ = (output.sequences != expected.sequences)[:, DIGITS:].float().mean()
+            nfe = output.nfe.sum() / expected.nfe.sum()
+            right = (output.sequences == clean)[:, DIGITS:].float().mean()
+            view.add_row(name, str(block_length), cache or "none", f"{differ:.1%}", f"{nfe:.2f}", f"{right:.1%}")
+    return view
+
+
 @torch.no_grad()
-def main() -> None:
-    console = Console()
-    console.print(memory_table())
-    console.print(time_table())
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", default=["memory", "caches", "time"], help="memory, caches, time")
+    parser.add_argument("--batches", nargs="+", type=int, default=BATCHES, choices=BATCHES)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    options, console = parser.parse_args(arguments), Console()
+    for name in options.tables:
+        if name == "memory":
+            console.print(memory_table(options.batches))
+        elif name == "caches":
+            console.print(cache_token_table())
+            console.print(cache_time_table(options.models, [batch for batch in options.batches if batch < 32]))
+        elif name == "time":
+            console.print(time_table(options.models, options.batches))
+        else:
+            parser.error(f"tables must be among memory, caches, time, got {name}")
 
 
 if __name__ == "__main__":

@@ -233,12 +233,13 @@ class TestCustomGenerate:
         )
         assert output.tolist() == attached(family).generate(ids, sampler="entropy", infill=True).tolist()
 
-    def test_blocks_mean_nothing_to_infilling(self, family):
-        ids = torch.tensor([[5, 6, MASK, 8]])
-        with pytest.raises(ValueError, match="block_length must be None with infill=True"):
-            tiny_model(family).generate(
-                ids, custom_generate=EntropySampler(), mask_token_id=MASK, infill=True, block_length=2, max_new_tokens=1
-            )
+    def test_infilling_in_blocks(self, family):
+        ids = torch.tensor([[5, MASK, MASK, 8, MASK]])
+        options = {"infill": True, "block_length": 2}
+        output = tiny_model(family).generate(
+            ids, custom_generate=EntropySampler(), mask_token_id=MASK, max_new_tokens=1, **options
+        )
+        assert output.tolist() == attached(family).generate(ids, sampler="entropy", **options).tolist()
 
     def test_an_attached_model(self, family):
         model = attached(family)

@@ -69,6 +69,13 @@ def test_generate(folder, capsys):
     assert rest.endswith(" tokens a call\n")
 
 
+def test_generate_in_blocks(folder, capsys):
+    assert generate(folder, "--sampler", "top_prob", "--block_length", "4", "--max_denoising_steps", "4") == 0
+    assert capsys.readouterr().err.startswith("4 denoiser calls")
+    message = error_of(generate(folder, "--sampler", "top_prob", "--block_length", "4", "--cache", "dual"), capsys)
+    assert message.startswith("cache must be None with ModernBertForMaskedLM, got 'dual'")
+
+
 def test_generate_without_a_scorer(folder, capsys):
     assert generate(folder, "--sampler", "top_prob", "--max_denoising_steps", "4") == 0
     assert capsys.readouterr().out.strip()

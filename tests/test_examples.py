@@ -6,6 +6,7 @@ from pathlib import Path
 
 import bench
 import demo
+import pytest
 from files import save_all, write_rows
 
 from hf_learned_order.results import load_results
@@ -29,12 +30,17 @@ def test_demo_without_gsm8k(tmp_path, monkeypatch, capsys):
 
 
 def test_bench(monkeypatch, capsys):
-    small = {"STEPS": 2, "CANVAS": 8, "BATCHES": (1, 2), "ROUNDS": {1: 1, 2: 1}, "BASE": bench.TINY}
+    small = {"STEPS": 2, "CANVAS": 8, "BATCHES": [1, 2], "ROUNDS": {1: 1, 2: 1}, "TRAINING": 2, "DIGITS": 16}
+    small |= {"MODELS": {"tiny": (bench.TINY, 1000)}}
+    small |= {"CACHED": {"max_new_tokens": 8, "block_length": 4, "max_denoising_steps": 4}}
     for name, value in small.items():
         monkeypatch.setattr(bench, name, value)
-    bench.main()
+    bench.main([])
     printed = capsys.readouterr().out
-    assert all(f" {name} " in printed for name in SAMPLERS)
+    assert all(f" {name} " in printed for name in [*SAMPLERS, *bench.LAWS, "none", "exact", "prefix", "dual"])
+    with pytest.raises(SystemExit):
+        bench.main(["speed"])
+    assert "tables must be among memory, caches, time, got speed" in capsys.readouterr().err
 
 
 def test_train(tmp_path):

@@ -151,6 +151,7 @@ def assert_same_rows(got: LearnedOrderOutput, expected: LearnedOrderOutput) -> N
     assert response(got).tolist() == response(expected).tolist()
     assert got.order.tolist() == expected.order.tolist()
     assert got.nfe.tolist() == expected.nfe.tolist()
+    assert got.length.tolist() == expected.length.tolist()
     assert got.tokens_per_forward.tolist() == expected.tokens_per_forward.tolist()
     torch.testing.assert_close(got.log_likelihood, expected.log_likelihood)
     torch.testing.assert_close(got.token_log_probs, expected.token_log_probs)
@@ -236,6 +237,7 @@ def test_laws_of_the_loop(task, sampler, temperature, seed, family):
         assert nfe <= min(budget, length)
         assert 0 not in order[: end + 1]
         assert set(tokens[end + 1 :]) <= {eos[0] if eos and options["pad_token_id"] is None else PAD}
+        assert output.length[row] == min(end + 1, length)
         assert output.tokens_per_forward[row].item() == pytest.approx(min(end + 1, length) / nfe)
 
         canvases = [c[int((output.nfe[:row] > call).sum())].tolist() for call, c in enumerate(denoiser.canvases[:nfe])]

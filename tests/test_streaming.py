@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 from models import EOS, MASK, PAD, VOCAB, WORDS, tiny_model, tiny_tokenizer
-from test_generation import RemasksOnce, denoiser_of, response, words
+from test_generation import RemasksOnce, denoiser_of, padded, response, words
 from transformers import TextIteratorStreamer, TextStreamer
 from transformers.generation.streamers import BaseStreamer, TextDiffusionStreamer
 
@@ -79,6 +79,31 @@ def test_drafts_are_the_canvas_as_it_is():
         assert torch.equal(draft, torch.where(known, response(output), MASK))
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", ["bert", "qwen2"])
+@pytest.mark.parametrize("block_length", [None, 3])
+@pytest.mark.parametrize("rule", [make_sampler("entropy"), make_sampler("left_to_right"), RemasksOnce()], ids=repr)
+def test_masks_within_prompts(rule, block_length, family, side):
+    """What stands before the first mask of any row is the prompt; all that follows comes when it is final in each."""
+    rows = [words(n, seed=n) for n in (9, 6, 8)]
+    for row in rows:
+        row[3] = row[-2:] = MASK
+    ids, mask = padded(rows, side)
+    streamer = Drafts()
+    options = {"sampler": rule, "infill": True, "block_length": block_length}
+    output = decode(denoiser_of(family), ids, mask, streamer=streamer, **options)
+    prompt = 3  # of the longest row
+    assert torch.equal(streamer.blocks[0], ids[:, :prompt])
+    assert len(streamer.blocks) > 2
+    assert torch.equal(torch.cat(streamer.blocks, 1), output.sequences)
+    assert streamer.ended == 1
+    for count, draft in streamer.drafts:
+        whole = torch.cat([*streamer.blocks[:count], draft], 1)
+        assert torch.equal(whole[ids != MASK], ids[ids != MASK])
+    if block_length is None:
+        assert len(streamer.drafts) == int(output.nfe.max()) - 1
+
+
 class TestText:
     @staticmethod
     def model():
@@ -100,6 +125,14 @@ class TestText:
         else:  # drafts are overwritten by control sequences
             assert printed.endswith(text.split()[-1] + "\n")
             assert "\033[33m" in printed
+
+    @pytest.mark.parametrize("skip_prompt", [False, True])
+    def test_a_prompt_with_masks_is_printed_filled(self, capsys, skip_prompt):
+        tokenizer = tiny_tokenizer()
+        inputs = tokenizer("w5 w6 [MASK] w7 [MASK] w8", return_tensors="pt")
+        streamer = TextStreamer(tokenizer, skip_prompt=skip_prompt)
+        output = self.model().generate(**inputs, sampler="entropy", infill=True, streamer=streamer)
+        assert capsys.readouterr().out == tokenizer.decode(output[0, 2 if skip_prompt else 0 :]) + "\n"
 
     def test_iterated_from_another_thread(self):
         streamer = TextIteratorStreamer(tiny_tokenizer(), skip_prompt=True, timeout=60)

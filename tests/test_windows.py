@@ -190,21 +190,62 @@ class TestInfilling:
         assert [x[0] for x in rule.seen[1:]] == [3, 2]
         assert output.nfe.tolist() == [3, 1]
 
+    @pytest.mark.parametrize("family", ["bert", "qwen2"])
+    @pytest.mark.parametrize("block_length", [1, 3, 4, 20])
+    def test_in_blocks_it_is_the_obvious_decoder_of_each_row(self, family, block_length):
+        """One token a step, the surest of the first block that has a mask; blocks begin at the first token."""
+        rows = holes([words(n, seed=n) for n in (9, 6, 11)], 5)
+        ids, mask = padded(rows, "right", 1)
+        output = decode(
+            denoiser_of(family), ids, mask, sampler=TopProbSampler(), infill=True, block_length=block_length
+        )
+        for i, row in enumerate(rows):
+            tokens, order = row.clone(), [0] * len(row)
+            for step in range(1, 1 + int((row == MASK).sum())):
+                block = min(j for j in range(len(row)) if tokens[j] == MASK) // block_length
+                confidence, best = probabilities(family, tokens[None]).max(-1)
+                places = range(block * block_length, min(len(row), (block + 1) * block_length))
+                place = max((j for j in places if tokens[j] == MASK), key=lambda j: confidence[j])
+                tokens[place], order[place] = best[place], step
+            assert output.sequences[i, : len(row)].tolist() == tokens.tolist()
+            assert output.order[i].tolist() == order + [0] * (ids.shape[1] - len(row))
+            assert output.length[i] == (row == MASK).sum()
+
+    def test_guided(self):
+        """Away from all that is known, which is masked in the second call; one step."""
+        rows = holes([words(7), words(5, seed=1)], 3)
+        ids, mask = padded(rows, "left")
+        options = {"sampler": TopProbSampler(), "infill": True, "max_denoising_steps": 1}
+        output = decode(denoiser_of("bert"), ids, mask, guidance_scale=3.0, **options)
+        for i, row in enumerate(rows):
+            u, c = (
+                denoiser_of("bert")(x[None], torch.ones_like(x)[None], 0)[0][0].detach()
+                for x in (torch.full_like(row, MASK), row)
+            )
+            guided = u + 3.0 * (c - u)
+            guided[:, MASK] = -torch.inf
+            expected = torch.where(row == MASK, guided.argmax(-1), row)
+            assert output.sequences[i, mask[i].bool()].tolist() == expected.tolist()
+
     @pytest.mark.parametrize(
         ("name", "value"),
         [
             ("max_new_tokens", 4),
-            ("block_length", 2),
             ("stopping_criteria", StoppingCriteriaList([MaxLengthCriteria(5)])),
             ("negative_prompt_ids", words(1, 2)),
             ("clean", words(1, 4)),
-            ("streamer", object()),
         ],
     )
     def test_what_means_nothing_to_it(self, name, value):
         ids = torch.full((1, 4), MASK)
         with pytest.raises(ValueError, match=f"{name} must be None with infill=True"):
             decode(denoiser_of("bert"), ids, sampler=TopProbSampler(), infill=True, **{name: value})
+
+    @pytest.mark.parametrize("value", [0, -1, 2.0, True])
+    def test_block_length(self, value):
+        ids = torch.full((1, 4), MASK)
+        with pytest.raises(ValueError, match=f"block_length must be a positive integer, got {value!r}"):
+            decode(denoiser_of("bert"), ids, sampler=TopProbSampler(), infill=True, block_length=value)
 
     def test_nothing_to_fill(self):
         with pytest.raises(ValueError, match="input_ids must hold the mask token 3 when infill=True, but it does not"):
