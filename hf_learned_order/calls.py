@@ -20,8 +20,9 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from hf_learned_order.configuration import WARPERS, Settings
-from hf_learned_order.denoisers import Denoiser, evaluating
+from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.generation import decode
+from hf_learned_order.hooks import evaluating
 from hf_learned_order.outputs import LearnedOrderOutput
 from hf_learned_order.samplers import Sampler
 from hf_learned_order.scorer import OrderScorer

@@ -4,14 +4,10 @@ What differs between model families is a few facts, and they stand in one table,
 """
 
 import inspect
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
-from threading import Lock, get_ident
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -32,6 +28,7 @@ from transformers import (
 
 from hf_learned_order.checkpoints import LAYOUTS, check_inv_freq, load_native
 from hf_learned_order.families import Family, find_family, refuse_encoder_decoder
+from hf_learned_order.hooks import Seen, evaluating
 from hf_learned_order.predictions import Predictions
 
 
@@ -139,7 +136,7 @@ class Denoiser(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Logits of every place of the sequence, or of those at `place` only, and every hidden state if wanted."""
         head, trunk = self.model.get_output_embeddings(), self._trunk
-        seen = _Seen(shape=input_ids.shape, place=place if self._cuts else None)
+        seen = Seen(shape=input_ids.shape, place=place if self._cuts else None)
         with ExitStack() as hooks:
             if head is not None:
                 hooks.enter_context(head.register_forward_pre_hook(seen.before_head))
@@ -230,67 +227,6 @@ class Denoiser(nn.Module):
         # of kernels that treat rows differently; logits may be of a finer type than what they were computed in
         noise = 8 * max(torch.finfo(dtype).eps for dtype in (logits.dtype, self.model.dtype)) * logits.abs().max()
         return bool((logits - logits[0]).abs().max() > noise)
-
-
-@dataclass(kw_only=True)
-class _Seen:
-    """What one call of a model lets pass; the head may be called for other threads meanwhile.
-
-    Attributes:
-        shape: [batch, length] of the call.
-        place: the only places that go on into the head; None for all.
-        head: what goes into the head.
-        trunk: what comes out of the trunk.
-        cut: the head got `place` only.
-    """
-
-    shape: torch.Size
-    place: tuple[Tensor, Tensor] | None
-    head: list[Tensor] = field(default_factory=list)
-    trunk: list[Tensor] = field(default_factory=list)
-    cut: bool = False
-    thread: int = field(default_factory=get_ident)
-
-    def before_head(self, _module: nn.Module, inputs: tuple) -> tuple | None:
-        if get_ident() != self.thread:
-            return None
-        self.head.append(inputs[0])
-        if self.place is None or inputs[0].shape[:-1] != self.shape:
-            return None
-        self.cut = True
-        return (inputs[0][self.place][None], *inputs[1:])
-
-    def after_trunk(self, _module: nn.Module, _inputs: tuple, output: Any) -> None:
-        if get_ident() == self.thread:
-            self.trunk.append(output[0])
-
-
-# of each model: how many calls hold it in evaluation mode, and what was in training mode before the first
-_EVALUATING: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = WeakKeyDictionary()
-_LOCK = Lock()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; what was in training mode before is so again afterwards.
-
-    Where several threads hold the model, that is when the last of them lets it go.
-    """
-    with _LOCK:
-        # a part may be frozen in evaluation mode
-        count, training = _EVALUATING.get(model) or (0, [module for module in model.modules() if module.training])
-        _EVALUATING[model] = count + 1, training
-        model.eval()
-    try:
-        yield
-    finally:
-        with _LOCK:
-            count, training = _EVALUATING.pop(model)
-            if count > 1:
-                _EVALUATING[model] = count - 1, training
-            else:
-                for module in training:
-                    module.training = True
 
 
 def _refuse_what_cannot_be_called(model: PreTrainedModel) -> None:

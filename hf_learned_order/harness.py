@@ -23,8 +23,9 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from hf_learned_order.calls import run
 from hf_learned_order.canvas import stacked
 from hf_learned_order.configuration import Settings
-from hf_learned_order.denoisers import Denoiser, evaluating, load_denoiser, load_tokenizer
+from hf_learned_order.denoisers import Denoiser, load_denoiser, load_tokenizer
 from hf_learned_order.generation import LearnedOrderOutput, decode
+from hf_learned_order.hooks import evaluating
 from hf_learned_order.inputs import check_positive
 from hf_learned_order.samplers import Sampler, make_sampler
 from hf_learned_order.scorer import OrderScorer
