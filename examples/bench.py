@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.families import Family
-from hf_learned_order.generation import LearnedOrderOutput, decode
+from hf_learned_order.generation import decode
 from hf_learned_order.samplers import SAMPLERS, Sampler, make_sampler
 from hf_learned_order.scorer import OrderScorer
 
@@ -32,7 +32,7 @@ ROUNDS = {1: 7, 8: 3, 32: 1}
 MASK = 3
 LOOP, SCORER, PEAK = 0.03, 0.05, 1.3  # targets
 LAWS = ("factor", "dependent", "non_empty")  # the first is that of the shipped scorers
-CACHED = {"max_new_tokens": 64, "block_length": 16, "max_denoising_steps": 16}  # four steps a block
+CACHED: dict[str, Any] = {"max_new_tokens": 64, "block_length": 16, "max_denoising_steps": 16}  # four steps a block
 TINY: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 BASE: dict[str, Any] = {
     "hidden_size": 768,
@@ -171,10 +171,14 @@ def memory_table(batches: list[int]) -> Table:
     return view
 
 
-def seconds(call: Callable[[], LearnedOrderOutput]) -> tuple[float, LearnedOrderOutput]:
+def cached(denoiser: Timed, batch: int, cache: str | None) -> tuple[float, int]:
+    """Seconds and denoiser calls of one decoding."""
+    (ids, mask), options = prompts(batch), dict(CACHED)
+    if denoiser.family.block_size is not None:  # it has its blocks, on a grid that the prompts must end on
+        ids, mask = ids[:, : CACHED["block_length"]], mask[:, -CACHED["block_length"] :].fill_(1)
     start = CLOCK()
-    output = call()
-    return CLOCK() - start, output
+    output = decode(denoiser, ids, mask, sampler=make_sampler("top_prob"), cache=cache, **options)
+    return CLOCK() - start, int(output.nfe.sum())
 
 
 def cache_time_table(models: list[str], batches: list[int]) -> Table:
@@ -182,19 +186,13 @@ def cache_time_table(models: list[str], batches: list[int]) -> Table:
     view = Table("model", "cache", *(f"batch {batch}" for batch in batches), "NFE", title=title)
     for model in models:
         for caches, block_size in ((("prefix", "dual"), None), (("exact",), CACHED["block_length"])):
-            denoiser, cells = denoiser_of(*MODELS[model], block_size=block_size), {cache: [] for cache in caches}
-            for batch in batches:
-                (ids, mask), options = prompts(batch), {"sampler": make_sampler("top_prob"), **CACHED}
-                if block_size is not None:  # the prompt's block is one more, in rows that do not fill it
-                    ids, mask, options = ids[:, :16], torch.ones_like(ids[:, :16]), {**options, "block_length": None}
-                decode(denoiser, ids[:1], mask[:1], **options)  # a warm-up
-                plain, expected = seconds(lambda: decode(denoiser, ids, mask, **options))  # noqa: B023
-                for cache in caches:
-                    spent, output = seconds(lambda: decode(denoiser, ids, mask, cache=cache, **options))  # noqa: B023
-                    cells[cache].append((spent / plain, output.nfe.sum().item() / expected.nfe.sum().item()))
-            for cache, found in cells.items():
-                ratios = [f"{ratio:.2f}" for ratio, _ in found]
-                view.add_row(model, cache, *ratios, f"{statistics.mean(nfe for _, nfe in found):.2f}")
+            denoiser = denoiser_of(*MODELS[model], block_size=block_size)
+            cached(denoiser, 1, None)  # a warm-up
+            found = {batch: {cache: cached(denoiser, batch, cache) for cache in (None, *caches)} for batch in batches}
+            for cache in caches:
+                pairs = [(runs[cache], runs[None]) for runs in found.values()]
+                times = [f"{mine[0] / plain[0]:.2f}" for mine, plain in pairs]
+                view.add_row(model, cache, *times, f"{sum(m[1] for m, _ in pairs) / sum(p[1] for _, p in pairs):.2f}")
     return view
 
 

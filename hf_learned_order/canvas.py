@@ -200,18 +200,19 @@ class Canvas:
             ValueError: `block_length` is not the model's, or as `windows`.
         """
         every = torch.arange(len(self.masked), device=self.ids.device)
-        if block_size is None and not (infill and block_length is not None):
+        size = block_size or (block_length if infill else None)
+        if size is None:
             return [Part(every, window, share, 0) for window, share in self.windows(block_length, steps)]
         if block_size is None:
-            check_positive("block_length", block_length)
+            check_positive("block_length", size)
         elif block_length not in (None, block_size):
             raise ValueError(
                 f"block_length must be None or {block_size}, the block in which this block-causal model attends, "
                 f"got {block_length!r}"
             )
         groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
-        size, padding, masked = block_size or block_length, (self.attention_mask == 0).sum(-1), self.masked.cpu()
-        for row, pad in enumerate(padding.tolist()):
+        padding, masked = (self.attention_mask == 0).sum(-1).tolist(), self.masked.cpu()
+        for row, pad in enumerate(padding):
             grid = range((pad - self.start) % size, self.length, size)
             blocks = pairwise(sorted({0, *grid, self.length}))
             mine = tuple((start, stop) for start, stop in blocks if masked[row, start:stop].any())

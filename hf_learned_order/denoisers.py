@@ -123,7 +123,7 @@ class Denoiser(nn.Module):
             arguments["timesteps"] = torch.zeros(len(input_ids), device=input_ids.device)
         wanted = {"use_cache": False, "return_dict": True, "block_size": self.family.block_size}
         arguments |= {name: value for name, value in wanted.items() if name in taken and value is not None}
-        if past_key_values is not None:
+        if past_key_values is not None and self.family.cache is not None:
             arguments |= {"past_key_values": past_key_values, "use_cache": True, self.family.cache: True}
         before = self.family.shift + columns.start
         window = slice(start - before, length - before)
