@@ -94,8 +94,9 @@ def test_masks_within_prompts(rule, block_length, family, side):
     output = decode(denoiser_of(family), ids, mask, streamer=streamer, **options)
     prompt = 3  # of the longest row
     assert torch.equal(streamer.blocks[0], ids[:, :prompt])
-    assert len(streamer.blocks) > 2
     assert torch.equal(torch.cat(streamer.blocks, 1), output.sequences)
+    if rule == make_sampler("left_to_right"):
+        assert len(streamer.blocks) > 3
     assert streamer.ended == 1
     for count, draft in streamer.drafts:
         whole = torch.cat([*streamer.blocks[:count], draft], 1)
