@@ -4,7 +4,7 @@
     make bench ARGS="time --batches 1 8 --models tiny"
 
 Absolute times are not shown: they belong to the machine. The models are random, and what they say does not matter; only
-the effect of an approximate cache on tokens is that of a small model trained here, on running sums.
+the effect of an approximate cache on tokens is that of a small model trained here, on texts of a Markov chain.
 """
 
 import argparse
@@ -41,7 +41,14 @@ BASE: dict[str, Any] = {
     "num_attention_heads": 12,
 }
 MODELS: dict[str, tuple[dict[str, Any], int]] = {"tiny": (TINY, 1000), "100M": (BASE, 32_000)}
-DIGITS, MODULUS, TRAINING = 16, 4, 1000  # of a problem, its base, steps
+WORDS, FOLLOWING, TEXT, TRAINING = (
+    24,
+    3,
+    (8, 32),
+    400,
+)  # of the small model: words, successors, prompt and canvas, steps
+RULES = [("top_prob", {}), ("threshold", {"threshold": 0.8})]
+BLOCKS = (8, 16)
 # on one thread, what others run on the machine is not counted
 CLOCK = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
@@ -196,24 +203,33 @@ def cache_time_table(models: list[str], batches: list[int]) -> Table:
     return view
 
 
-def running_sums(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Digits, and at each place the sum so far: int [count, 2 digits]."""
-    digits = torch.randint(MODULUS, (count, DIGITS), generator=generator)
-    return torch.cat([digits, digits.cumsum(-1) % MODULUS], 1) + MASK + 1
+def successors() -> torch.Tensor:
+    """bool [words, words]: which word may follow which in the texts of the small model, a few each."""
+    order = torch.rand(WORDS, WORDS, generator=torch.Generator().manual_seed(0)).argsort(-1)
+    return torch.zeros(WORDS, WORDS, dtype=torch.bool).scatter(1, order[:, :FOLLOWING], True)
+
+
+def texts(count: int, generator: torch.Generator) -> torch.Tensor:
+    """int [count, prompt + canvas], each word drawn among the successors of the one before."""
+    may_follow = successors().float()
+    columns = [torch.randint(WORDS, (count, 1), generator=generator)]
+    while len(columns) < sum(TEXT):
+        columns.append(torch.multinomial(may_follow[columns[-1].squeeze(-1)], 1, generator=generator))
+    return torch.cat(columns, 1) + MASK + 1
 
 
 def trained() -> Denoiser:
-    """A tiny Llama that fills in running sums, trained on masked ones for half a minute."""
-    denoiser, generator = denoiser_of(TINY, MASK + 1 + MODULUS), torch.Generator().manual_seed(0)
-    model = denoiser.model.train()
+    """A tiny Llama that fills in such texts, trained on masked ones for a quarter of a minute."""
+    denoiser, generator = denoiser_of(TINY, MASK + 1 + WORDS), torch.Generator().manual_seed(0)
+    model, (prompt, canvas) = denoiser.model.train(), TEXT
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
     for step in range(TRAINING):
-        ids = running_sums(64, generator)
-        hidden = torch.rand(64, DIGITS, generator=generator) < torch.rand(64, 1, generator=generator)
-        canvas = ids.clone()
-        canvas[:, DIGITS:][hidden] = MASK
-        logits, _ = denoiser(canvas, torch.ones_like(canvas), DIGITS)
-        loss = torch.nn.functional.cross_entropy(logits[hidden], ids[:, DIGITS:][hidden])
+        ids = texts(64, generator)
+        hidden = torch.rand(64, canvas, generator=generator) < torch.rand(64, 1, generator=generator)
+        masked = ids.clone()
+        masked[:, prompt:][hidden] = MASK
+        logits, _ = denoiser(masked, torch.ones_like(ids), prompt)
+        loss = torch.nn.functional.cross_entropy(logits[hidden], ids[:, prompt:][hidden])
         optimizer.param_groups[0]["lr"] = 3e-3 * min(1.0, step / 50) * (1 - step / TRAINING)
         optimizer.zero_grad()
         loss.backward()
@@ -224,21 +240,22 @@ def trained() -> Denoiser:
 
 def cache_token_table() -> Table:
     title = (
-        f"tokens with a cache that differ from those without, and right ones; {DIGITS} running sums modulo {MODULUS}"
+        f"tokens that a cache changes, and pairs that may follow each other; texts of {WORDS} words, canvas {TEXT[1]}"
     )
-    view = Table("rule", "blocks of", "cache", "differ", "NFE", "right", title=title)
+    view = Table("rule", "blocks of", "cache", "differ", "NFE", "may follow", title=title)
     with torch.enable_grad():
         denoiser = trained()
-    clean = running_sums(256, torch.Generator().manual_seed(1))
-    for name, block_length in itertools.product(("top_prob", "threshold"), (4, 8)):
-        options: dict[str, Any] = {"sampler": make_sampler(name), "max_new_tokens": DIGITS}
+    prompt, may_follow = texts(256, torch.Generator().manual_seed(1))[:, : TEXT[0]], successors()
+    for (name, setting), block_length in itertools.product(RULES, BLOCKS):
+        options: dict[str, Any] = {"sampler": make_sampler(name, setting), "max_new_tokens": TEXT[1]}
         options |= {"block_length": block_length}
-        expected = decode(denoiser, clean[:, :DIGITS], **options)
+        expected = decode(denoiser, prompt, **options)
         for cache in (None, "prefix", "dual"):
-            output = decode(denoiser, clean[:, :DIGITS], cache=cache, **options)
-            differ = (output.sequences != expected.sequences)[:, DIGITS:].float().mean()
+            output = decode(denoiser, prompt, cache=cache, **options)
+            differ = (output.sequences != expected.sequences)[:, TEXT[0] :].float().mean()
             nfe = output.nfe.sum() / expected.nfe.sum()
-            right = (output.sequences == clean)[:, DIGITS:].float().mean()
+            words = output.sequences[:, TEXT[0] - 1 :] - MASK - 1
+            right = may_follow[words[:, :-1].clamp(min=0), words[:, 1:].clamp(min=0)].float().mean()
             view.add_row(name, str(block_length), cache or "none", f"{differ:.1%}", f"{nfe:.2f}", f"{right:.1%}")
     return view
 

@@ -15,6 +15,7 @@ from test_generation import (
     DETERMINISTIC,
     SOME_EOS,
     Always,
+    Watch,
     assert_same_rows,
     denoiser_of,
     padded,
@@ -311,6 +312,18 @@ def test_published_families_say_what_they_take():
     assert [name for name, family in FAMILIES.items() if not family.takes_cache] == [
         "roberta", "xlm-roberta", "LLaDAMoEModelLM", "LLaDA2MoeModelLM", "MDLM",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual", "exact"])
+def test_steps_do_not_wait_for_the_device_longer(cache):
+    denoiser, counts = block_denoiser("llama") if cache == "exact" else denoiser_of("llama"), []
+    for steps in (4, 6):
+        options = {"max_new_tokens": 8, "max_denoising_steps": steps, "block_length": 4}
+        with Watch() as watch:
+            decode(denoiser, words(2, 4), sampler=TopProbSampler(), cache=cache, **options)
+        assert watch.counts.pop("nonzero") == 3 * (2 + steps)  # as without a cache, once more for each block
+        counts.append(watch.counts)
+    assert counts[0] == counts[1]
 
 
 class TestSetting:

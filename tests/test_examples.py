@@ -30,7 +30,7 @@ def test_demo_without_gsm8k(tmp_path, monkeypatch, capsys):
 
 
 def test_bench(monkeypatch, capsys):
-    small = {"STEPS": 2, "CANVAS": 8, "BATCHES": [1, 2], "ROUNDS": {1: 1, 2: 1}, "TRAINING": 2, "DIGITS": 16}
+    small = {"STEPS": 2, "CANVAS": 8, "BATCHES": [1, 2], "ROUNDS": {1: 1, 2: 1}, "TRAINING": 2, "TEXT": (4, 16)}
     small |= {"MODELS": {"tiny": (bench.TINY, 1000)}}
     small |= {"CACHED": {"max_new_tokens": 8, "block_length": 4, "max_denoising_steps": 4}}
     for name, value in small.items():
