@@ -47,7 +47,7 @@ WORDS, FOLLOWING, TEXT, TRAINING = (
     (8, 32),
     400,
 )  # of the small model: words, successors, prompt and canvas, steps
-RULES = [("top_prob", {}), ("threshold", {"threshold": 0.8})]
+RULES = [("top_prob", {}), ("threshold", {"threshold": 0.5})]
 BLOCKS = (8, 16)
 # on one thread, what others run on the machine is not counted
 CLOCK = time.process_time if torch.get_num_threads() == 1 else time.perf_counter

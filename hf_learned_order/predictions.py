@@ -103,9 +103,14 @@ class Predictions:
         """
         shape = (self.tokens.numel(), self.logits.shape[-1])
         values = torch.full(shape, torch.nan, device=self.logits.device)
+        return self.write_log_probs(values.view(*self.tokens.shape, -1))
+
+    def write_log_probs(self, values: Tensor) -> Tensor:
+        """`log_probs` put into `values` [batch, canvas, vocab], which keep what they hold where it was not asked."""
+        places = values.view(-1, values.shape[-1])
         for piece in pieces(len(self.index), self.logits):
-            values[self.index[piece]] = self._log_probs(piece)
-        return values.view(*self.tokens.shape, -1)
+            places[self.index[piece]] = self._log_probs(piece)
+        return values
 
     def draw(
         self,

@@ -11,7 +11,8 @@ from hf_learned_order.predictions import Step
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
-# What a rule remembers from step to step: tensors with the batch first. The loop drops the rows that finish.
+# What a rule remembers from step to step: tensors with the batch first. The loop drops the rows that finish. `propose`
+# may write over what it is given.
 State = tuple[Tensor, ...]
 
 

@@ -157,7 +157,8 @@ class KLASSSampler(Sampler):
         previous, stable = state
         stable = torch.where(step.predictions.kl(previous) < self.epsilon, stable + 1, 0)
         unmask = (step.predictions.confidence > self.threshold) & (stable >= self.history)
-        return Proposal(unmask, (step.predictions.log_probs, stable))
+        # in place: beside the logits a second tensor of their size fits into memory, a third would not
+        return Proposal(unmask, (step.predictions.write_log_probs(previous), stable))
 
 
 # eq=False: tensors have no single truth value to compare by
