@@ -19,7 +19,7 @@ from hf_learned_order.objectives import DEFAULTS, OBJECTIVES, make_objective
 from hf_learned_order.predictions import Predictions, Step
 from hf_learned_order.reward import RewardObjective
 from hf_learned_order.rollouts import RolloutObjective
-from hf_learned_order.samplers import LeftToRightSampler
+from hf_learned_order.samplers import LearnedOrderSampler, LeftToRightSampler
 from hf_learned_order.scorer import ELBO_LAWS, LAWS, OrderScorer, OrderScorerConfig
 
 RIGHT, WRONG = Scripted.RIGHT, Scripted.WRONG
@@ -200,7 +200,7 @@ class TestReward:
         objective = randomised(
             rollouts_of(RewardObjective, table_of(TANGLED), "factor", max_denoising_steps=2, num_chains=4, noise=0.7)
         )
-        objective.scorer.config.bound = 1.0
+        objective.scorer.config.bound = 0.3
         exact = gradient(Decodings(objective, reward_of((1, 0))).value(), objective)
         check_gradient(objective, exact, lambda: -objective(*batch_of((1, 0), 256))["loss"])
 
@@ -230,19 +230,25 @@ class TestReward:
             expected = sum((1 - (n - 1) / 4) ** exponent for n in nfe) / len(nfe) if token == RIGHT else 0.0
             assert got.item() == pytest.approx(expected)
 
-    @pytest.mark.parametrize(("law", "noise"), [("non_empty", 0.5), ("factor", 1.5)])
-    def test_learns_to_wait(self, law, noise):
+    @pytest.mark.parametrize("law", ["non_empty", "factor"])
+    def test_learns_to_wait(self, law):
         """The second token is said with 0.87 and wrong until the first, said with 0.85, is there."""
         denoiser = Scripted(lambda _, canvas: [(RIGHT, 0.85), (RIGHT if canvas[0] == RIGHT else WRONG, 0.87)])
         torch.manual_seed(0)
         scorer = OrderScorer(OrderScorerConfig(law=law, denoiser_hidden_size=0, **SMALL))
-        objective = RewardObjective(denoiser, scorer, max_denoising_steps=2, num_chains=4, noise=noise)
-        prompt, clean = torch.full((4, 2), 5), torch.full((4, 2), RIGHT)
-        rewards = trained(
-            objective, lambda: (prompt, torch.ones_like(prompt), clean), "reward", updates=60, learning_rate=2e-2
-        )
-        assert sum(rewards[:4]) / 4 < 0.3
-        assert sum(rewards[-4:]) / 4 > 0.45  # of 0.5
+        objective = RewardObjective(denoiser, scorer, max_denoising_steps=2, num_chains=8, noise=1.0)
+        prompt, clean = torch.full((8, 2), 5), torch.full((8, 2), RIGHT)
+
+        def share() -> float:
+            """Of right responses, decoded as ever."""
+            sampler = LearnedOrderSampler(scorer=scorer)
+            rows = decode(denoiser, prompt.repeat(8, 1), sampler=sampler, max_new_tokens=2, max_denoising_steps=2)
+            return (rows.sequences[:, 2:] == RIGHT).all(-1).float().mean().item()
+
+        assert share() < 0.5
+        rewards = trained(objective, lambda: (prompt, torch.ones_like(prompt), clean), "reward", updates=80)
+        assert share() > 0.95
+        assert sum(rewards[-4:]) > 1.5 * sum(rewards[:4])
 
 
 def trained(objective, batch, name: str, *, updates: int, learning_rate: float = 1e-2) -> list[float]:
@@ -258,7 +264,9 @@ def trained(objective, batch, name: str, *, updates: int, learning_rate: float =
 
 
 class TestAgreement:
-    @pytest.mark.parametrize(("law", "steps", "eos"), [("non_empty", 3, None), ("repulsive", 2, None), ("count", 3, 1)])
+    @pytest.mark.parametrize(
+        ("law", "steps", "eos"), [("non_empty", 3, None), ("repulsive", 2, None), ("non_empty", 3, 1)]
+    )
     def test_gradient(self, law, steps, eos):
         denoiser = random_table(3, seed=1)
         objective = randomised(
@@ -267,9 +275,10 @@ class TestAgreement:
         value = Decodings(objective, agreement_of(denoiser, eos)).value()
         assert value < 0
         exact = gradient(value, objective)
-        check_gradient(objective, exact, lambda: -3 * objective(*batch_of((0, 0, 0), 256))["loss"])
+        batch = batch_of((0, 0, 0), 1024)
+        check_gradient(objective, exact, lambda: -3 * objective(*batch)["loss"], repeats=12, precision=3)
         with torch.no_grad():
-            means = torch.stack([objective(*batch_of((0, 0, 0), 256))["agreement"] for _ in range(16)])
+            means = torch.stack([objective(*batch)["agreement"] for _ in range(8)])
         assert z_score(means, value.detach()) < 4.5
 
     def test_of_pairs(self):
