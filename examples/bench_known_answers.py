@@ -2,8 +2,9 @@ r"""Learned orders on problems whose best bound is known, with exact denoisers: 
 
     PYTHONPATH=tests python examples/bench_known_answers.py --sizes 4 5 6 7 8 --seeds 3
 
-One scorer a problem, size and seed serves every budget T: each update draws T. "Bound" is the mean log-likelihood of
-clean responses in the order that decoding draws; "optimal" the share of chains that no order could better.
+One scorer a problem, size and seed serves every budget T: each update draws T. With `--per_budget` each T has a scorer
+of its own. "Bound" is the mean log-likelihood of clean responses in the order that decoding draws; "optimal" the share
+of chains that no order could better. A row is printed when it is known.
 """
 
 import argparse
@@ -12,8 +13,6 @@ from typing import Any
 
 import torch
 from problems import ExactCopy, ExactPairs, ExactReplaceAt, ExactReplaceRandom, ExactShuffle
-from rich.console import Console
-from rich.table import Table
 
 from hf_learned_order.generation import decode
 from hf_learned_order.objective import OrderELBO
@@ -30,14 +29,14 @@ PROBLEMS: dict[str, Any] = {
 ROWS, CHAINS, WARM_UP = 16, 8, 20
 
 
-def train(problem: Any, law: str, seed: int, options: argparse.Namespace) -> OrderScorer:
-    """A scorer for every budget, by the shared law."""
+def train(problem: Any, law: str, seed: int, options: argparse.Namespace, steps: int | None = None) -> OrderScorer:
+    """A scorer for the budget `steps`, or for every one, by the shared law."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     scorer = OrderScorer.for_denoiser(problem, law=law, law_temperature=options.temperature, **shape)
-    if problem.optimum(1) == 0.0:
-        return scorer.eval()  # no order loses anything: there is no gradient
+    if problem.optimum(1) == 0.0 or steps == 1:
+        return scorer.eval()  # no order loses anything, or there is nothing to decide: there is no gradient
     objective = OrderELBO(problem, scorer, num_chains=CHAINS)
     optimizer = torch.optim.AdamW(scorer.parameters(), lr=options.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -45,7 +44,7 @@ def train(problem: Any, law: str, seed: int, options: argparse.Namespace) -> Ord
     )
     for _ in range(options.updates):
         # in one step there is nothing to decide
-        objective.max_denoising_steps = int(torch.randint(2, problem.n + 1, (), generator=generator))
+        objective.max_denoising_steps = steps or int(torch.randint(2, problem.n + 1, (), generator=generator))
         prompt, clean = problem.examples(ROWS, generator)
         loss = objective(prompt, torch.ones_like(prompt), clean)["loss"]
         optimizer.zero_grad()
@@ -87,23 +86,26 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=1500)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--temperature", type=float, default=0.1, help="tau of the law")
+    parser.add_argument("--per_budget", action="store_true", help="train one scorer for each T")
     parser.add_argument("--rows", type=int, default=8192, help="responses to measure on")
     arguments = parser.parse_args()
-    view = Table("problem", "n", "T", "optimum", "bound", "gap, %", "optimal, %", "NFE", title=f"law {arguments.law}")
+    print("| problem | n | T | optimum | bound | gap, % | optimal, % | NFE |\n|---|---|---|---|---|---|---|---|")
     for name in arguments.problems:
         for n in arguments.sizes:
-            problem = PROBLEMS[name](n)
-            scorers = [train(problem, arguments.law, seed, arguments) for seed in range(arguments.seeds)]
+            problem, scorers = PROBLEMS[name](n), []
             for steps in range(1, n + 1):
+                if arguments.per_budget or steps == 1:
+                    budget = steps if arguments.per_budget else None
+                    scorers = [
+                        train(problem, arguments.law, seed, arguments, budget) for seed in range(arguments.seeds)
+                    ]
                 measured = [measure(problem, scorer, steps, arguments.rows) for scorer in scorers]
                 bound, optimal, nfe = (list(values) for values in zip(*measured, strict=True))
                 best = problem.optimum(steps)
-                gap = 100 * (1 - statistics.mean(bound) / best) if best else 100 * statistics.mean(bound)
-                view.add_row(
-                    *(name, str(n), str(steps), f"{best:.3f}", spread(bound, 3), f"{-gap:.2f}"),
-                    *(spread([100 * share for share in optimal], 1), f"{statistics.mean(nfe):.2f}"),
-                )
-    Console(width=120).print(view)
+                gaps = [100 * (1 - value / best) if best else 100 * value for value in bound]
+                cells = [f"{best:.3f}", spread(bound, 3), spread([-gap for gap in gaps], 2)]
+                cells += [spread([100 * share for share in optimal], 1), f"{statistics.mean(nfe):.2f}"]
+                print(f"| {name} | {n} | {steps} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_learned_order.distributions import SubsetDistribution
+from hf_learned_order.features import features_of
 from hf_learned_order.predictions import Step
-from hf_learned_order.scorer import OrderNetwork, OrderScorerConfig, features_of, order_law
+from hf_learned_order.scorer import OrderNetwork, OrderScorerConfig, order_law, start_of
 
 CLEAN_SIZE = 8  # width of the embedding of the clean token
 
@@ -15,6 +16,7 @@ class CleanNetwork(nn.Module):
 
     def __init__(self, config: OrderScorerConfig, *, law: str):
         super().__init__()
+        self.config = config
         self.clean = nn.Embedding(config.vocab_size, CLEAN_SIZE)
         self.network = OrderNetwork(config, law=law, extra=CLEAN_SIZE + 2)
 
@@ -22,7 +24,7 @@ class CleanNetwork(nn.Module):
         """`OrderNetwork.scores`, given the clean response [batch, canvas]; 0 at the start."""
         log_prob = step.predictions.log_prob(clean).clamp(min=-20.0)
         extra = torch.cat([self.clean(clean), log_prob.exp()[..., None], log_prob[..., None] / 4], -1)
-        features = torch.cat([features_of(step), extra.to(step.predictions.confidence.dtype)], -1)
+        features = torch.cat([features_of(step, self.config.seen), extra.to(step.predictions.confidence.dtype)], -1)
         # pyrefly: ignore[bad-argument-type] (training always has hidden states)
         return self.network.scores(features, step.hidden_states)
 
@@ -52,7 +54,8 @@ class CleanPosterior(CleanNetwork):
         scores = self.scores(step, clean)
         if self.corrects:
             scores = scores + prior_scores
-        return order_law(self.kind, scores, step, temperature=self.temperature)
+        start = start_of(self.config, step)
+        return order_law(self.kind, scores, step, temperature=self.temperature, start=start)
 
 
 class ValueBaseline(CleanNetwork):

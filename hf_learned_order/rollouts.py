@@ -11,13 +11,14 @@ expected reward under that noise, without bias. Decoding is without it.
 Symbols: `s` scores, `r_t` unmask, `q` the law of r_t (prior and posterior are one here), `K` num_chains.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hf_learned_order.denoisers import Denoiser
+from hf_learned_order.distributions import everything
 from hf_learned_order.generation import decode
 from hf_learned_order.objective import leave_one_out
 from hf_learned_order.predictions import Step
@@ -109,7 +110,7 @@ class RolloutObjective(nn.Module):
             attention_mask.repeat_interleave(chains, 0),
             sampler=sampler,
             max_new_tokens=length,
-            max_denoising_steps=self.max_denoising_steps,
+            max_denoising_steps=self.max_denoising_steps + 1,  # see `_Recorded`
             temperature=self.temperature,
             eos_token_id=self.eos_token_id,
         )
@@ -133,7 +134,11 @@ class RolloutObjective(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class _Recorded(LearnedOrderSampler):
-    """The learned order, and of each of its steps the log-probability of what it drew."""
+    """The learned order, and of each of its steps the log-probability of what it drew.
+
+    The loop asks no rule at its last step. It is given one step more, so that this sees what stands there at the last
+    of T, and unmasks everything itself.
+    """
 
     noise: float
     gradient: bool  # decoding is without
@@ -146,6 +151,9 @@ class _Recorded(LearnedOrderSampler):
     def propose(self, step: Step, state: State) -> Proposal:
         (rows,) = state
         self.seen[rows] = step.canvas
+        step = replace(step, steps_left=step.steps_left - 1)
+        if step.steps_left == 1:
+            return Proposal(everything(step.masked), state)
         with torch.set_grad_enabled(self.gradient):
             values = self.scorer(step)
             if self.scorer.is_random:

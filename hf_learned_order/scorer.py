@@ -6,15 +6,13 @@ canvas, and how many steps of the budget are left.
 Symbols: `s` scores, `H` entropy, `T - t` steps left.
 """
 
-import inspect
 import math
-import os
 import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from hf_learned_order.counted import CountedBernoulli, CountedPlackettLuce, log_binomial
 from hf_learned_order.denoisers import Denoiser
@@ -27,147 +25,18 @@ from hf_learned_order.distributions import (
     ancestral_logit,
     factor_edge,
 )
-from hf_learned_order.files import reading
+from hf_learned_order.features import features_of, width_of
 from hf_learned_order.heads import CountHead, zeroed
 from hf_learned_order.hub import HubMixin
 from hf_learned_order.predictions import Predictions, Step
 from hf_learned_order.repulsion import RepulsiveBernoulli
+from hf_learned_order.scorer_configuration import DETERMINISTIC_LAWS, OrderScorerConfig
+from hf_learned_order.scorer_configuration import ELBO_LAWS as ELBO_LAWS
+from hf_learned_order.scorer_configuration import LAWS as LAWS
+from hf_learned_order.warm_starts import WarmStart, warm_start
 
-ELBO_LAWS = ("non_empty", "max_normalized", "count", "plackett_luce", "repulsive")  # have a density to differentiate
-DETERMINISTIC_LAWS = ("dependent", "factor")
-LAWS = (*ELBO_LAWS, *DETERMINISTIC_LAWS)
 COUNTED = {"count": CountedBernoulli, "plackett_luce": CountedPlackettLuce}
 REACH = 64  # distances between positions beyond this are one
-FEATURES, BUDGET_FEATURES = 8, 2
-
-
-class OrderScorerConfig(PreTrainedConfig):
-    """Shape of a scorer, and the denoiser it was made for.
-
-    Args:
-        law: "non_empty" (`NonEmptyBernoulli` with the ancestral schedule as offset), "max_normalized", "count"
-            (`CountedBernoulli`: how many, then which), "plackett_luce" (`CountedPlackettLuce`, likewise), "repulsive"
-            (`RepulsiveBernoulli`, by rising entropy), "dependent" (`BoundedDependence` with a learned A), or "factor"
-            (`BoundedRisk` with a learned probability).
-        law_temperature: tau, which scores (and log-weights of counts, and repulsions) are divided by; not used by the
-            deterministic laws.
-        bound: of the dependent law: what a position may cost, nats; of the factor law: what the risk may be.
-        entropy_weight: of the dependent law: what a position costs by itself, as a share of its entropy.
-        max_denoising_steps: T, the budget that the scorer was trained for; None if it serves any.
-        hidden_size: width of the scorer.
-        num_hidden_layers: transformer layers over the canvas.
-        num_attention_heads: heads of each.
-        denoiser_hidden_size, vocab_size, mask_token_id: what a denoiser must have to be used with this scorer. A
-            `denoiser_hidden_size` of 0 is a scorer that looks at predictions only, never at hidden states.
-        base_model_name_or_path, base_model_revision: the denoiser it was trained with, for the card.
-
-    Raises:
-        ValueError, TypeError: a field is out of its range or of another type.
-    """
-
-    model_type = "order_scorer"
-
-    def __init__(
-        self,
-        *,
-        law: str = "non_empty",
-        law_temperature: float = 0.1,
-        bound: float = 0.5,
-        entropy_weight: float = 1.5,
-        max_denoising_steps: int | None = None,
-        hidden_size: int = 64,
-        num_hidden_layers: int = 2,
-        num_attention_heads: int = 4,
-        denoiser_hidden_size: int = 128,
-        vocab_size: int = 32,
-        mask_token_id: int | None = None,
-        base_model_name_or_path: str | None = None,
-        base_model_revision: str | None = None,
-        **kwargs: Any,
-    ):
-        _check_fields(locals())
-        if law not in LAWS:
-            raise ValueError(f"law must be one of {', '.join(LAWS)}, got {law!r}")
-        if not law_temperature > 0:
-            raise ValueError(f"law_temperature must be positive, got {law_temperature!r}")
-        for name, value in (
-            ("bound", bound),
-            ("entropy_weight", entropy_weight),
-        ):
-            if not value >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {value!r}")
-        self.law = law
-        self.bound = bound
-        self.entropy_weight = entropy_weight
-        self.max_denoising_steps = max_denoising_steps
-        self.law_temperature = law_temperature
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.denoiser_hidden_size = denoiser_hidden_size
-        self.vocab_size = vocab_size
-        self.mask_token_id = mask_token_id
-        self.base_model_name_or_path = base_model_name_or_path
-        self.base_model_revision = base_model_revision
-        super().__init__(**kwargs)
-
-    @classmethod
-    def for_denoiser(cls, denoiser: Denoiser, **kwargs: Any) -> "OrderScorerConfig":
-        """The configuration of a scorer that fits `denoiser`."""
-        config = denoiser.model.config
-        kwargs.setdefault("denoiser_hidden_size", denoiser.hidden_size)
-        return cls(
-            vocab_size=config.vocab_size,
-            mask_token_id=denoiser.mask_token_id,
-            base_model_name_or_path=getattr(config, "_name_or_path", None) or None,
-            base_model_revision=getattr(config, "_commit_hash", None),
-            **kwargs,
-        )
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """transformers' own, with a warning that names the keys this version does not know."""
-        known = {*inspect.signature(cls.__init__).parameters, *PreTrainedConfig().to_dict(), "auto_map", "torch_dtype"}
-        unknown = sorted(name for name in config_dict if name not in known and not name.startswith("_"))
-        if unknown:
-            warnings.warn(
-                f"the scorer's configuration has keys that this version of hf_learned_order does not know and that it "
-                f"does not use: {', '.join(unknown)}; a newer version may have written them",
-                stacklevel=2,
-            )
-        return super().from_dict(config_dict, **kwargs)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
-        """transformers' own; a damaged file raises `ValueError`, `TypeError` or `OSError` and nothing else."""
-        with reading(pretrained_model_name_or_path):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-
-
-# field of a configuration -> its type, and its least and largest value where it has them
-_FIELDS: dict[str, tuple[Any, float, float]] = {
-    **dict.fromkeys(("law_temperature", "bound", "entropy_weight"), (int | float, -math.inf, math.inf)),
-    **dict.fromkeys(("hidden_size", "num_attention_heads", "vocab_size"), (int, 1, 2**24)),
-    "denoiser_hidden_size": (int, 0, 2**24),
-    "num_hidden_layers": (int, 1, 256),
-    "max_denoising_steps": (int | None, 1, math.inf),
-    "mask_token_id": (int | None, 0, math.inf),
-    **dict.fromkeys(("base_model_name_or_path", "base_model_revision"), (str | None, 0, 0)),
-}
-
-
-def _check_fields(values: dict[str, Any]) -> None:
-    for name, (kind, low, high) in _FIELDS.items():
-        value = values[name]
-        if isinstance(value, bool) or not isinstance(value, kind):
-            raise TypeError(f"{name} must be of type {getattr(kind, '__name__', kind)}, got {value!r}")
-        if isinstance(value, int | float) and not (math.isnan(value) or low <= value <= high):
-            raise ValueError(f"{name} must be in [{low}, {high}], got {value!r}")
-    if values["hidden_size"] % values["num_attention_heads"]:
-        raise ValueError(
-            f"hidden_size must be a multiple of num_attention_heads, "
-            f"got {values['hidden_size']} and {values['num_attention_heads']}"
-        )
 
 
 class OrderNetwork(nn.Module):
@@ -181,8 +50,7 @@ class OrderNetwork(nn.Module):
     def __init__(self, config: OrderScorerConfig, *, law: str, extra: int = 0):
         super().__init__()
         size, pairs = config.hidden_size, law == "dependent"
-        # what a deterministic law learns of a state does not depend on the budget
-        self.features = nn.Linear(FEATURES - BUDGET_FEATURES * (law in DETERMINISTIC_LAWS) + extra, size)
+        self.features = nn.Linear(width_of(config.seen) + extra, size)
         self.hidden_states = (
             nn.Sequential(nn.LayerNorm(config.denoiser_hidden_size), nn.Linear(config.denoiser_hidden_size, size))
             if config.denoiser_hidden_size > 0
@@ -212,7 +80,7 @@ class OrderNetwork(nn.Module):
         self.counts = CountHead(size) if law in COUNTED else None
 
     def scores(self, features: Tensor, hidden_states: Tensor) -> Tensor:
-        """s [batch, canvas] from features [batch, canvas, 8 + extra] and hidden states [batch, canvas, hidden].
+        """s [batch, canvas] from features [batch, canvas, columns + extra] and hidden states [batch, canvas, hidden].
 
         Where the law asks for more, [batch, canvas, columns]: s, then the log-weight of a count of 1, 2, ... or A_i.
         """
@@ -248,33 +116,15 @@ def confidence_logit(predictions: Predictions) -> Tensor:
     return predictions.confidence.logit(eps=1e-6)
 
 
-def features_of(step: Step) -> Tensor:
-    """What the predictions and the budget say at each position, [batch, canvas, 8], all of order 1."""
-    predictions, masked = step.predictions, step.masked.float()
-    share = masked.mean(-1, keepdim=True)
-    left = torch.full_like(share, float(step.steps_left))
-    quota = share / left
-    columns = [
-        predictions.confidence,
-        predictions.margin,
-        predictions.entropy,
-        (predictions.entropy + 1e-4).log() / 4,
-        masked,
-        share.expand_as(masked),
-        quota.expand_as(masked),
-        left.log().expand_as(masked),
-    ]
-    return torch.stack(columns, -1)
-
-
 class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-inheritance]
     """The order prior p_psi(r_t | x_t). Load one with `from_pretrained`, make one for a denoiser with `for_denoiser`.
 
     With law "non_empty" the success logits are `ancestral_logit(steps left) + s`: an untrained scorer, whose s is 0,
     decodes exactly as ancestral sampling does, and its bound is the denoiser's own T-step bound. So it is with "count",
-    "plackett_luce" and "repulsive". With law "dependent" it visits positions by rising entropy and accepts them while
-    their learned dependence stays within a bound. With law "factor" s corrects the logit of the confidence to that of
-    the probability that the most likely token is right: an untrained scorer decodes exactly as the factor rule does.
+    "plackett_luce" and "repulsive". With a `warm_start` an untrained scorer decodes nearly as that rule does instead.
+    With law "dependent" it visits positions by rising entropy and accepts them while their learned dependence stays
+    within a bound. With law "factor" s corrects the logit of the confidence to that of the probability that the most
+    likely token is right: an untrained scorer decodes exactly as the factor rule does.
     """
 
     config: OrderScorerConfig
@@ -302,9 +152,7 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
 
     def forward(self, step: Step) -> Tensor:
         """What the law is made of: scores; of the dependent law A [batch, canvas, canvas], of the factor law logits."""
-        features, predictions = features_of(step), step.predictions
-        if self.config.law in DETERMINISTIC_LAWS:
-            features = features[..., : FEATURES - BUDGET_FEATURES]
+        features, predictions = features_of(step, self.config.seen), step.predictions
         if self.config.law == "dependent":
             # pyrefly: ignore[bad-argument-type] (`needs_hidden_states` asks for them)
             return self.network.dependence(features, step.hidden_states, predictions.entropy)
@@ -320,7 +168,8 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
         """
         config = self.config
         if config.law not in DETERMINISTIC_LAWS:
-            return order_law(config.law, values, step, temperature=config.law_temperature, bias=bias)
+            start = start_of(config, step)
+            return order_law(config.law, values, step, temperature=config.law_temperature, bias=bias, start=start)
         bound = config.bound * math.exp(bias)
         if config.law == "factor":
             return BoundedRisk(values, step.masked, bound=bound)
@@ -364,25 +213,48 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
             )
 
 
-def order_law(law: str, scores: Tensor, step: Step, *, temperature: float, bias: float = 0.0) -> SubsetDistribution:
+def start_of(config: OrderScorerConfig, step: Step) -> WarmStart | None:
+    """What the laws of a scorer, and of its posterior, start from at a state."""
+    return None if config.warm_start is None else warm_start(config.warm_start, step, bound=config.bound)
+
+
+def order_law(
+    law: str,
+    scores: Tensor,
+    step: Step,
+    *,
+    temperature: float,
+    bias: float = 0.0,
+    start: WarmStart | None = None,
+) -> SubsetDistribution:
     """The law named `law` made of these `OrderNetwork.scores`; prior and posterior both come from here.
 
-    Each adds what it starts from: the max-normalised law the entropy rule (equal scores would unmask everything), the
-    others the ancestral schedule, for the counted ones in the form of binomial counts. Dividing by tau = 0.1 makes the
-    heads learn ten times as fast as the rest: equal scores are a saddle, and at one rate for all the rest can follow
-    the noise before the heads have left it.
+    Each adds what it starts from. Without a `start` that is for the max-normalised law the entropy rule (equal scores
+    would unmask everything), for the others the ancestral schedule, for the counted ones in the form of binomial
+    counts. Dividing by tau = 0.1 makes the heads learn ten times as fast as the rest: equal scores are a saddle, and at
+    one rate for all the rest can follow the noise before the heads have left it.
     """
     if law == "max_normalized":
-        return MaxNormalizedBernoulli(scores - step.predictions.entropy, step.masked, temperature=temperature)
-    steps_left = torch.full((), float(step.steps_left), device=scores.device)
-    logit = ancestral_logit(steps_left) + bias
+        offset = -step.predictions.entropy if start is None else start.offset.clamp(max=0.0)
+        return MaxNormalizedBernoulli(scores + offset, step.masked, temperature=temperature)
+    offset, logit = torch.zeros((), device=scores.device), torch.full((), bias, device=scores.device)
+    if start is None:
+        logit = logit + ancestral_logit(torch.full((), float(step.steps_left), device=scores.device))
+    else:
+        offset = start.offset
     if law in COUNTED:
-        which, counts = (scores / temperature).unbind(-1)
-        return COUNTED[law](log_binomial(step.masked, logit) + counts, which, step.masked)
+        which, counts = scores.unbind(-1)
+        if start is None:
+            counts = log_binomial(step.masked, logit) + counts / temperature
+        else:
+            size = torch.arange(1.0, counts.shape[-1] + 1, device=counts.device)
+            counts = size * logit + (counts + start.of_count(size)) / temperature
+        return COUNTED[law](counts, (which + offset) / temperature, step.masked)
     if law == "repulsive":
-        free, repulsion = (scores / temperature).split((1, scores.shape[-1] - 1), -1)
-        return RepulsiveBernoulli(free.squeeze(-1) + logit, repulsion, -step.predictions.entropy, step.masked)
-    return NonEmptyBernoulli(scores / temperature + logit, step.masked)
+        free, repulsion = scores.split((1, scores.shape[-1] - 1), -1)
+        free = (free.squeeze(-1) + offset) / temperature + logit
+        return RepulsiveBernoulli(free, repulsion / temperature, -step.predictions.entropy, step.masked)
+    return NonEmptyBernoulli((scores + offset) / temperature + logit, step.masked)
 
 
 AutoConfig.register(OrderScorerConfig.model_type, OrderScorerConfig)
