@@ -41,13 +41,9 @@ BASE: dict[str, Any] = {
     "num_attention_heads": 12,
 }
 MODELS: dict[str, tuple[dict[str, Any], int]] = {"tiny": (TINY, 1000), "100M": (BASE, 32_000)}
-WORDS, FOLLOWING, TEXT, TRAINING = (
-    24,
-    3,
-    (8, 32),
-    400,
-)  # of the small model: words, successors, prompt and canvas, steps
-RULES = [("top_prob", {}), ("threshold", {"threshold": 0.5})]
+WORDS, FOLLOWING, TEXT = 24, 3, (8, 32)  # of the small model: words, successors of each, lengths of prompt and canvas
+TRAINING = 400  # steps
+RULES = [("top_prob", {}), ("threshold", {"threshold": 0.3})]
 BLOCKS = (8, 16)
 # on one thread, what others run on the machine is not counted
 CLOCK = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
@@ -239,9 +235,7 @@ def trained() -> Denoiser:
 
 
 def cache_token_table() -> Table:
-    title = (
-        f"tokens that a cache changes, and pairs that may follow each other; texts of {WORDS} words, canvas {TEXT[1]}"
-    )
+    title = f"tokens that a cache changes, and words that may follow each other; a canvas of {TEXT[1]}"
     view = Table("rule", "blocks of", "cache", "differ", "NFE", "may follow", title=title)
     with torch.enable_grad():
         denoiser = trained()

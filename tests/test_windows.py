@@ -211,6 +211,15 @@ class TestInfilling:
             assert output.order[i].tolist() == order + [0] * (ids.shape[1] - len(row))
             assert output.length[i] == (row == MASK).sum()
 
+    def test_a_block_without_masks_takes_no_steps(self):
+        ids = words(2, 8)
+        ids[0, 2] = ids[0, 3] = ids[0, 7] = ids[1, 0] = ids[1, 4] = MASK
+        options = {"sampler": TopProbSampler(), "infill": True, "block_length": 2}
+        output = decode(denoiser_of("bert"), ids, max_denoising_steps=2, **options)
+        assert output.order.tolist() == [[0, 0, 1, 1, 0, 0, 0, 2], [1, 0, 0, 0, 2, 0, 0, 0]]
+        with pytest.raises(ValueError, match="max_denoising_steps must be at least one for each of the 2 blocks"):
+            decode(denoiser_of("bert"), ids, max_denoising_steps=1, **options)
+
     def test_guided(self):
         """Away from all that is known, which is masked in the second call; one step."""
         rows = holes([words(7), words(5, seed=1)], 3)
