@@ -239,7 +239,8 @@ def order_law(
     if law == "max_normalized":
         offset = -step.predictions.entropy if start is None else start.offset.clamp(max=0.0)
         return MaxNormalizedBernoulli(scores + offset, step.masked, temperature=temperature)
-    offset, logit = torch.zeros((), device=scores.device), torch.full((), bias, device=scores.device)
+    offset = torch.zeros((), device=scores.device)
+    logit = offset + bias  # differentiable, see `OrderScorer.tilt`
     if start is None:
         logit = logit + ancestral_logit(torch.full((), float(step.steps_left), device=scores.device))
     else:
