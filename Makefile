@@ -63,6 +63,7 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python examples/bench.py $(ARGS)
+	$(BIN)/python examples/bench_training.py $(ARGS)
 
 clean:
 	rm -rf dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache

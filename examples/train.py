@@ -12,15 +12,17 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import EarlyStoppingCallback, HfArgumentParser, set_seed
 
+from hf_learned_order.answers import AnswerMetrics
+from hf_learned_order.arguments import OrderTrainingArguments
 from hf_learned_order.cards import Card
 from hf_learned_order.data import equations, load_gsm8k, resampled_equations, words
 from hf_learned_order.denoisers import Denoiser, load_denoiser, load_tokenizer
 from hf_learned_order.gsm8k import chains_of
+from hf_learned_order.saved import last_checkpoint
 from hf_learned_order.scorer import LAWS, OrderScorer
-from hf_learned_order.trainer import OrderTrainer, OrderTrainingArguments
+from hf_learned_order.trainer import OrderTrainer
 
 
 @dataclass(kw_only=True)
@@ -42,6 +44,9 @@ class ScriptArguments:
     use_lora: bool = field(default=False, metadata={"help": "tune the denoiser along, by LoRA"})
     lora_rank: int = 8
     lora_target_modules: str = field(default="all-linear", metadata={"help": "comma-separated, as in peft"})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "evaluations without a better one, then training stops"}
+    )
 
 
 def main() -> None:
@@ -95,6 +100,8 @@ def main() -> None:
         train_dataset=train,
         eval_dataset=validation,
         peft_config=peft_config,
+        compute_metrics=AnswerMetrics(tokenizer),
+        callbacks=[EarlyStoppingCallback(patience)] if (patience := script.early_stopping_patience) else None,
         card=Card(
             task=script.task,
             data=f"GSM8K {script.task}, {len(train)} training problems",
@@ -102,7 +109,7 @@ def main() -> None:
             seeds=(training.seed,),
         ),
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(training.output_dir))
+    trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
     trainer.save_model()
 
 

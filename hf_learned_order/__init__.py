@@ -12,6 +12,7 @@ from typing import Any
 _MODULES = {
     "attach": "integration",
     "detach": "integration",
+    "load_model": "integration",
     "decode": "generation",
     "LearnedOrderOutput": "generation",
     "Denoiser": "denoisers",
@@ -43,7 +44,7 @@ _MODULES = {
     "OrderELBO": "objective",
     "CleanPosterior": "posteriors",
     "OrderTrainer": "trainer",
-    "OrderTrainingArguments": "trainer",
+    "OrderTrainingArguments": "arguments",
     "Card": "cards",
     "push_folder": "hub",
     "Evaluator": "evaluation",

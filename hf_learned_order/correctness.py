@@ -6,7 +6,7 @@ as long as nothing wrong has been unmasked, every masked position gives one obse
 
     y^i = 1 if argmax_v p_theta(v | x_t) at i is x^i,     loss = cross-entropy of y^i under sigmoid(logit c^i + s^i).
 
-Each batch is decoded with a bound and a step budget of its own, so that one scorer serves all of them. Sources: a
+Each update decodes with a bound and a step budget of its own, so that one scorer serves all of them. Sources: a
 filter trained to tell what is final (Learn2PD, arXiv 2509.25188, there on a slow decoding's tokens), and the states of
 the learner's own policy (DAgger, arXiv 1011.0686).
 
@@ -25,6 +25,7 @@ from hf_learned_order.predictions import Step
 from hf_learned_order.rules import Proposal, State
 from hf_learned_order.samplers import LearnedOrderSampler
 from hf_learned_order.scorer import OrderScorer, confidence_logit
+from hf_learned_order.updates import Draws, mean_of
 
 BIASES = (-1.5, 1.0)  # from slow, where little goes wrong, to about as fast as is of use
 
@@ -51,31 +52,49 @@ class CorrectnessObjective(nn.Module):
     Args:
         denoiser: p_theta, never trained by this objective.
         scorer: an `OrderScorer` with law "factor".
-        max_denoising_steps: the largest T; each batch draws its own from 2 to this.
+        max_denoising_steps: the largest T; each update draws its own from `min_denoising_steps` to this.
+        min_denoising_steps: the smallest T; None: 2.
         eos_token_id: a row is finished when everything before its first EOS is settled, as in generation.
 
     Raises:
-        ValueError: the scorer has another law, or `max_denoising_steps` is below 2: one step leaves nothing to choose.
+        ValueError: the scorer has another law, `min_denoising_steps` is below 2 (one step leaves nothing to choose) or
+            above `max_denoising_steps`.
     """
 
     def __init__(
-        self, denoiser: Denoiser, scorer: OrderScorer, *, max_denoising_steps: int, eos_token_id: int | None = None
+        self,
+        denoiser: Denoiser,
+        scorer: OrderScorer,
+        *,
+        max_denoising_steps: int,
+        min_denoising_steps: int | None = None,
+        eos_token_id: int | None = None,
     ):
         super().__init__()
         if scorer.config.law != "factor":
             raise ValueError(f'law must be "factor", got {scorer.config.law!r}: use another objective for it')
-        if max_denoising_steps < 2:
-            raise ValueError(f"max_denoising_steps must be 2 or more, got {max_denoising_steps}")
+        least = 2 if min_denoising_steps is None else min_denoising_steps
+        if not 2 <= least <= max_denoising_steps:
+            raise ValueError(
+                "min_denoising_steps must be 2 or more and at most max_denoising_steps, "
+                f"got {least} and {max_denoising_steps}"
+            )
         self.denoiser = denoiser
         self.scorer = scorer
         self.max_denoising_steps = max_denoising_steps
+        self.min_denoising_steps = least
         self.eos_token_id = eos_token_id
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor) -> dict[str, Tensor]:
-        """`loss` (nats a position), `confidence_loss` (the same with s = 0), `exact` (share of responses) and `nfe`."""
-        low, high = BIASES
-        steps = int(torch.randint(2, self.max_denoising_steps + 1, ()))
-        sampler = _Observed(scorer=self.scorer, bias=low + (high - low) * torch.rand(()).item(), clean=clean, seen=[])
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor, seeds: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """`loss` (nats a position), `confidence_loss` (the same with s = 0), `exact` (share of responses) and `nfe`.
+
+        `seeds` are those of `updates.Draws`.
+        """
+        draws = Draws(seeds, rows=len(clean), device=clean.device)
+        steps = draws.integer(self.min_denoising_steps, self.max_denoising_steps)
+        sampler = _Observed(scorer=self.scorer, bias=draws.number(*BIASES), clean=clean, seen=[])
         output = decode(
             self.denoiser,
             input_ids,
@@ -88,8 +107,8 @@ class CorrectnessObjective(nn.Module):
         losses, confidence_losses, counts = (torch.stack(parts).sum() for parts in zip(*sampler.seen, strict=True))
         response = output.sequences[:, -clean.shape[1] :]
         return {
-            "loss": losses / counts.clamp(min=1),
-            "confidence_loss": confidence_losses / counts.clamp(min=1),
+            "loss": mean_of(losses, counts),
+            "confidence_loss": mean_of(confidence_losses, counts),
             "exact": (response == clean).all(-1).float().mean(),
             "nfe": output.nfe.float().mean(),
         }

@@ -19,6 +19,7 @@ from hf_learned_order.denoisers import Denoiser, predict
 from hf_learned_order.distributions import largest
 from hf_learned_order.predictions import Step
 from hf_learned_order.scorer import OrderScorer
+from hf_learned_order.updates import Draws, mean_of
 
 LARGEST_KL = 10.0  # nats; a position that the denoiser had ruled out would otherwise outweigh a batch
 
@@ -44,43 +45,50 @@ class DependenceObjective(nn.Module):
         self.denoiser = denoiser
         self.scorer = scorer
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor) -> dict[str, Tensor]:
-        """`loss` (to be minimised) and the mean `observed` and `predicted` dependence of a pair, nats."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor, seeds: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """`loss` (to be minimised) and the mean `observed` and `predicted` dependence of a pair, nats.
+
+        `seeds` are those of `updates.Draws`.
+        """
+        draws = Draws(seeds, rows=len(clean), device=clean.device)
         prompt, prompt_mask = left_padded(input_ids, attention_mask)
         masked = torch.ones_like(clean, dtype=torch.bool)
         step = self._step(prompt, prompt_mask, clean, masked)
-        first = self._observe(prompt, prompt_mask, clean, step)
+        first = self._observe(prompt, prompt_mask, clean, step, draws)
         entropy = step.predictions.entropy
-        share = torch.rand(len(clean), 1, device=clean.device)
+        share = draws.uniform(1)
         remaining = (share * clean.shape[1]).long().clamp(min=2)
-        step = self._step(prompt, prompt_mask, clean, largest(_noisy(entropy), masked, remaining))
-        second = self._observe(prompt, prompt_mask, clean, step)
+        step = self._step(prompt, prompt_mask, clean, largest(_noisy(entropy, draws), masked, remaining))
+        second = self._observe(prompt, prompt_mask, clean, step, draws)
         loss, observed, predicted = ((a + b) / 2 for a, b in zip(first, second, strict=True))
         return {"loss": loss, "observed": observed, "predicted": predicted}
 
-    def _observe(self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+    def _observe(
+        self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, step: Step, draws: Draws
+    ) -> tuple[Tensor, ...]:
         """The loss on sums of A over one random set a row, and the means of what was observed and predicted."""
-        revealed = self._revealed(step)
+        revealed = self._revealed(step, draws)
         others = step.masked & ~revealed
         after = self._step(prompt, prompt_mask, clean, others).predictions
         observed = after.kl(step.predictions.log_probs).clamp(0.0, LARGEST_KL)
         predicted = (self.scorer(step) * revealed[:, None]).sum(-1).clamp(min=1e-6)
-        count = others.sum().clamp(min=1)
-        loss = ((predicted - observed * predicted.log()) * others).sum() / count
-        return loss, (observed * others).sum() / count, (predicted.detach() * others).sum() / count
+        terms = (predicted - observed * predicted.log(), observed, predicted.detach())
+        return tuple(mean_of((term * others).sum(), others.sum()) for term in terms)
 
-    def _revealed(self, step: Step) -> Tensor:
+    def _revealed(self, step: Step, draws: Draws) -> Tensor:
         """V: one position in a third of the rows, else n^u of the n masked ones, u uniform; at least one is left.
 
         Half of the sets are uniform, half are of low entropy, as those are that decoding unmasks together.
         """
         entropy, masked = step.predictions.entropy, step.masked
-        single, low, exponent = torch.rand(3, len(masked), 1, device=masked.device)
+        single, low, exponent = draws.uniform(3, 1).unbind(1)
         count = masked.sum(-1, keepdim=True)
         size = torch.where(single < 1 / 3, 1, count**exponent).long().clamp(min=1)
         size = torch.minimum(size, (count - 1).clamp(min=1))
-        chance = torch.rand_like(entropy)
-        return largest(torch.where(low < 0.5, chance, chance * 1e-3 - _noisy(entropy)), masked, size)
+        chance = draws.uniform(masked.shape[1])
+        return largest(torch.where(low < 0.5, chance, chance * 1e-3 - _noisy(entropy, draws)), masked, size)
 
     @torch.no_grad()
     def _step(self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, masked: Tensor) -> Step:
@@ -89,5 +97,5 @@ class DependenceObjective(nn.Module):
         return Step(predictions=predictions, masked=masked, steps_left=1, hidden_states=hidden)  # no budget here
 
 
-def _noisy(entropy: Tensor) -> Tensor:
-    return entropy * (1 + 0.3 * torch.randn_like(entropy))
+def _noisy(entropy: Tensor, draws: Draws) -> Tensor:
+    return entropy * (1 + 0.3 * draws.normal(entropy.shape[1]))

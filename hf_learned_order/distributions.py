@@ -57,7 +57,10 @@ class SubsetDistribution(Distribution):
         """bool `sample_shape + [..., canvas]`."""
         shape = self._extended_shape(torch.Size(sample_shape))
         # one number a position, and one more for laws that need a choice among positions
-        uniform = torch.rand((*shape[:-1], shape[-1] + 1), device=self.masked.device, generator=generator)
+        return self.draw(torch.rand((*shape[:-1], shape[-1] + 1), device=self.masked.device, generator=generator))
+
+    def draw(self, uniform: Tensor) -> Tensor:
+        """The sample that uniform numbers [..., canvas + 1] make."""
         return self._from_uniform(uniform[..., :-1], uniform[..., -1:])
 
     def _from_uniform(self, uniform: Tensor, pivot: Tensor) -> Tensor:

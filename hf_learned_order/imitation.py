@@ -23,7 +23,7 @@ class ImitationObjective(CorrectnessObjective):
     longest response.
 
     Args:
-        denoiser, scorer, max_denoising_steps, eos_token_id: as in `CorrectnessObjective`.
+        denoiser, scorer, max_denoising_steps, min_denoising_steps, eos_token_id: as in `CorrectnessObjective`.
         teacher: name of the rule of the slow decoding.
 
     Raises:
@@ -36,13 +36,22 @@ class ImitationObjective(CorrectnessObjective):
         scorer: OrderScorer,
         *,
         max_denoising_steps: int,
+        min_denoising_steps: int | None = None,
         eos_token_id: int | None = None,
         teacher: str = "top_prob",
     ):
-        super().__init__(denoiser, scorer, max_denoising_steps=max_denoising_steps, eos_token_id=eos_token_id)
+        super().__init__(
+            denoiser,
+            scorer,
+            max_denoising_steps=max_denoising_steps,
+            min_denoising_steps=min_denoising_steps,
+            eos_token_id=eos_token_id,
+        )
         self.teacher = make_sampler(teacher)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor, seeds: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """As `CorrectnessObjective.forward`; `exact` is the share of responses equal to those of the slow decoding."""
         slow = decode(
             self.denoiser,
@@ -52,4 +61,4 @@ class ImitationObjective(CorrectnessObjective):
             max_new_tokens=clean.shape[1],
             eos_token_id=self.eos_token_id,
         )
-        return super().forward(input_ids, attention_mask, slow.sequences[:, -clean.shape[1] :])
+        return super().forward(input_ids, attention_mask, slow.sequences[:, -clean.shape[1] :], seeds)

@@ -27,11 +27,13 @@ from transformers.generation.streamers import BaseStreamer
 from hf_learned_order.calls import run
 from hf_learned_order.checkpoints import check_inv_freq
 from hf_learned_order.configuration import Settings, merged
-from hf_learned_order.denoisers import Denoiser
+from hf_learned_order.denoisers import Denoiser, load_denoiser
 from hf_learned_order.families import Family
 from hf_learned_order.outputs import LearnedOrderOutput
 from hf_learned_order.samplers import SAMPLERS, Sampler
+from hf_learned_order.saved import DENOISER_FOLDER
 from hf_learned_order.scorer import OrderScorer
+from hf_learned_order.tuned import bring_up, check_tuned
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -167,7 +169,9 @@ def attach(
 
     Args:
         model: a transformers model, PEFT-wrapped or not.
-        scorer: an `OrderScorer`, or where to load one from; needed for `sampler="learned_order"`.
+        scorer: an `OrderScorer`, or where to load one from; needed for `sampler="learned_order"`. A LoRA adapter that
+            was trained along lies beside it and is loaded into `model`, unless that has an adapter already. An
+            `OrderScorer` brings none.
         tokenizer: names the mask token; one that has none leaves it to the configuration, then to the family.
         mask_token_id: the same, as a number.
         family: how to call the model, where `families.FAMILIES` does not know it or is wrong about it.
@@ -175,10 +179,12 @@ def attach(
     Raises:
         ValueError: no mask token is known, the scorer was made for another denoiser, or the model cannot denoise: an
             encoder-decoder, of no known family, causal, prompt tuned, or with rotary frequencies that are not its own.
+            Or the scorer was trained along with every weight of the denoiser, and `model` is the one from before.
         TypeError: `model` or `scorer` is of the wrong type.
     """
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
         raise TypeError(f"model must be a transformers model, got {type(model).__name__}")
+    source = scorer if isinstance(scorer, str | PathLike) else None
     if isinstance(scorer, str | PathLike):
         scorer = OrderScorer.from_pretrained(scorer)
     if scorer is not None and not isinstance(scorer, OrderScorer):
@@ -189,6 +195,9 @@ def attach(
     denoiser = Denoiser(model, mask_token_id=mask_token_id, family=family)
     if scorer is not None:
         scorer.check_fits(denoiser)
+    if source is not None:
+        # pyrefly: ignore[bad-argument-type, missing-attribute] (a scorer was loaded from there)
+        bring_up(model, scorer.config, source)
     check_inv_freq(model)  # pyrefly: ignore[bad-argument-type]
     denoiser.check_attention()
     model.__class__ = _attached_class(_base_class(model))
@@ -212,6 +221,45 @@ def detach(model: Model) -> Model:
     return model
 
 
+def load_model(
+    scorer: str | PathLike,
+    *,
+    denoiser: str | PathLike | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """All that a scorer's repository stands for, in one call: its denoiser, as it was tuned along, and the scorer.
+
+    Args:
+        scorer: the repository or folder that holds the scorer, and `adapter/` or `denoiser/` where there is one.
+        denoiser: where the denoiser is; by default `denoiser/` there, else the one that the scorer's configuration
+            names, at the revision that it names.
+        revision, token: of the scorer's repository.
+        **kwargs: of `load_denoiser`: `dtype`, `device_map`, `trust_remote_code`, ...
+
+    Raises:
+        ValueError: no denoiser is given and the scorer names none; and as `attach` and `load_denoiser`.
+        OSError: nothing to load there.
+    """
+    place: dict[str, Any] = {"revision": revision, "token": token}
+    loaded = OrderScorer.from_pretrained(scorer, **place).eval()
+    config = loaded.config
+    if denoiser is None and config.denoiser_tuning == "denoiser":
+        model = load_denoiser(scorer, subfolder=DENOISER_FOLDER, **place, **kwargs)
+    else:
+        name = denoiser or config.base_model_name_or_path
+        if name is None:
+            raise ValueError(
+                f"denoiser must be given: the scorer of {scorer} does not name the one it was trained with"
+            )
+        if denoiser is None:
+            kwargs.setdefault("revision", config.base_model_revision)
+        model = load_denoiser(name, **kwargs)
+        bring_up(model, config, scorer, **place)
+    return attach(model, loaded, mask_token_id=config.mask_token_id)
+
+
 def custom_generate(
     model: PreTrainedModel,
     scorer: str | PathLike,
@@ -232,6 +280,7 @@ def custom_generate(
             repository's `generation_config.json`.
 
     Raises:
+        ValueError: the denoiser was tuned along with the scorer, and `model` is the one from before.
         TypeError: an argument of transformers' `generate` that this decoding does not have.
     """
     parameters = inspect.signature(LearnedOrderGenerationMixin.learned_order_generate).parameters.values()
@@ -243,6 +292,7 @@ def custom_generate(
         raise TypeError(f"arguments of generate must be among {', '.join(known[1:])}, got {', '.join(unknown)}")
     place: dict[str, Any] = {"revision": revision, "token": token}
     loaded = OrderScorer.from_pretrained(scorer, **place).eval()
+    check_tuned(model, loaded.config, scorer)
     settings = GenerationConfig.from_pretrained(scorer, **place).to_diff_dict()
     defaults = {name: value for name, value in settings.items() if name in known}
     # a shallow copy shares the weights; the class swap is its own

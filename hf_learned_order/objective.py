@@ -34,6 +34,7 @@ from hf_learned_order.distributions import SubsetDistribution, everything
 from hf_learned_order.posteriors import CleanPosterior, ValueBaseline
 from hf_learned_order.predictions import Step
 from hf_learned_order.scorer import ELBO_LAWS, OrderScorer
+from hf_learned_order.updates import Draws, mean_of, mean_over_processes
 
 BASELINES = ("leave_one_out", "value", "none")
 RETURNS = ("per_step", "trajectory")
@@ -82,12 +83,18 @@ class Chains(NamedTuple):
             total = leave_one_out(total)
         return self.choices * (self.step_terms + self.log_q * total).sum(0).mean()
 
+    def calls_surrogate(self) -> Tensor:
+        """A scalar whose gradient is an unbiased estimate of that of the mean NFE; leave-one-out is the baseline."""
+        left = self.nfe - torch.arange(1, len(self.log_q) + 1, device=self.nfe.device)[:, None, None]
+        returns = left.clamp(min=0).float()
+        return self.choices * (self.log_q * leave_one_out(returns)).sum(0).mean()
+
     def value_loss(self, *, returns: str = "per_step") -> Tensor:
-        """Mean squared error of `values`, nats^2, over the steps that a law decided."""
+        """Mean squared error of `values`, nats^2, over the steps that a law decided (`updates.mean_of`)."""
         number = torch.arange(len(self.values), device=self.nfe.device)[:, None, None]
         decided = (number < self.nfe) & (number < len(self.values) - 1)
         error = (self.values - self.returns(returns)).square() * decided
-        return error.sum() / decided.sum().clamp(min=1)
+        return mean_of(error.sum(), decided.sum())
 
 
 def leave_one_out(returns: Tensor) -> Tensor:
@@ -104,6 +111,7 @@ class OrderELBO(nn.Module):
         scorer: p_psi.
         posterior: q_phi; None shares the scorer's law (q = p, no KL).
         max_denoising_steps: T.
+        min_denoising_steps: each update draws its T from this to `max_denoising_steps`; None: always the latter.
         num_chains: K.
         eos_token_id: a chain is finished when everything before the first EOS is settled, as in generation.
         baseline: what is subtracted from the returns: "leave_one_out", "value" (learned along), or "none".
@@ -123,6 +131,7 @@ class OrderELBO(nn.Module):
         posterior: CleanPosterior | None = None,
         *,
         max_denoising_steps: int = 8,
+        min_denoising_steps: int | None = None,
         num_chains: int = 8,
         eos_token_id: int | None = None,
         baseline: str = "leave_one_out",
@@ -137,9 +146,18 @@ class OrderELBO(nn.Module):
         ):
             if choice not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {choice!r}")
-        for name, value in (("max_denoising_steps", max_denoising_steps), ("num_chains", num_chains)):
+        least = max_denoising_steps if min_denoising_steps is None else min_denoising_steps
+        for name, value in (
+            ("max_denoising_steps", max_denoising_steps),
+            ("min_denoising_steps", least),
+            ("num_chains", num_chains),
+        ):
             if value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
+        if least > max_denoising_steps:
+            raise ValueError(
+                f"min_denoising_steps must be at most max_denoising_steps, got {least} and {max_denoising_steps}"
+            )
         if scorer.config.law not in ELBO_LAWS:
             raise ValueError(
                 f"law must be one of {', '.join(ELBO_LAWS)}, got {scorer.config.law!r}, "
@@ -154,21 +172,35 @@ class OrderELBO(nn.Module):
         self.scorer = scorer
         self.posterior = posterior
         self.max_denoising_steps = max_denoising_steps
+        self.min_denoising_steps = min_denoising_steps
         self.num_chains = num_chains
         self.eos_token_id = eos_token_id
         self.baseline = baseline
         self.returns = returns
         self.gradient_steps = gradient_steps
         self.value = ValueBaseline(scorer.config) if baseline == "value" else None
+        self.holds_speed = False  # whether updates leave the NFE to the law's bias (`pace`)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor) -> dict[str, Tensor]:
-        """`loss` (nats a position, to be minimised), and the means over the batch of `bound`, `kl` (nats) and `nfe`."""
-        chains = self.chains(input_ids, attention_mask, clean)
-        loss = -self.surrogate(chains) / clean.shape[1]
-        if self.value is not None:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor, seeds: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """`loss` (nats a position, to be minimised), and the means over the batch of `bound`, `kl` (nats) and `nfe`.
+
+        In training the gradient of `loss` counts, not its value; in evaluation it is minus the bound. `seeds` are those
+        of `updates.Draws`.
+        """
+        if self.training and self.holds_speed:
+            self.scorer.tilt = torch.zeros((), device=clean.device, requires_grad=True)
+        chains = self.chains(input_ids, attention_mask, clean, seeds)
+        loss = -(self.surrogate(chains) if self.training else chains.bound.mean()) / clean.shape[1]
+        if self.scorer.tilt is not None:
+            loss = loss + self._price(chains, self.scorer.tilt) * chains.calls_surrogate() / clean.shape[1]
+            self.scorer.tilt = None
+        if self.value is not None and self.training:
             loss = loss + chains.value_loss(returns=self.returns) / clean.shape[1] ** 2
-        if self.gradient_steps == "one":
-            # every chain may have finished before the chosen step: each parameter then has a gradient of 0
+        if self.training and (self.gradient_steps == "one" or not loss.requires_grad):
+            # every chain may have finished before the chosen step, and one step is the denoiser's alone: each parameter
+            # then has a gradient of 0
             loss = loss + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
         return {
             "loss": loss,
@@ -177,30 +209,55 @@ class OrderELBO(nn.Module):
             "nfe": chains.nfe.float().mean(),
         }
 
+    def _price(self, chains: Chains, tilt: Tensor) -> Tensor:
+        """lambda, nats a call: with it, the derivative of ELBO - lambda NFE with respect to the law's bias is 0.
+
+        That makes lambda the multiplier of the constraint on the NFE, which the bias alone is left to meet: the scores
+        learn what is best at that speed and have nothing to gain from slowing down. Of all processes together.
+        """
+        slopes: list[Tensor] = []
+        for surrogate in (self.surrogate(chains), chains.calls_surrogate()):
+            surrogate = surrogate + 0.0 * tilt  # a batch may not depend on it: a budget of one step
+            (slope,) = torch.autograd.grad(surrogate, tilt, retain_graph=True)
+            slopes.append(mean_over_processes(slope))
+        bound, calls = slopes
+        return torch.where(calls.abs() > 1e-6, bound / calls, 0.0)
+
     def surrogate(self, chains: Chains) -> Tensor:
         """`Chains.surrogate` with this objective's baseline and returns."""
         return chains.surrogate(baseline=self.baseline, returns=self.returns)
 
-    def chains(self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor) -> Chains:
+    def chains(self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor, seeds: Tensor | None = None) -> Chains:
         """Draw K chains of each response from q and evaluate every term."""
-        batch, repeats, steps = clean.shape[0], self.num_chains, self.max_denoising_steps
+        draws = Draws(seeds, rows=len(clean), device=clean.device)
+        batch, repeats, steps = len(clean), self.num_chains, self.max_denoising_steps
+        if self.min_denoising_steps is not None:
+            steps = draws.integer(self.min_denoising_steps, steps)
         prompt, prompt_mask = left_padded(input_ids, attention_mask)
         prompt, prompt_mask, clean = (tensor.repeat_interleave(repeats, 0) for tensor in (prompt, prompt_mask, clean))
         masked = torch.ones_like(clean, dtype=torch.bool)
         nfe = torch.zeros(len(clean), dtype=torch.long, device=clean.device)
-        chosen, choices = self._chosen()
+        chosen, choices = self._chosen(draws, steps)
         everything_seen = []
         for number in range(1, steps + 1):
             rows = masked.any(-1).nonzero().squeeze(-1)  # finished chains cost nothing
             zeros = torch.zeros(len(clean), device=clean.device)
             seen = [zeros] * 5
+            uniform = None
+            if number < steps:  # of finished chains too, or what is drawn for one would hang on the others
+                uniform = draws.uniform(repeats, clean.shape[1] + 1).flatten(0, 1)
             if len(rows):
                 nfe[rows] += 1
                 with torch.set_grad_enabled(torch.is_grad_enabled() and chosen in (None, number)):
+                    # before the first draw the chains of a response are one
                     step, log_prob = self._step(
-                        prompt[rows], prompt_mask[rows], clean[rows], masked[rows], steps - number + 1
+                        *(part[rows] for part in (prompt, prompt_mask, clean, masked)),
+                        steps_left=steps - number + 1,
+                        alike=repeats if number == 1 else 1,
                     )
-                    unmask, *values = self._terms(step, clean[rows], log_prob, last=number == steps)
+                    unmask, *values = self._terms(
+                        step, clean[rows], log_prob, None if uniform is None else uniform[rows]
+                    )
                 seen = [zeros.index_put((rows,), value) for value in values]
                 masked = masked.index_put((rows,), step.masked & ~unmask)
                 if self.eos_token_id is not None:
@@ -209,23 +266,28 @@ class OrderELBO(nn.Module):
         terms, log_q, kl, drawn, values = torch.stack(everything_seen, 1).view(5, steps, batch, repeats)
         return Chains(terms, log_q, nfe.view(batch, repeats), kl, drawn, values, choices)
 
-    def _chosen(self) -> tuple[int | None, int]:
+    def _chosen(self, draws: Draws, steps: int) -> tuple[int | None, int]:
         """The number of the one step with a gradient, None for all; and of how many."""
         if self.gradient_steps == "all":
             return None, 1
         # the last step is the denoiser's alone
-        choices = max(1, self.max_denoising_steps - (not self._trains_denoiser()))
-        return int(torch.randint(1, choices + 1, ())), choices
+        choices = max(1, steps - (not self._trains_denoiser()))
+        return draws.integer(1, choices), choices
 
     def _trains_denoiser(self) -> bool:
         return any(p.requires_grad for p in self.denoiser.parameters())
 
     def _step(
-        self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, masked: Tensor, steps_left: int
+        self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, masked: Tensor, *, steps_left: int, alike: int
     ) -> tuple[Step, Tensor]:
+        """What the denoiser says; of each `alike` rows in a row, which are the same, it is asked about one."""
         canvas = clean.masked_fill(masked, self.denoiser.mask_token_id)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_denoiser()):
-            predictions, hidden = predict(self.denoiser, prompt, prompt_mask, canvas, hidden_states=True)
+            asked = (part[::alike] for part in (prompt, prompt_mask, canvas))
+            predictions, hidden = predict(self.denoiser, *asked, hidden_states=True)
+            if alike > 1:
+                # pyrefly: ignore[missing-attribute] (they were asked for)
+                predictions, hidden = predictions.repeated(alike), hidden.repeat_interleave(alike, 0)
         # The order laws do not train the denoiser through their inputs, only through the token term.
         step = Step(
             predictions=predictions.detach(),
@@ -239,17 +301,22 @@ class OrderELBO(nn.Module):
         """q and p of a state; one and the same where the law is shared."""
         scores = self.scorer(step)
         prior = self.scorer.law(step, scores)
-        return prior if self.posterior is None else self.posterior.law(step, clean, scores), prior
+        if self.posterior is None:
+            return prior, prior
+        return self.posterior.law(step, clean, scores, tilt=self.scorer.tilt), prior
 
-    def _terms(self, step: Step, clean: Tensor, log_prob: Tensor, *, last: bool) -> tuple[Tensor, ...]:
-        """The positions drawn, and for each row step_t, log q(r_t), the KL, the drawn part of step_t, V(x_t, x)."""
+    def _terms(self, step: Step, clean: Tensor, log_prob: Tensor, uniform: Tensor | None) -> tuple[Tensor, ...]:
+        """The positions drawn, and for each row step_t, log q(r_t), the KL, the drawn part of step_t, V(x_t, x).
+
+        `uniform` [batch, canvas + 1] makes the draw; None at the last step, where there is none.
+        """
         log_prob = log_prob.masked_fill(~step.masked, 0.0)
         none = torch.zeros_like(log_prob[:, 0])
-        if last:
+        if uniform is None:
             return everything(step.masked), log_prob.sum(-1), none, none, none, none
         law, prior = self.laws(step, clean)
         with torch.no_grad():
-            unmask = law.sample()
+            unmask = law.draw(uniform)
         log_q = law.log_prob(unmask)
         drawn = none
         mean = _closed(lambda: law.mean)

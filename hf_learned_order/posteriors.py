@@ -49,13 +49,18 @@ class CleanPosterior(CleanNetwork):
         self.corrects = self.kind == config.law
         self.temperature = temperature
 
-    def law(self, step: Step, clean: Tensor, prior_scores: Tensor) -> SubsetDistribution:
-        """The law of the positions to unmask, given the clean response [batch, canvas] and the prior's scores."""
+    def law(self, step: Step, clean: Tensor, prior_scores: Tensor, *, tilt: Tensor | None = None) -> SubsetDistribution:
+        """The law of the positions to unmask, given the clean response [batch, canvas] and the prior's scores.
+
+        `tilt` is the prior's.
+        """
         scores = self.scores(step, clean)
         if self.corrects:
             scores = scores + prior_scores
         start = start_of(self.config, step)
-        return order_law(self.kind, scores, step, temperature=self.temperature, start=start)
+        # in the prior it is part of the law that is corrected
+        bias = self.config.law_bias + (0.0 if tilt is None else tilt) if self.corrects else 0.0
+        return order_law(self.kind, scores, step, temperature=self.temperature, bias=bias, start=start)
 
 
 class ValueBaseline(CleanNetwork):

@@ -36,6 +36,7 @@ from hf_learned_order.predictions import Step
 from hf_learned_order.rules import Proposal, State
 from hf_learned_order.samplers import LearnedOrderSampler
 from hf_learned_order.scorer import ELBO_LAWS, OrderScorer
+from hf_learned_order.updates import Draws, mean_of
 
 LAWS = (*ELBO_LAWS, "factor")
 BIASES = (-0.1, 7.0)  # times T, and divided by it: a batch's bias is drawn between the two
@@ -83,19 +84,23 @@ class RewardObjective(nn.Module):
         self.eos_token_id = eos_token_id
         self.speed_exponent = speed_exponent
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor, seeds: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """`loss` (to be minimised), the means of `reward` over the draws, `exact` (share of responses that come out
-        right without exploring) and `nfe`.
+        right without exploring) and `nfe`. `seeds` are those of `updates.Draws`.
         """
+        draws = Draws(seeds, rows=len(clean), device=clean.device)
         prompt = left_padded(input_ids, attention_mask)
-        steps, bias = self._budget()
+        steps, bias = self._budget(draws)
         sampler = _Branching(
             scorer=self.scorer,
             bias=bias,
             clean=clean,
-            branch=int(torch.randint(2, steps + 1, ())),
+            branch=draws.integer(2, steps),
             steps=steps,
             gradient=torch.is_grad_enabled(),
+            draws=draws,
             seen=[],
             states=[],
         )
@@ -108,7 +113,7 @@ class RewardObjective(nn.Module):
         loss = -(steps - 1) * surrogate
         if sampler.seen:
             observed, _, counts = (torch.stack(parts).sum() for parts in zip(*sampler.seen, strict=True))
-            loss = loss + CORRECTNESS * observed / counts.clamp(min=1)
+            loss = loss + CORRECTNESS * mean_of(observed, counts)
         # a batch without a draw still gives every parameter a gradient, of 0
         loss = loss + sum(0.0 * p.sum() for p in self.scorer.parameters())
         return {"loss": loss, "reward": reward, "exact": exact.float().mean(), "nfe": output.nfe.float().mean()}
@@ -121,7 +126,8 @@ class RewardObjective(nn.Module):
         chains = self.num_chains
         law = self.scorer.exploring_law(step, values, bias=sampler.bias, where=response[rows])
         with torch.no_grad():
-            unmask = law.sample((chains,))
+            # [K, rows, canvas + 1]
+            unmask = law.draw(sampler.draws.uniform(chains, clean.shape[1] + 1)[rows].transpose(0, 1))
         log_q = law.log_prob(unmask)  # [K, rows]
         canvas = torch.where(unmask, step.predictions.tokens, step.canvas).flatten(0, 1)
         masked = (step.masked & ~unmask).flatten(0, 1)
@@ -142,15 +148,15 @@ class RewardObjective(nn.Module):
         draws = len(prompt) * chains
         return (log_q * leave_one_out(reward.T).T).sum() / draws, reward.sum() / draws
 
-    def _budget(self) -> tuple[int, float]:
+    def _budget(self, draws: Draws) -> tuple[int, float]:
         """T and the bias of a batch."""
         if self.scorer.is_random:
             return self.max_denoising_steps, 0.0
         # evenly in log T
-        steps = 2 * (self.max_denoising_steps / 2 + 0.5) ** torch.rand(()).item()
+        steps = 2 * (self.max_denoising_steps / 2 + 0.5) ** draws.number(0.0, 1.0)
         steps = min(int(steps), self.max_denoising_steps)
         low, high = BIASES[0] * steps, BIASES[1] / steps
-        return steps, low + (high - low) * torch.rand(()).item()
+        return steps, draws.number(low, high)
 
     def _decode(self, prompt: Tensor, prompt_mask: Tensor, canvas: Tensor, sampler: LearnedOrderSampler, steps: int):
         return decode(
@@ -179,6 +185,7 @@ class _Branching(LearnedOrderSampler):
     branch: int  # steps left at that step, it included
     steps: int
     gradient: bool  # decoding is without
+    draws: Draws
     seen: list[tuple[Tensor, Tensor, Tensor]]
     states: list[tuple[Tensor, Step, Tensor]]
 
@@ -198,4 +205,5 @@ class _Branching(LearnedOrderSampler):
                 self.seen.append(losses(step, values, self.clean[rows]))
         if step.steps_left == self.branch:
             self.states.append((rows, step, values))
-        return Proposal(self.scorer.law(step, values.detach(), bias=self.bias).sample(), state)
+        uniform = self.draws.uniform(step.masked.shape[1] + 1)[rows]
+        return Proposal(self.scorer.law(step, values.detach(), bias=self.bias).draw(uniform), state)

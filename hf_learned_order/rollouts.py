@@ -25,6 +25,7 @@ from hf_learned_order.predictions import Step
 from hf_learned_order.rules import Proposal, State
 from hf_learned_order.samplers import LearnedOrderSampler
 from hf_learned_order.scorer import ELBO_LAWS, OrderScorer
+from hf_learned_order.updates import Draws
 
 LAWS = (*ELBO_LAWS, "factor")
 
@@ -97,12 +98,18 @@ class RolloutObjective(nn.Module):
         self.eos_token_id = eos_token_id
         self.noise = noise
 
-    def rollouts(self, input_ids: Tensor, attention_mask: Tensor, length: int) -> Rollouts:
-        """K decodings of each prompt [batch, prompt] on a canvas of `length`."""
+    def rollouts(self, input_ids: Tensor, attention_mask: Tensor, length: int, seeds: Tensor | None = None) -> Rollouts:
+        """K decodings of each prompt [batch, prompt] on a canvas of `length`; `seeds` are those of `updates.Draws`."""
+        draws = Draws(seeds, rows=len(input_ids), device=input_ids.device)
         batch, chains = len(input_ids), self.num_chains
         tokens = input_ids.new_full((batch * chains, length), self.denoiser.mask_token_id)
         sampler = _Recorded(
-            scorer=self.scorer, noise=self.noise, gradient=torch.is_grad_enabled(), seen=tokens, log_q=[]
+            scorer=self.scorer,
+            noise=self.noise,
+            gradient=torch.is_grad_enabled(),
+            draws=draws,
+            seen=tokens,
+            log_q=[],
         )
         output = decode(
             self.denoiser,
@@ -113,6 +120,7 @@ class RolloutObjective(nn.Module):
             max_denoising_steps=self.max_denoising_steps + 1,  # see `_Recorded`
             temperature=self.temperature,
             eos_token_id=self.eos_token_id,
+            generator=draws.generator(),
         )
         # the output has padding behind the first EOS, where later steps saw what had been drawn
         tokens = torch.where(tokens == self.denoiser.mask_token_id, output.sequences[:, -length:], tokens)
@@ -142,6 +150,7 @@ class _Recorded(LearnedOrderSampler):
 
     noise: float
     gradient: bool  # decoding is without
+    draws: Draws
     seen: Tensor  # int [rows, canvas], written: what a step sees
     log_q: list[Tensor]  # [rows], one a step
 
@@ -154,15 +163,16 @@ class _Recorded(LearnedOrderSampler):
         step = replace(step, steps_left=step.steps_left - 1)
         if step.steps_left == 1:
             return Proposal(everything(step.masked), state)
+        chains, length = len(self.seen) // self.draws.rows, step.masked.shape[1]
         with torch.set_grad_enabled(self.gradient):
             values = self.scorer(step)
             if self.scorer.is_random:
                 law = self.scorer.law(step, values)
                 with torch.no_grad():
-                    unmask = law.sample()
+                    unmask = law.draw(self.draws.uniform(chains, length + 1).flatten(0, 1)[rows])
                 log_q = law.log_prob(unmask)
             else:
-                drawn = values.detach() + self.noise * torch.randn_like(values)
+                drawn = values.detach() + self.noise * self.draws.normal(chains, length).flatten(0, 1)[rows]
                 unmask = self.scorer.law(step, drawn).sample()
                 log_q = -(((drawn - values) / self.noise).square() / 2).masked_fill(~step.masked, 0.0).sum(-1)
             self.log_q.append(log_q.new_zeros(len(self.seen)).index_put((rows,), log_q))

@@ -135,6 +135,7 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
     def __init__(self, config: OrderScorerConfig):
         super().__init__(config)
         self.network = OrderNetwork(config, law=config.law)
+        self.tilt: Tensor | None = None  # of training: a 0 in the bias, to differentiate by
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -169,7 +170,8 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
         config = self.config
         if config.law not in DETERMINISTIC_LAWS:
             start = start_of(config, step)
-            return order_law(config.law, values, step, temperature=config.law_temperature, bias=bias, start=start)
+            whole = bias + config.law_bias + (0.0 if self.tilt is None else self.tilt)
+            return order_law(config.law, values, step, temperature=config.law_temperature, bias=whole, start=start)
         bound = config.bound * math.exp(bias)
         if config.law == "factor":
             return BoundedRisk(values, step.masked, bound=bound)
@@ -224,7 +226,7 @@ def order_law(
     step: Step,
     *,
     temperature: float,
-    bias: float = 0.0,
+    bias: float | Tensor = 0.0,
     start: WarmStart | None = None,
 ) -> SubsetDistribution:
     """The law named `law` made of these `OrderNetwork.scores`; prior and posterior both come from here.
@@ -237,7 +239,8 @@ def order_law(
     if law == "max_normalized":
         offset = -step.predictions.entropy if start is None else start.offset.clamp(max=0.0)
         return MaxNormalizedBernoulli(scores + offset, step.masked, temperature=temperature)
-    offset, logit = torch.zeros((), device=scores.device), torch.full((), bias, device=scores.device)
+    offset = torch.zeros((), device=scores.device)
+    logit = offset + bias  # differentiable, see `OrderScorer.tilt`
     if start is None:
         logit = logit + ancestral_logit(torch.full((), float(step.steps_left), device=scores.device))
     else:

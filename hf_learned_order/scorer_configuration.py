@@ -16,6 +16,7 @@ from hf_learned_order.warm_starts import WARM_STARTS
 ELBO_LAWS = ("non_empty", "max_normalized", "count", "plackett_luce", "repulsive")  # have a density to differentiate
 DETERMINISTIC_LAWS = ("dependent", "factor")
 LAWS = (*ELBO_LAWS, *DETERMINISTIC_LAWS)
+TUNINGS = (None, "adapter", "denoiser")
 
 
 class OrderScorerConfig(PreTrainedConfig):
@@ -35,13 +36,17 @@ class OrderScorerConfig(PreTrainedConfig):
             laws with a temperature only, and the nearer, the lower that is.
         features: what the scorer sees of each position beside whether it is masked, among `FEATURES`; None: all but
             the position, and the budget only with laws that decide by it.
-        max_denoising_steps: T, the budget that the scorer was trained for; None if it serves any.
+        law_bias: added to the `bias` of every draw, of laws that are not deterministic. `target_nfe` moves it.
+        max_denoising_steps: T, the budget that the scorer was trained for, the largest if it was trained for several;
+            None if it serves any.
         hidden_size: width of the scorer.
         num_hidden_layers: transformer layers over the canvas.
         num_attention_heads: heads of each.
         denoiser_hidden_size, vocab_size, mask_token_id: what a denoiser must have to be used with this scorer. A
             `denoiser_hidden_size` of 0 is a scorer that looks at predictions only, never at hidden states.
-        base_model_name_or_path, base_model_revision: the denoiser it was trained with, for the card.
+        base_model_name_or_path, base_model_revision: the denoiser it was trained with.
+        denoiser_tuning: how that one was tuned along: "adapter" or "denoiser", whose weights lie in the folder of that
+            name beside the scorer's; None: not at all.
 
     Raises:
         ValueError, TypeError: a field is out of its range or of another type.
@@ -58,6 +63,7 @@ class OrderScorerConfig(PreTrainedConfig):
         entropy_weight: float = 1.5,
         warm_start: str | None = None,
         features: list[str] | None = None,
+        law_bias: float = 0.0,
         max_denoising_steps: int | None = None,
         hidden_size: int = 64,
         num_hidden_layers: int = 2,
@@ -67,11 +73,14 @@ class OrderScorerConfig(PreTrainedConfig):
         mask_token_id: int | None = None,
         base_model_name_or_path: str | None = None,
         base_model_revision: str | None = None,
+        denoiser_tuning: str | None = None,
         **kwargs: Any,
     ):
         _check_fields(locals())
         if law not in LAWS:
             raise ValueError(f"law must be one of {', '.join(LAWS)}, got {law!r}")
+        if denoiser_tuning not in TUNINGS:
+            raise ValueError(f"denoiser_tuning must be one of {', '.join(map(str, TUNINGS))}, got {denoiser_tuning!r}")
         if not law_temperature > 0:
             raise ValueError(f"law_temperature must be positive, got {law_temperature!r}")
         for name, value in (
@@ -87,6 +96,7 @@ class OrderScorerConfig(PreTrainedConfig):
         self.features = None if features is None else list(features)
         self.bound = bound
         self.entropy_weight = entropy_weight
+        self.law_bias = law_bias
         self.max_denoising_steps = max_denoising_steps
         self.law_temperature = law_temperature
         self.hidden_size = hidden_size
@@ -97,6 +107,7 @@ class OrderScorerConfig(PreTrainedConfig):
         self.mask_token_id = mask_token_id
         self.base_model_name_or_path = base_model_name_or_path
         self.base_model_revision = base_model_revision
+        self.denoiser_tuning = denoiser_tuning
         super().__init__(**kwargs)
 
     @property
@@ -142,13 +153,15 @@ class OrderScorerConfig(PreTrainedConfig):
 
 # field of a configuration -> its type, and its least and largest value where it has them
 _FIELDS: dict[str, tuple[Any, float, float]] = {
-    **dict.fromkeys(("law_temperature", "bound", "entropy_weight"), (int | float, -math.inf, math.inf)),
+    **dict.fromkeys(("law_temperature", "bound", "entropy_weight", "law_bias"), (int | float, -math.inf, math.inf)),
     **dict.fromkeys(("hidden_size", "num_attention_heads", "vocab_size"), (int, 1, 2**24)),
     "denoiser_hidden_size": (int, 0, 2**24),
     "num_hidden_layers": (int, 1, 256),
     "max_denoising_steps": (int | None, 1, math.inf),
     "mask_token_id": (int | None, 0, math.inf),
-    **dict.fromkeys(("base_model_name_or_path", "base_model_revision", "warm_start"), (str | None, 0, 0)),
+    **dict.fromkeys(
+        ("base_model_name_or_path", "base_model_revision", "warm_start", "denoiser_tuning"), (str | None, 0, 0)
+    ),
     "features": (list | tuple | None, 0, 0),
 }
 

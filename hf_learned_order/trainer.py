@@ -1,12 +1,12 @@
 """`OrderTrainer`: fits a scorer on `transformers.Trainer`, with the denoiser frozen, LoRA-tuned or fully tuned.
 
 accelerate, FSDP, DeepSpeed, resuming and trackers are the Trainer's own. A checkpoint holds what is
-trained and no more: the scorer as `from_pretrained` reads it, the posterior, and the adapter or the tuned denoiser.
+trained and no more (`saved.py`).
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,80 +14,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets import Dataset
 from huggingface_hub import CommitInfo, HfApi
-from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers.trainer_callback import ProgressCallback
 
+from hf_learned_order.arguments import OBJECTIVE_SETTINGS, OrderTrainingArguments
 from hf_learned_order.cards import TRAINING_FILE, Card
 from hf_learned_order.data import CanvasCollator
-from hf_learned_order.denoisers import Denoiser
-from hf_learned_order.files import reading, replacing, saving
+from hf_learned_order.denoisers import Denoiser, evaluating
+from hf_learned_order.files import replacing, saving
+from hf_learned_order.generation import decode
 from hf_learned_order.hub import generation_config, push_folder
-from hf_learned_order.objective import BASELINES, GRADIENT_STEPS, RETURNS
-from hf_learned_order.objectives import DEFAULTS, OBJECTIVES, make_objective
+from hf_learned_order.objective import OrderELBO
+from hf_learned_order.objectives import DEFAULTS, make_objective
+from hf_learned_order.pace import EVERY, Pace
 from hf_learned_order.posteriors import CleanPosterior
+from hf_learned_order.progress import OrderProgress
+from hf_learned_order.samplers import LearnedOrderSampler
+from hf_learned_order.saved import load_weights, save_weights
 from hf_learned_order.scorer import ELBO_LAWS, OrderScorer
+from hf_learned_order.updates import seeds_of
 
-POSTERIORS = ("clean", "prior")
-# arguments that an objective may have
-OBJECTIVE_SETTINGS = (
-    *("max_denoising_steps", "num_chains", "baseline", "returns", "gradient_steps"),
-    *("noise", "speed_exponent", "teacher"),
-)
-POSTERIOR_FILE = "posterior.safetensors"
-VALUE_FILE = "value.safetensors"
-ADAPTER_FOLDER = "adapter"
-DENOISER_FOLDER = "denoiser"
-
-
-@dataclass(kw_only=True)
-class OrderTrainingArguments(TrainingArguments):
-    """`TrainingArguments` and what the objective needs.
-
-    Raises:
-        ValueError: a choice is unknown or a number is out of range.
-    """
-
-    output_dir: str = "runs/scorer"
-    objective: str | None = field(
-        default=None, metadata={"help": f"one of {', '.join(OBJECTIVES)}; by default what goes with the scorer's law"}
-    )
-    max_denoising_steps: int = field(default=5, metadata={"help": "T, the step budget"})
-    num_chains: int = field(default=8, metadata={"help": "K, chains of each response (leave-one-out needs 2)"})
-    canvas_length: int = field(default=64, metadata={"help": "positions of a response, EOS included"})
-    posterior: str = field(
-        default="clean", metadata={"help": "'clean' sees the response; 'prior' shares the scorer's law"}
-    )
-    posterior_law: str | None = field(default=None, metadata={"help": "law of a clean posterior; the scorer's if None"})
-    posterior_temperature: float = field(default=0.1, metadata={"help": "tau of a max-normalised posterior"})
-    baseline: str = field(default="leave_one_out", metadata={"help": "or 'value' (learned along), 'none'"})
-    returns: str = field(default="per_step", metadata={"help": "or 'trajectory': the whole chain's at each step"})
-    gradient_steps: str = field(default="all", metadata={"help": "or 'one': a random step, times their number"})
-    noise: float = field(default=0.5, metadata={"help": "reward, agreement: of the factor law's logits, in training"})
-    speed_exponent: float = field(default=1.0, metadata={"help": "reward: how much speed counts, 0 not at all"})
-    teacher: str = field(default="top_prob", metadata={"help": "imitation: the rule of the slow decoding"})
-    train_denoiser: bool = field(default=False, metadata={"help": "tune every weight of the denoiser"})
-    learning_rate: float = 3e-3
-    remove_unused_columns: bool = False
-    hub_strategy: str = field(default="end", metadata={"help": "'end': a push brings the whole scorer and its card"})
-
-    def __post_init__(self):
-        super().__post_init__()
-        choices_of = {
-            "objective": (None, *OBJECTIVES),
-            "posterior": POSTERIORS,
-            "posterior_law": (None, *ELBO_LAWS),
-            "baseline": BASELINES,
-            "returns": RETURNS,
-            "gradient_steps": GRADIENT_STEPS,
-            "hub_strategy": ("end",),
-        }
-        for name, choices in choices_of.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")
-        for name in ("max_denoising_steps", "num_chains", "canvas_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+CALIBRATION_ROWS = 256
 
 
 class OrderTrainer(Trainer):
@@ -101,10 +49,12 @@ class OrderTrainer(Trainer):
         processing_class: the tokenizer; it must have mask, EOS and padding tokens.
         peft_config: a PEFT configuration, e.g. `LoraConfig`, to tune the denoiser along.
         card: what the model card says of data and command when the scorer is pushed; the seed by default.
-        **kwargs: `Trainer`'s own.
+        **kwargs: `Trainer`'s own. With `compute_metrics`, an evaluation decodes its prompts, and the predictions and
+            labels are token ids [rows, canvas]; `answers.AnswerMetrics` is one.
 
     Raises:
-        ValueError: the tokenizer has no mask token, the scorer does not fit, or both ways of tuning are asked for.
+        ValueError: the tokenizer has no mask token, the scorer does not fit, both ways of tuning are asked for, or
+            `target_nfe` is out of reach.
     """
 
     if TYPE_CHECKING:
@@ -157,7 +107,17 @@ class OrderTrainer(Trainer):
         if law in ELBO_LAWS:
             # one token a step leaves the budget to decoding
             scorer.config.max_denoising_steps = None if name == "dense" else args.max_denoising_steps
-        self._measured: dict[str, list[torch.Tensor]] = defaultdict(list)
+        scorer.config.denoiser_tuning = "adapter" if peft_config else "denoiser" if args.train_denoiser else None
+        self.pace = None if args.target_nfe is None else Pace.of_run(scorer, args)
+        if isinstance(objective, OrderELBO):
+            objective.holds_speed = self.pace is not None
+        self._objective = objective
+        self._lend_to(objective)
+        # name -> what was measured in each batch since the last log, and in how many rows
+        self._measured: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
+        self._calls = 0  # sequences that the denoiser was called with in this batch
+        self._update: int | None = None  # the one that batches are counted in; -1: an evaluation
+        self._batch = 0
         super().__init__(
             model=objective,
             args=args,
@@ -167,27 +127,132 @@ class OrderTrainer(Trainer):
             data_collator=CanvasCollator(tokenizer=processing_class, canvas_length=args.canvas_length),
             **kwargs,
         )
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(OrderProgress)
         # the objective returns its own loss: it does not take Trainer's count of items
         self.model_accepts_loss_kwargs = False
 
+    def _lend_to(self, objective: Any) -> None:
+        """What Trainer, accelerate and FSDP look for on the module that they train."""
+
+        def count(module: nn.Module, inputs: tuple, output: Any) -> None:
+            self._calls += len(inputs[0])
+
+        self.denoiser.register_forward_hook(count)
+        for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
+            if hasattr(self.denoiser.model, name):
+                setattr(objective, name, getattr(self.denoiser.model, name))
+        objective._no_split_modules = _layers(self.denoiser.model)
+        # of this name Trainer makes a method that gathers the weights which FSDP has split
+        objective.generate = self._decode
+
+    @torch.no_grad()
+    def _decode(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Responses [batch, canvas] and NFE [batch] of the scorer as it is, by generation without a knob."""
+        length, steps = self.args.canvas_length, self.scorer.config.max_denoising_steps
+        with evaluating(self.denoiser):
+            output = decode(
+                self.denoiser,
+                input_ids,
+                attention_mask,
+                sampler=LearnedOrderSampler(scorer=self.scorer),
+                max_new_tokens=length,
+                max_denoising_steps=None if steps is None else min(steps, length),
+                eos_token_id=self.processing_class.eos_token_id,
+                generator=torch.Generator(input_ids.device).manual_seed(self.args.seed),
+            )
+        return output.sequences[:, -length:], output.nfe
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(**inputs)
+        rows, training = len(inputs["clean"]), model.training
+        update = self.state.global_step if training else -1
+        if update != self._update:
+            self._update, self._batch = update, 0
+        if training and self.pace is not None and self._batch == 0 and update % EVERY == 0:
+            self._keep_pace(self.pace, inputs)
+        self._calls = 0
+        outputs = model(**inputs, seeds=self._seeds(rows, training=training))
+        outputs = {**outputs, "denoiser_calls": torch.tensor(self._calls / rows)}
         for name, value in outputs.items():
             if name != "loss":
-                self._measured[name if model.training else f"eval_{name}"].append(value.detach())
+                self._measured[name if training else f"eval_{name}"].append((value.detach(), rows))
+        self._batch += 1
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
+    def _seeds(self, rows: int, *, training: bool) -> Tensor:
+        """Of the rows of this batch, counted through the batches and processes of the update.
+
+        An evaluation is counted through its batches, whenever it is: of two checkpoints, the same is drawn.
+        """
+        world, rank, batch = self.args.world_size, self.args.process_index, self._batch
+        if training:
+            first = (batch * world + rank) * self._train_batch_size
+            return seeds_of(self.args.seed, self.state.global_step, first=first, rows=rows)
+        return seeds_of(self.args.seed, -1 - batch, first=rank * self.args.eval_batch_size, rows=rows)
+
+    def _keep_pace(self, pace: Pace, inputs: dict[str, Tensor]) -> None:
+        """Measures the NFE of generation on these prompts and moves the scorer's speed towards the target."""
+        _, nfe = self._generated(inputs)
+        mean: Any = self.accelerator.reduce(nfe.float().mean(), "mean")
+        self._measured["generated_nfe"].append((mean, len(nfe)))
+        pace.update(mean.item(), number=self.state.global_step // EVERY)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own; with `target_nfe` the speed is then set to it, on the first training prompts."""
+        output = super().train(*args, **kwargs)
+        if self.pace is not None:
+            batches = list(self._first_prompts())
+            self.pace.solve(lambda: self._mean_nfe(batches))
+        return output
+
+    def _first_prompts(self) -> Iterator[dict[str, Tensor]]:
+        """This process's share of the first training rows."""
+        # pyrefly: ignore[missing-attribute, bad-argument-type] (a Dataset)
+        rows = list(self.train_dataset.select(range(min(len(self.train_dataset), CALIBRATION_ROWS))))
+        rows = rows[self.args.process_index :: self.args.world_size]
+        for start in range(0, len(rows), self.args.eval_batch_size):
+            yield self._prepare_inputs(self.data_collator(rows[start : start + self.args.eval_batch_size]))
+
+    def _mean_nfe(self, batches: list[dict[str, Tensor]]) -> float:
+        """Of generation without a knob, over the rows of all processes."""
+        nfe = [self._generated(batch)[1] for batch in batches]
+        sums = torch.tensor([sum(float(n.sum()) for n in nfe), float(sum(map(len, nfe)))], device=self.args.device)
+        summed: Any = self.accelerator.reduce(sums, "sum")
+        total, count = summed.tolist()
+        return total / count
+
+    def _generated(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """`_decode`, by way of the module, see `_lend_to`."""
+        model: Any = self.model
+        return model.generate(batch["input_ids"], batch["attention_mask"])
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self._update = None  # whatever came before, its batches count from 0
+        return super().evaluation_loop(*args, **kwargs)
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        with torch.no_grad():
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
             # pyrefly: ignore[missing-attribute] (a pair only with return_outputs)
-            return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
+            loss = self.compute_loss(model, inputs).detach()
+            if prediction_loss_only:
+                return loss, None, None
+            responses, nfe = self._generated(inputs)
+        self._measured["eval_generated_nfe"].append((nfe.float().mean(), len(nfe)))
+        return loss, responses, inputs["clean"]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the means since the last call of `bound`, `kl` and `nfe`, over all processes."""
-        wanted = "eval_" if any(name.startswith("eval_") for name in logs) else ""
-        for name in [n for n in self._measured if n.startswith("eval_") == bool(wanted)]:
-            mean = torch.stack(self._measured.pop(name)).mean()
-            logs[name] = round(self.accelerator.gather(mean).mean().item(), 4)
+        """Adds the means since the last call of what the objective measured, over the rows of all processes."""
+        evaluation = any(name.startswith("eval_") for name in logs)
+        for name in [n for n in self._measured if n.startswith("eval_") == evaluation]:
+            values, rows = zip(*self._measured.pop(name), strict=True)
+            weights = torch.tensor(rows, dtype=torch.float)
+            sums = torch.stack([(torch.stack(values).float().cpu() * weights).sum(), weights.sum()])
+            summed: Any = self.accelerator.reduce(sums.to(self.args.device), "sum")
+            logs[name] = round((summed[0] / summed[1]).item(), 4)
+        if self.pace is not None and not evaluation:
+            logs[f"law_{self.pace.setting.removeprefix('law_')}"] = round(self.pace.value, 4)
         super().log(logs, *args, **kwargs)
 
     def push_to_hub(  # pyrefly: ignore[bad-override] (None where there is nothing to push)
@@ -225,37 +290,38 @@ class OrderTrainer(Trainer):
             revision=revision,
         )
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return
         folder = output_dir or self.args.output_dir
         with replacing(folder) as temporary, saving(folder):
-            self.scorer.save_pretrained(temporary)
+            save_weights(temporary, self._objective, state_dict or self._objective.state_dict())
             self.processing_class.save_pretrained(temporary)
             settings = generation_config(self.scorer.config.max_denoising_steps, self.args.canvas_length)
             settings.save_pretrained(temporary)
-            if self.posterior is not None:
-                save_file(self.posterior.state_dict(), temporary / POSTERIOR_FILE)
-            if self.value is not None:
-                save_file(self.value.state_dict(), temporary / VALUE_FILE)
-            if hasattr(self.denoiser.model, "peft_config"):
-                self.denoiser.model.save_pretrained(temporary / ADAPTER_FOLDER)
-            elif self.args.train_denoiser:
-                self.denoiser.model.save_pretrained(temporary / DENOISER_FOLDER)
             # Trainer's own would be a pickle
             (temporary / TRAINING_FILE).write_text(self.args.to_json_string(), encoding="utf-8")
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        with reading(folder):
-            self.scorer.load_state_dict(load_file(folder / "model.safetensors"))
-            if self.posterior is not None:
-                self.posterior.load_state_dict(load_file(folder / POSTERIOR_FILE))
-            if self.value is not None:
-                self.value.load_state_dict(load_file(folder / VALUE_FILE))
-            if hasattr(self.denoiser.model, "peft_config"):
-                from peft import set_peft_model_state_dict
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # or a kill could leave a checkpoint that looks whole and lacks another process's state
+        self.accelerator.wait_for_everyone()
 
-                weights = load_file(folder / ADAPTER_FOLDER / "adapter_model.safetensors")
-                set_peft_model_state_dict(self.denoiser.model, weights)
-            elif self.args.train_denoiser:
-                tuned = type(self.denoiser.model).from_pretrained(folder / DENOISER_FOLDER)
-                self.denoiser.model.load_state_dict(tuned.state_dict())
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_weights(Path(resume_from_checkpoint), self._objective)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+
+def _layers(model: nn.Module) -> list[str]:
+    """Classes of the layers that FSDP may split each by itself: those that share no weight with another part."""
+    times = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    shared = {type(part).__name__ for part in model.modules() if any(times[id(p)] > 1 for p in part.parameters())}
+    return sorted({*(getattr(model, "_no_split_modules", None) or ())} - shared)

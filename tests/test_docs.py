@@ -19,14 +19,15 @@ from pathlib import Path
 import pytest
 import train
 import train_denoiser
+from accelerate.commands.launch import launch_command_parser
 from files import write_rows
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from hf_learned_order import cli, families
+from hf_learned_order.arguments import OrderTrainingArguments
 from hf_learned_order.plotting import trade_off
 from hf_learned_order.results import Result, save_results
-from hf_learned_order.trainer import OrderTrainingArguments
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/README.md")])
@@ -142,7 +143,9 @@ def understood(command: list[str]) -> bool:
         return cli.main(command[1:]) == 0
     if command[:2] != ["accelerate", "launch"]:
         return False
-    HfArgumentParser(SCRIPTS[command[2]]).parse_args_into_dataclasses(command[3:])
+    launch = launch_command_parser().parse_args(command[2:])
+    assert launch.config_file is None or (ROOT / launch.config_file).is_file()
+    HfArgumentParser(SCRIPTS[launch.training_script]).parse_args_into_dataclasses(launch.training_script_args)
     return True
 
 

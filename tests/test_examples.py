@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import bench
+import bench_training
 import demo
 import pytest
 from files import save_all, write_rows
@@ -41,6 +42,15 @@ def test_bench(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         bench.main(["speed"])
     assert "tables must be among memory, caches, time, got speed" in capsys.readouterr().err
+
+
+def test_bench_of_training(monkeypatch, capsys):
+    monkeypatch.setattr(bench_training, "SIZES", {"tiny": bench_training.SIZES["tiny"]})
+    monkeypatch.setattr(bench_training, "UPDATES", 2)
+    bench_training.main()
+    printed = capsys.readouterr().out
+    assert all(name.split(",")[0] in printed for name in bench_training.CASES)
+    assert printed.count("%") >= len(bench_training.CASES) + 1
 
 
 def test_train(tmp_path):

@@ -15,6 +15,7 @@ from hf_learned_order.predictions import Step
 from hf_learned_order.reward import RewardObjective
 from hf_learned_order.samplers import LearnedOrderSampler
 from hf_learned_order.scorer import ELBO_LAWS, OrderScorer, OrderScorerConfig
+from hf_learned_order.updates import Draws
 
 OTHER, WRONG, RIGHT, EOS = Scripted.OTHER, Scripted.WRONG, Scripted.RIGHT, Scripted.OTHER
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "denoiser_hidden_size": 0}
@@ -96,7 +97,7 @@ def test_the_mean_of_the_gradient_is_that_of_the_expected_reward(law, monkeypatc
     steps, bias = 3, 0.0 if law != "factor" else 0.5
     clean = [RIGHT] * 4
     objective = objective_of(needs_the_first(0.58), law, num_chains=64, max_denoising_steps=steps, speed_exponent=2.0)
-    monkeypatch.setattr(objective, "_budget", lambda: (steps, bias))
+    monkeypatch.setattr(objective, "_budget", lambda draws: (steps, bias))
     enumeration = Enumeration(objective, clean, bias)
     start = [Scripted.mask_token_id] * 4
     if law == "factor":
@@ -155,7 +156,7 @@ def test_a_response_ends_with_its_first_eos():
 def test_rewards_and_measurements(monkeypatch):
     """Everything right whatever is drawn: the reward is what speed leaves of 1, and the loss that of correctness."""
     objective = objective_of(lambda _, canvas: [(RIGHT, 0.9)] * 3, "factor", max_denoising_steps=2, trained=False)
-    monkeypatch.setattr(objective, "_budget", lambda: (2, -20.0))
+    monkeypatch.setattr(objective, "_budget", lambda draws: (2, -20.0))
     outputs = objective(**batch_of(2, [RIGHT] * 3))
     # a bound of nothing takes one position; the second call takes the rest, whatever is explored but everything
     assert outputs["nfe"] == 2
@@ -178,7 +179,8 @@ def test_evaluating_needs_no_gradient():
 def test_budgets_are_drawn_from_two_up(monkeypatch):
     objective = objective_of(needs_the_first(0.9), "factor", max_denoising_steps=5)
     torch.manual_seed(0)
-    drawn = [objective._budget() for _ in range(600)]
+    draws = Draws(None, rows=1, device=torch.device("cpu"))
+    drawn = [objective._budget(draws) for _ in range(600)]
     counts = [sum(steps == number for steps, _ in drawn) for number in range(2, 6)]
     assert sum(counts) == 600
     assert counts == sorted(counts, reverse=True)  # small ones more often
@@ -186,7 +188,7 @@ def test_budgets_are_drawn_from_two_up(monkeypatch):
     for steps, bias in drawn:
         assert -0.1 * steps <= bias <= 7.0 / steps
     random = objective_of(needs_the_first(0.9), "non_empty", max_denoising_steps=5)
-    assert random._budget() == (5, 0.0)
+    assert random._budget(draws) == (5, 0.0)
 
 
 def test_a_draft_is_decoded_as_the_whole_is():

@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, TrainerCallback
 from transformers.utils import logging
 
+from hf_learned_order.arguments import OrderTrainingArguments
 from hf_learned_order.data import equation_tokenizer, equations
 from hf_learned_order.generation import decode
 from hf_learned_order.gsm8k import chains_of, read_rows
 from hf_learned_order.samplers import IIDSampler
 from hf_learned_order.scorer import OrderScorer
-from hf_learned_order.trainer import OrderTrainer, OrderTrainingArguments
+from hf_learned_order.trainer import OrderTrainer
 
 PROBLEMS = Path(__file__).parent.parent / "examples" / "problems.jsonl"
 CANVAS = 32
@@ -181,11 +182,11 @@ def test_trains_and_saves(case, tmp_path, tokenizer, dataset):
 
 def test_means_are_over_what_was_measured_since_the_last_log(tmp_path, tokenizer, dataset):
     trainer = trainer_of(tmp_path, tokenizer, dataset)
-    trainer._measured["bound"] = [torch.tensor(1.0), torch.tensor(2.0)]
-    trainer._measured["eval_bound"] = [torch.tensor(5.0)]
+    trainer._measured["bound"] = [(torch.tensor(1.0), 1), (torch.tensor(2.0), 3)]
+    trainer._measured["eval_bound"] = [(torch.tensor(5.0), 2)]
     logs = {"loss": 0.0}
     trainer.log(logs)
-    assert logs["bound"] == 1.5
+    assert logs["bound"] == 1.75  # a row counts as a row, in whatever batch
     assert "eval_bound" not in logs
     logs = {"eval_loss": 0.0}
     trainer.log(logs)

@@ -1,0 +1,80 @@
+"""`OrderTrainingArguments`: transformers' `TrainingArguments` and what the objectives need."""
+
+import os
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from hf_learned_order.objective import BASELINES, GRADIENT_STEPS, RETURNS
+from hf_learned_order.objectives import OBJECTIVES
+from hf_learned_order.scorer import ELBO_LAWS
+
+POSTERIORS = ("clean", "prior")
+# arguments that an objective may have
+OBJECTIVE_SETTINGS = (
+    *("max_denoising_steps", "min_denoising_steps", "num_chains", "baseline", "returns", "gradient_steps"),
+    *("noise", "speed_exponent", "teacher"),
+)
+
+
+@dataclass(kw_only=True)
+class OrderTrainingArguments(TrainingArguments):
+    """`TrainingArguments` and what the objective needs.
+
+    Raises:
+        ValueError: a choice is unknown or a number is out of range.
+    """
+
+    output_dir: str = "runs/scorer"
+    objective: str | None = field(
+        default=None, metadata={"help": f"one of {', '.join(OBJECTIVES)}; by default what goes with the scorer's law"}
+    )
+    max_denoising_steps: int = field(default=5, metadata={"help": "T, the step budget"})
+    min_denoising_steps: int | None = field(
+        default=None,
+        metadata={"help": "each update draws its T from this to max_denoising_steps; default: fixed, factor law: 2"},
+    )
+    target_nfe: float | None = field(
+        default=None, metadata={"help": "mean denoiser calls that generation without a knob is to take"}
+    )
+    num_chains: int = field(default=8, metadata={"help": "K, chains of each response (leave-one-out needs 2)"})
+    canvas_length: int = field(default=64, metadata={"help": "positions of a response, EOS included"})
+    posterior: str = field(
+        default="clean", metadata={"help": "'clean' sees the response; 'prior' shares the scorer's law"}
+    )
+    posterior_law: str | None = field(default=None, metadata={"help": "law of a clean posterior; the scorer's if None"})
+    posterior_temperature: float = field(default=0.1, metadata={"help": "tau of a max-normalised posterior"})
+    baseline: str = field(default="leave_one_out", metadata={"help": "or 'value' (learned along), 'none'"})
+    returns: str = field(default="per_step", metadata={"help": "or 'trajectory': the whole chain's at each step"})
+    gradient_steps: str = field(default="all", metadata={"help": "or 'one': a random step, times their number"})
+    noise: float = field(default=0.5, metadata={"help": "reward, agreement: of the factor law's logits, in training"})
+    speed_exponent: float = field(default=1.0, metadata={"help": "reward: how much speed counts, 0 not at all"})
+    teacher: str = field(default="top_prob", metadata={"help": "imitation: the rule of the slow decoding"})
+    train_denoiser: bool = field(default=False, metadata={"help": "tune every weight of the denoiser"})
+    learning_rate: float = 3e-3
+    remove_unused_columns: bool = False
+    hub_strategy: str = field(default="end", metadata={"help": "'end': a push brings the whole scorer and its card"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        choices_of = {
+            "objective": (None, *OBJECTIVES),
+            "posterior": POSTERIORS,
+            "posterior_law": (None, *ELBO_LAWS),
+            "baseline": BASELINES,
+            "returns": RETURNS,
+            "gradient_steps": GRADIENT_STEPS,
+            "hub_strategy": ("end",),
+        }
+        for name, choices in choices_of.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")
+        for name in ("max_denoising_steps", "num_chains", "canvas_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        low, high = self.min_denoising_steps, self.max_denoising_steps
+        if low is not None and not 1 <= low <= high:
+            raise ValueError(f"min_denoising_steps must be in [1, max_denoising_steps = {high}], got {low}")
+        if self.torch_compile:
+            # the layers of both networks: the objective around them works on as many rows as are left, and draws
+            os.environ["ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION"] = "true"

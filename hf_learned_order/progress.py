@@ -1,0 +1,41 @@
+"""The progress bar of training: what is maximised and the denoiser calls, and where they are going."""
+
+import statistics
+from collections import defaultdict, deque
+
+from transformers.trainer_callback import ProgressCallback
+
+WINDOW = 10  # logs that a trend is seen in
+
+
+class OrderProgress(ProgressCallback):
+    """transformers' bar, with the last `bound` (of an objective without one, `loss`) and `nfe`, and their trends."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=WINDOW))
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        super().on_log(args, state, control, logs=logs, **kwargs)
+        if state.is_world_process_zero and self.training_bar is not None and logs is not None and "loss" in logs:
+            self.training_bar.set_postfix_str(self.text(logs))
+
+    def text(self, logs: dict[str, float]) -> str:
+        """What stands behind the bar after these logs."""
+        parts = []
+        for name in ("bound" if "bound" in logs else "loss", "nfe"):
+            if name in logs:
+                self.seen[name].append(logs[name])
+                parts.append(f"{name} {logs[name]:.4g} {trend(self.seen[name])}")
+        return ", ".join(parts)
+
+
+def trend(values: deque[float]) -> str:
+    """An arrow: whether the later half of the values is above or below the earlier one by more than they scatter."""
+    half = len(values) // 2
+    if half < 2:
+        return "→"
+    early, late = list(values)[:half], list(values)[-half:]
+    change = statistics.mean(late) - statistics.mean(early)
+    noise = ((statistics.variance(early) + statistics.variance(late)) / half) ** 0.5
+    return "→" if abs(change) <= 2 * noise else "↑" if change > 0 else "↓"

@@ -1,0 +1,81 @@
+"""What a training run writes: which weights stand in which file, and checkpoints to go on from.
+
+`config.json` and `model.safetensors` are the scorer, as `OrderScorer.from_pretrained` reads it; `posterior.safetensors`
+and `value.safetensors` the posterior and the value baseline, where there is one; `adapter/` or `denoiser/` the denoiser
+that was tuned along, as a PEFT adapter or whole.
+"""
+
+import os
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hf_learned_order.files import read_json, reading
+from hf_learned_order.scorer import OrderScorer
+
+POSTERIOR_FILE = "posterior.safetensors"
+VALUE_FILE = "value.safetensors"
+ADAPTER_FOLDER = "adapter"
+DENOISER_FOLDER = "denoiser"
+FOLDERS = {"adapter": ADAPTER_FOLDER, "denoiser": DENOISER_FOLDER}  # of `OrderScorerConfig.denoiser_tuning`
+LEARNED_SETTINGS = ("bound", "law_bias")  # of a scorer's configuration: `target_nfe` moves them
+
+
+def save_weights(folder: Path, objective: nn.Module, state: dict[str, Tensor]) -> None:
+    """Write the scorer, and what else of `objective` is trained, with the weights in its `state_dict`, `state`."""
+    scorer: OrderScorer = objective.scorer  # pyrefly: ignore[bad-assignment]
+    scorer.save_pretrained(folder, state_dict=_part(state, "scorer."))
+    for name, file in (("posterior", POSTERIOR_FILE), ("value", VALUE_FILE)):
+        if getattr(objective, name, None) is not None:
+            save_file({key: value.contiguous() for key, value in _part(state, f"{name}.").items()}, folder / file)
+    if scorer.config.denoiser_tuning is not None:
+        model = objective.denoiser.model  # pyrefly: ignore[missing-attribute]
+        target = folder / FOLDERS[scorer.config.denoiser_tuning]
+        model.save_pretrained(target, state_dict=_part(state, "denoiser.model."))
+
+
+def load_weights(folder: Path, objective: nn.Module) -> None:
+    """The way back, into the objective as it is.
+
+    Raises:
+        ValueError: files are damaged, or belong to another objective.
+        OSError: a file is missing.
+    """
+    scorer: OrderScorer = objective.scorer  # pyrefly: ignore[bad-assignment]
+    with reading(folder):
+        scorer.load_state_dict(load_file(folder / "model.safetensors"))
+        for name, file in (("posterior", POSTERIOR_FILE), ("value", VALUE_FILE)):
+            if getattr(objective, name, None) is not None:
+                getattr(objective, name).load_state_dict(load_file(folder / file))
+        model = getattr(objective.denoiser, "model", None)
+        if scorer.config.denoiser_tuning == "adapter":
+            from peft import set_peft_model_state_dict
+
+            weights = load_file(folder / ADAPTER_FOLDER / "adapter_model.safetensors")
+            set_peft_model_state_dict(model, weights)
+        elif scorer.config.denoiser_tuning == "denoiser":
+            # pyrefly: ignore[missing-attribute]
+            model.load_state_dict(type(model).from_pretrained(folder / DENOISER_FOLDER).state_dict())
+    saved = read_json(folder / "config.json", dict)
+    for name in LEARNED_SETTINGS:
+        setattr(scorer.config, name, saved.get(name, getattr(scorer.config, name)))
+
+
+def last_checkpoint(folder: str | os.PathLike) -> str | None:
+    """The latest checkpoint of a run that is whole, None where there is none: a kill may have left half of one.
+
+    Trainer writes `trainer_state.json` last, so one that can be read stands for the rest.
+    """
+    found = {int(p.name.rpartition("-")[2]): p for p in Path(folder).glob("checkpoint-*") if p.name[11:].isdecimal()}
+    for number in sorted(found, reverse=True):
+        try:
+            read_json(found[number] / "trainer_state.json", dict)
+        except (OSError, ValueError):
+            continue
+        return str(found[number])
+    return None
+
+
+def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
