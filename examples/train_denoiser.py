@@ -18,8 +18,11 @@ import torch
 import torch.nn.functional as F
 from transformers import (
     HfArgumentParser,
+    BertConfig,
+    BertForMaskedLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
@@ -77,7 +80,8 @@ class DenoiserTrainingArguments(TrainingArguments):
     save_steps: float = 500
     save_total_limit: int = 2
     arithmetic_share: float = field(
-        default=0.6, metadata={"help": "share of the rows whose mask makes the model calculate instead of copy"}
+        default=0.0,
+        metadata={"help": "equations: share of the rows whose mask makes the model calculate instead of copy"},
     )
     noise_ramp_steps: int = field(default=1500, metadata={"help": "updates until t reaches up to 1, from 0.3"})
     seed: int = 0
@@ -133,7 +137,7 @@ class DenoiserTrainer(Trainer):
             t = t * min(1.0, 0.3 + 0.7 * self.state.global_step / max(1, self.args.noise_ramp_steps))
         masked = torch.rand(clean.shape, device=clean.device).argsort(-1).argsort(-1) <= (t * length).floor()[:, None]
         scored = masked
-        if model.training:
+        if model.training and self.args.arithmetic_share:
             masked, scored = self._arithmetic(clean, masked)
         config: Any = self.accelerator.unwrap_model(model).config
         canvas = clean.masked_fill(masked, config.mask_token_id)
@@ -219,6 +223,34 @@ def widen(model: ModernBertForMaskedLM, config: ModernBertConfig) -> ModernBertF
             weights[name] = F.pad(weights[name], (0, new - old))
     wide.load_state_dict(weights)
     return wide
+
+
+def new_model(arguments: DenoiserArguments, tokenizer: PreTrainedTokenizerBase, length: int) -> PreTrainedModel:
+    """A model without training, for sequences of up to `length` tokens."""
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": arguments.hidden_size,
+        "num_hidden_layers": arguments.num_hidden_layers,
+        "num_attention_heads": arguments.num_attention_heads,
+        "intermediate_size": arguments.intermediate_size,
+        "max_position_embeddings": length,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "mask_token_id": tokenizer.mask_token_id,
+        "attn_implementation": "eager",
+    }
+    if arguments.architecture == "bert":
+        return BertForMaskedLM(BertConfig(**shape, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    return ModernBertForMaskedLM(
+        ModernBertConfig(
+            **shape,
+            layer_types=["full_attention"] * arguments.num_hidden_layers,
+            rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 1000.0}},
+            sep_token_id=tokenizer.sep_token_id,
+            bos_token_id=None,
+            cls_token_id=None,
+        )
+    )
 
 
 def main() -> None:

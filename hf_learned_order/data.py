@@ -5,11 +5,13 @@ A *canvas* is a response followed by EOS up to a fixed length: the model itself 
 """
 
 import random
+import zlib
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from datasets import Dataset, load_dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -17,6 +19,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_learned_order.canvas import stacked
 from hf_learned_order.gsm8k import ALPHABET, Chain, ChainError, Resampler, answer_of, read_rows
+from hf_learned_order.sudoku import clues as clues_of
+from hf_learned_order.sudoku import grids
 
 Rows = TypeVar("Rows", bound=Sized)
 HELD_OUT = 400  # the last rows of the training split: for tuning and model selection, never trained on
@@ -47,16 +51,17 @@ def load_gsm8k(
     return splits
 
 
-def equation_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character. A prompt ends in `[SEP]`; prompts are padded on the left."""
+def character_tokenizer(alphabet: str, *, separator: bool = False) -> PreTrainedTokenizerFast:
+    """One token a character. With `separator` a prompt ends in `[SEP]`. Prompts are padded on the left."""
     specials = ["[PAD]", "[MASK]", "[EOS]", "[SEP]", "[UNK]"]
-    vocabulary = {token: i for i, token in enumerate([*specials, *ALPHABET])}
+    vocabulary = {token: i for i, token in enumerate([*specials, *alphabet])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A [SEP]", special_tokens=[("[SEP]", vocabulary["[SEP]"])]
-    )
+    if separator:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A [SEP]", special_tokens=[("[SEP]", vocabulary["[SEP]"])]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="[PAD]",
@@ -67,6 +72,11 @@ def equation_tokenizer() -> PreTrainedTokenizerFast:
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
+
+
+def equation_tokenizer() -> PreTrainedTokenizerFast:
+    """The characters of a chain of equations."""
+    return character_tokenizer(ALPHABET, separator=True)
 
 
 def equations(chains: Sequence[Chain], tokenizer: PreTrainedTokenizerBase, *, canvas_length: int) -> Dataset:
@@ -134,7 +144,8 @@ def words(
 class CanvasCollator:
     """Rows to a batch: `input_ids`, `attention_mask` [batch, prompt], `clean` [batch, canvas].
 
-    Prompts are padded on the left, responses filled up with EOS.
+    Prompts are padded on the left, responses filled up with EOS. Where rows have `given`, so has the batch: bool
+    [batch, canvas], the positions of the response that are known from the start.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -148,11 +159,60 @@ class CanvasCollator:
         cleans = [list(row["response_ids"]) + [eos] * (self.canvas_length - len(row["response_ids"])) for row in rows]
         if max(map(len, cleans)) > self.canvas_length:
             raise ValueError(f"canvas_length must hold every response, got {self.canvas_length}")
-        return {
-            "input_ids": prompts,
-            "attention_mask": mask,
-            "clean": torch.tensor(cleans),
-        }
+        batch = {"input_ids": prompts, "attention_mask": mask, "clean": torch.tensor(cleans)}
+        if "given" in rows[0]:
+            batch["given"] = torch.tensor([row["given"] for row in rows])
+        return batch
+
+
+def sudoku(
+    tokenizer: PreTrainedTokenizerBase, *, size: int, clues: int, count: int, seed: int, split: str, unique: bool = False
+) -> Dataset:
+    """`count` Sudoku puzzles: the canvas is the whole grid, `given` says which cells are clues, `answer` is the puzzle.
+
+    Grids of different splits differ: a checksum of the grid says to which it belongs, for every seed. Symmetries of a
+    grid may be in another split.
+
+    Args:
+        tokenizer: one token a character (`character_tokenizer`).
+        size: side of the grid, 4, 6 or 9.
+        clues: how many cells are given.
+        count: how many puzzles.
+        seed: of the draw.
+        split: "train", "validation" or "test".
+        unique: whether a puzzle must have one solution.
+    """
+    if not 0 <= clues < size * size:
+        raise ValueError(f"clues must be in [0, {size * size}), got {clues}")
+    options = {"size": size, "clues": clues, "count": count, "seed": seed, "split": split, "unique": unique}
+    return _nonempty(Dataset.from_generator(_draw_sudoku, gen_kwargs={"tokenizer": tokenizer, **options}))
+
+
+def _draw_sudoku(
+    tokenizer: PreTrainedTokenizerBase, size: int, clues: int, count: int, seed: int, split: str, unique: bool
+) -> Iterator[dict[str, Any]]:
+    rng, generator, drawn, puzzles = random.Random(seed), np.random.default_rng(seed), 0, 0
+    ids = np.array(tokenizer.convert_tokens_to_ids([*"0123456789"[: size + 1]]))
+    while puzzles < count:
+        for grid in grids(1000, size, generator):
+            if split_of(grid.tobytes()) != split:
+                continue
+            drawn += 1
+            given = clues_of(grid.tolist(), size, clues, unique=unique, rng=rng)
+            if given is None:
+                if drawn > 1000 and puzzles * 1000 < drawn:
+                    raise ValueError(f"clues must be as many as a unique puzzle can have, got {clues}")
+                continue
+            puzzle = "".join(str(d) if g else "." for d, g in zip(grid, given, strict=True))
+            yield {**_row([], ids[grid].tolist(), puzzle), "given": given}
+            puzzles += 1
+            if puzzles == count:
+                break
+
+
+def split_of(content: bytes) -> str:
+    """The split that a problem belongs to: by its checksum, 2 % each are for validation and test."""
+    return {0: "test", 1: "validation"}.get(zlib.crc32(content) % 50, "train")
 
 
 def _draw(
