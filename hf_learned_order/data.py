@@ -6,12 +6,11 @@ A *canvas* is a response followed by EOS up to a fixed length: the model itself 
 
 import random
 import zlib
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from datasets import Dataset, load_dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -19,11 +18,11 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_learned_order.canvas import stacked
 from hf_learned_order.gsm8k import ALPHABET, Chain, ChainError, Resampler, answer_of, read_rows
-from hf_learned_order.sudoku import clues as clues_of
-from hf_learned_order.sudoku import grids
 
 Rows = TypeVar("Rows", bound=Sized)
 HELD_OUT = 400  # the last rows of the training split: for tuning and model selection, never trained on
+SPLITS = ("train", "validation", "test")
+TRIES = 10_000  # draws one after another, of which about 400 are of the split that is wanted
 
 
 def load_gsm8k(
@@ -53,11 +52,24 @@ def load_gsm8k(
 
 def character_tokenizer(alphabet: str, *, separator: bool = False) -> PreTrainedTokenizerFast:
     """One token a character. With `separator` a prompt ends in `[SEP]`. Prompts are padded on the left."""
+    split = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    return _tokenizer(alphabet, split, decoders.Fuse(), separator=separator)
+
+
+def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One token a word, words between spaces. A prompt ends in `[SEP]`; prompts are padded on the left."""
+    return _tokenizer(words, pre_tokenizers.WhitespaceSplit(), None, separator=True)
+
+
+def _tokenizer(
+    tokens: Sequence[str], split: pre_tokenizers.PreTokenizer, decoder: decoders.Decoder | None, *, separator: bool
+) -> PreTrainedTokenizerFast:
     specials = ["[PAD]", "[MASK]", "[EOS]", "[SEP]", "[UNK]"]
-    vocabulary = {token: i for i, token in enumerate([*specials, *alphabet])}
+    vocabulary = {token: i for i, token in enumerate([*specials, *tokens])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
+    tokenizer.pre_tokenizer = split
+    if decoder is not None:  # without one, tokens are joined by spaces
+        tokenizer.decoder = decoder
     if separator:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="$A [SEP]", special_tokens=[("[SEP]", vocabulary["[SEP]"])]
@@ -165,54 +177,93 @@ class CanvasCollator:
         return batch
 
 
-def sudoku(
-    tokenizer: PreTrainedTokenizerBase, *, size: int, clues: int, count: int, seed: int, split: str, unique: bool = False
-) -> Dataset:
-    """`count` Sudoku puzzles: the canvas is the whole grid, `given` says which cells are clues, `answer` is the puzzle.
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One row of a task whose problems are drawn.
 
-    Grids of different splits differ: a checksum of the grid says to which it belongs, for every seed. Symmetries of a
-    grid may be in another split.
+    Attributes:
+        prompt: its text; empty where the canvas itself is the problem.
+        response: the text of a right response.
+        answer: what a task's `is_right` takes beside a response; the problem itself where several are right.
+        given: which tokens of the response are known from the start; None if none.
+    """
+
+    prompt: str
+    response: str
+    answer: str
+    given: tuple[bool, ...] | None = None
+
+
+# one problem from a source of randomness, None where that failed; it may ask first whether a text is of the split
+Draw = Callable[[random.Random, Callable[[str], bool]], Problem | None]
+
+
+def drawn(
+    draw: Draw,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    canvas_length: int,
+    count: int,
+    seed: int,
+    split: str,
+) -> Dataset:
+    """`count` problems of a split, cached on disk by `datasets`. One seed, one data set.
+
+    A problem belongs to a split by the checksum of its prompt (of its response where there is no prompt), whatever the
+    seed: 4 % each are for "validation" and "test", and no problem is in two splits.
 
     Args:
-        tokenizer: one token a character (`character_tokenizer`).
-        size: side of the grid, 4, 6 or 9.
-        clues: how many cells are given.
-        count: how many puzzles.
-        seed: of the draw.
+        draw: one problem, see `Draw`.
+        tokenizer: of the model.
+        canvas_length: what response and one EOS must fit in; where problems have `given`, the length of all responses.
+        count: how many.
+        seed: of the draws.
         split: "train", "validation" or "test".
-        unique: whether a puzzle must have one solution.
+
+    Raises:
+        ValueError: the split is unknown, or 10,000 draws one after another give nothing that fits.
     """
-    if not 0 <= clues < size * size:
-        raise ValueError(f"clues must be in [0, {size * size}), got {clues}")
-    options = {"size": size, "clues": clues, "count": count, "seed": seed, "split": split, "unique": unique}
-    return _nonempty(Dataset.from_generator(_draw_sudoku, gen_kwargs={"tokenizer": tokenizer, **options}))
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    options = {"canvas_length": canvas_length, "count": count, "seed": seed, "split": split}
+    # the generator's own errors come wrapped in one of `datasets`
+    next(_drawn(draw, tokenizer, **{**options, "count": 1}), None)
+    return _nonempty(Dataset.from_generator(_drawn, gen_kwargs={"draw": draw, "tokenizer": tokenizer, **options}))
 
 
-def _draw_sudoku(
-    tokenizer: PreTrainedTokenizerBase, size: int, clues: int, count: int, seed: int, split: str, unique: bool
+def _drawn(
+    draw: Draw,
+    tokenizer: PreTrainedTokenizerBase,
+    canvas_length: int,
+    count: int,
+    seed: int,
+    split: str,
 ) -> Iterator[dict[str, Any]]:
-    rng, generator, drawn, puzzles = random.Random(seed), np.random.default_rng(seed), 0, 0
-    ids = np.array(tokenizer.convert_tokens_to_ids([*"0123456789"[: size + 1]]))
-    while puzzles < count:
-        for grid in grids(1000, size, generator):
-            if split_of(grid.tobytes()) != split:
-                continue
-            drawn += 1
-            given = clues_of(grid.tolist(), size, clues, unique=unique, rng=rng)
-            if given is None:
-                if drawn > 1000 and puzzles * 1000 < drawn:
-                    raise ValueError(f"clues must be as many as a unique puzzle can have, got {clues}")
-                continue
-            puzzle = "".join(str(d) if g else "." for d, g in zip(grid, given, strict=True))
-            yield {**_row([], ids[grid].tolist(), puzzle), "given": given}
-            puzzles += 1
-            if puzzles == count:
-                break
+    rng, failed = random.Random(seed), 0
+
+    def wanted(text: str) -> bool:
+        return split_of(text) == split
+
+    while count > 0:
+        failed += 1
+        if failed > TRIES:
+            raise ValueError(
+                f"canvas_length must fit the task, got {canvas_length}: {TRIES} draws in turn gave nothing"
+            )
+        problem = draw(rng, wanted)
+        if problem is None or not wanted(problem.prompt or problem.response):
+            continue
+        response = tokenizer(problem.response, add_special_tokens=False)["input_ids"]
+        if len(response) < canvas_length if problem.given is None else len(response) == canvas_length:
+            prompt = tokenizer(problem.prompt)["input_ids"] if problem.prompt else []
+            given = {} if problem.given is None else {"given": list(problem.given)}
+            yield {**_row(prompt, response, problem.answer), **given}
+            count, failed = count - 1, 0
 
 
-def split_of(content: bytes) -> str:
-    """The split that a problem belongs to: by its checksum, 2 % each are for validation and test."""
-    return {0: "test", 1: "validation"}.get(zlib.crc32(content) % 50, "train")
+def split_of(text: str) -> str:
+    """The split that a drawn problem belongs to."""
+    return {0: "test", 1: "validation"}.get(zlib.crc32(text.encode()) % 25, "train")
 
 
 def _draw(

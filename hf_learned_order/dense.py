@@ -61,9 +61,9 @@ class DenseObjective(OrderELBO):
             gradient_steps=gradient_steps,
         )
 
-    def chains(self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor) -> Chains:
+    def chains(self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor, given: Tensor | None = None) -> Chains:
         self.max_denoising_steps = clean.shape[1]
-        return super().chains(input_ids, attention_mask, clean)
+        return super().chains(input_ids, attention_mask, clean, given)
 
     def laws(self, step: Step, clean: Tensor) -> tuple[SubsetDistribution, SubsetDistribution]:
         """Both are the law of one position."""

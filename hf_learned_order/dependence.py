@@ -44,15 +44,20 @@ class DependenceObjective(nn.Module):
         self.denoiser = denoiser
         self.scorer = scorer
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor) -> dict[str, Tensor]:
-        """`loss` (to be minimised) and the mean `observed` and `predicted` dependence of a pair, nats."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor, given: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """`loss` (to be minimised) and the mean `observed` and `predicted` dependence of a pair, nats.
+
+        `given` bool [batch, canvas] are positions of `clean` that are known from the start.
+        """
         prompt, prompt_mask = left_padded(input_ids, attention_mask)
-        masked = torch.ones_like(clean, dtype=torch.bool)
+        masked = torch.ones_like(clean, dtype=torch.bool) if given is None else ~given
         step = self._step(prompt, prompt_mask, clean, masked)
         first = self._observe(prompt, prompt_mask, clean, step)
         entropy = step.predictions.entropy
         share = torch.rand(len(clean), 1, device=clean.device)
-        remaining = (share * clean.shape[1]).long().clamp(min=2)
+        remaining = (share * masked.sum(-1, keepdim=True)).long().clamp(min=2)
         step = self._step(prompt, prompt_mask, clean, largest(_noisy(entropy), masked, remaining))
         second = self._observe(prompt, prompt_mask, clean, step)
         loss, observed, predicted = ((a + b) / 2 for a, b in zip(first, second, strict=True))

@@ -161,9 +161,14 @@ class OrderELBO(nn.Module):
         self.gradient_steps = gradient_steps
         self.value = ValueBaseline(scorer.config) if baseline == "value" else None
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor) -> dict[str, Tensor]:
-        """`loss` (nats a position, to be minimised), and the means over the batch of `bound`, `kl` (nats) and `nfe`."""
-        chains = self.chains(input_ids, attention_mask, clean)
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor, given: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """`loss` (nats a position, to be minimised), and the means over the batch of `bound`, `kl` (nats) and `nfe`.
+
+        `given` bool [batch, canvas] are positions of `clean` that are known from the start.
+        """
+        chains = self.chains(input_ids, attention_mask, clean, given)
         loss = -self.surrogate(chains) / clean.shape[1]
         if self.value is not None:
             loss = loss + chains.value_loss(returns=self.returns) / clean.shape[1] ** 2
@@ -181,12 +186,14 @@ class OrderELBO(nn.Module):
         """`Chains.surrogate` with this objective's baseline and returns."""
         return chains.surrogate(baseline=self.baseline, returns=self.returns)
 
-    def chains(self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor) -> Chains:
+    def chains(self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor, given: Tensor | None = None) -> Chains:
         """Draw K chains of each response from q and evaluate every term."""
         batch, repeats, steps = clean.shape[0], self.num_chains, self.max_denoising_steps
         prompt, prompt_mask = left_padded(input_ids, attention_mask)
         prompt, prompt_mask, clean = (tensor.repeat_interleave(repeats, 0) for tensor in (prompt, prompt_mask, clean))
         masked = torch.ones_like(clean, dtype=torch.bool)
+        if given is not None:
+            masked = ~given.repeat_interleave(repeats, 0)
         nfe = torch.zeros(len(clean), dtype=torch.long, device=clean.device)
         chosen, choices = self._chosen()
         everything_seen = []

@@ -6,8 +6,10 @@ symmetries that keep a grid valid: digits renamed; rows within bands, bands, col
 and, where boxes are square, the grid transposed.
 """
 
+import itertools
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -47,38 +49,50 @@ def solutions(
 
     Backtracking over the cell with the fewest digits left.
     """
-    cells, free, peers = list(puzzle), [(1 << size + 1) - 2] * (size * size), _peers(size)
-    for cell, digit in enumerate(cells):
-        if digit:
-            if not free[cell] >> digit & 1:
-                return []
-            for peer in peers[cell]:
-                free[peer] &= ~(1 << digit)
-    found: list[tuple[int, ...]] = []
+    board = _Board(size, rng)
+    clues = [(cell, digit) for cell, digit in enumerate(puzzle) if digit]
+    for cell, digit in clues:
+        if digit not in board.digits(cell):
+            return []
+        board.place(cell, digit)
+    empty = [cell for cell, digit in enumerate(puzzle) if not digit]
+    return list(itertools.islice(board.solutions(empty), limit))
 
-    def search(empty: list[int]) -> None:
+
+class _Board:
+    """A grid on its way: the digits placed, and as bits those that each cell may still take."""
+
+    def __init__(self, size: int, rng: random.Random | None):
+        self.size, self.rng, self.peers = size, rng, _peers(size)
+        self.cells, self.free = [0] * (size * size), [(1 << size + 1) - 2] * (size * size)
+
+    def digits(self, cell: int) -> list[int]:
+        digits = [digit for digit in range(1, self.size + 1) if self.free[cell] >> digit & 1]
+        if self.rng is not None:
+            self.rng.shuffle(digits)
+        return digits
+
+    def place(self, cell: int, digit: int) -> list[int]:
+        """Which of the cells that must differ had the digit left."""
+        self.cells[cell] = digit
+        changed = [peer for peer in self.peers[cell] if self.free[peer] >> digit & 1]
+        self._flip(changed, digit)
+        return changed
+
+    def solutions(self, empty: list[int]) -> Iterator[tuple[int, ...]]:
         if not empty:
-            found.append(tuple(cells))
+            yield tuple(self.cells)
             return
-        cell = min(empty, key=lambda c: free[c].bit_count())
-        digits = [digit for digit in range(1, size + 1) if free[cell] >> digit & 1]
-        if rng is not None:
-            rng.shuffle(digits)
+        cell = min(empty, key=lambda c: self.free[c].bit_count())
         rest = [other for other in empty if other != cell]
-        for digit in digits:
-            changed = [peer for peer in peers[cell] if free[peer] >> digit & 1]
-            for peer in changed:
-                free[peer] ^= 1 << digit
-            cells[cell] = digit
-            search(rest)
-            for peer in changed:
-                free[peer] ^= 1 << digit
-            if len(found) >= limit:
-                break
-        cells[cell] = 0
+        for digit in self.digits(cell):
+            changed = self.place(cell, digit)
+            yield from self.solutions(rest)
+            self._flip(changed, digit)
 
-    search([cell for cell, digit in enumerate(cells) if not digit])
-    return found
+    def _flip(self, cells: list[int], digit: int) -> None:
+        for cell in cells:
+            self.free[cell] ^= 1 << digit
 
 
 def grids(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -109,6 +123,20 @@ def clues(grid: Sequence[int], size: int, count: int, *, unique: bool, rng: rand
         if unique and len(solutions([d * g for d, g in zip(grid, given, strict=True)], size)) > 1:
             given[cell] = True
     return given if sum(given) == count else None
+
+
+def puzzle_text(grid: Sequence[int], given: Sequence[bool]) -> str:
+    """A digit for each clue, `.` for each empty cell."""
+    return "".join(str(digit) if known else "." for digit, known in zip(grid, given, strict=True))
+
+
+def is_right(response: str, puzzle: str) -> bool:
+    """Whether the response is a valid grid that agrees with the puzzle."""
+    size = math.isqrt(len(puzzle))
+    if len(response) != len(puzzle) or not response.isdigit():
+        return False
+    kept = all(clue in (".", digit) for clue, digit in zip(puzzle, response, strict=True))
+    return kept and is_valid([int(digit) for digit in response], size)
 
 
 def _permuted(count: int, size: int, part: int, rng: np.random.Generator) -> np.ndarray:
