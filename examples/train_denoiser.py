@@ -277,6 +277,9 @@ def main() -> None:
     if make_tokenizer is None:
         raise ValueError(f"task must be one with a tokenizer of its own, got {arguments.task[0]!r}")
     tokenizer = make_tokenizer()
+    for name, task in zip(arguments.task, tasks, strict=True):
+        if task.tokenizer is None or task.tokenizer().get_vocab() != tokenizer.get_vocab():
+            raise ValueError(f"tasks must share a tokenizer, but {arguments.task[0]} and {name} do not")
     canvas_length = arguments.canvas_length or max(task.canvas_length for task in tasks)
     source = Source(
         split="train",
@@ -292,14 +295,18 @@ def main() -> None:
         held_out = replace(source, split="validation", count=HELD_OUT)
         validation = concatenate_datasets([task.load(tokenizer, held_out) for task in tasks])
     batch_size = training.train_batch_size * training.world_size
-    order = curriculum(train["length"][:], batch_size=batch_size, ramp=arguments.ramp_problems, seed=training.seed)
+    lengths: Any = train["length"][:]
+    order = curriculum(lengths, batch_size=batch_size, ramp=arguments.ramp_problems, seed=training.seed)
     model = new_model(arguments, tokenizer, canvas_length + max(map(len, train["prompt_ids"])))
     if arguments.model_name_or_path is not None:
+        if not isinstance(model, ModernBertForMaskedLM):
+            raise ValueError(f"architecture must be modernbert to go on from a model, got {arguments.architecture}")
         model = widen(ModernBertForMaskedLM.from_pretrained(arguments.model_name_or_path), model)
     trainer = (EquationTrainer if "equations" in arguments.task else DenoiserTrainer)(
         model=model,
         args=training,
-        train_dataset=train.select(order),  # pyrefly: ignore[bad-argument-type] (a Dataset's is a Dataset)
+        # pyrefly: ignore[bad-argument-type, missing-attribute] (a Dataset's is a Dataset)
+        train_dataset=train.select(order),
         eval_dataset=validation,
         data_collator=CanvasCollator(tokenizer=tokenizer, canvas_length=canvas_length),
         processing_class=tokenizer,
