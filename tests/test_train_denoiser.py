@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def masks(response: str, rows: int, share: float, canvas_length: int = 40) -> tuple[list[str], list[str], str]:
-    """What `hidden_and_scored` hides and what it scores in many copies of a response, as text with `_` at those positions."""
+    """What is hidden and what is scored in many copies of a response, as text with `_` at those positions."""
     tokenizer = equation_tokenizer()
     collator = CanvasCollator(tokenizer=tokenizer, canvas_length=canvas_length)
     ids = tokenizer(response, add_special_tokens=False)["input_ids"]
