@@ -40,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install '$(TORCH)'
 	$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $(VENV)/constraints.txt
 	grep -v '^torch' constraints.txt >> $(VENV)/constraints.txt
-	$(BIN)/python -m pip install -e '.[train,plot,eval,lm-eval,space,dev]' -c $(VENV)/constraints.txt
+	$(BIN)/python -m pip install -e '.[train,plot,eval,lm-eval,reasoning,space,dev]' -c $(VENV)/constraints.txt
 	echo '$(TORCH)' > $@
 
 demo: $(STAMP)

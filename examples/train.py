@@ -10,18 +10,17 @@ Interrupted runs go on from the last checkpoint when the same command is given a
 
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transformers import EarlyStoppingCallback, HfArgumentParser, set_seed
 
 from hf_learned_order.answers import AnswerMetrics
 from hf_learned_order.arguments import OrderTrainingArguments
 from hf_learned_order.cards import Card
-from hf_learned_order.data import equations, load_gsm8k, resampled_equations, words
 from hf_learned_order.denoisers import Denoiser, load_denoiser, load_tokenizer
-from hf_learned_order.gsm8k import chains_of
 from hf_learned_order.saved import last_checkpoint
 from hf_learned_order.scorer import LAWS, OrderScorer
+from hf_learned_order.tasks import TASKS, Source
 from hf_learned_order.trainer import OrderTrainer
 
 
@@ -32,8 +31,8 @@ class ScriptArguments:
     model_name_or_path: str = field(default="examples/denoiser", metadata={"help": "the denoiser"})
     dataset_name: str | None = field(default=None, metadata={"help": "GSM8K on the Hub, e.g. openai/gsm8k"})
     train_file: str | None = field(default=None, metadata={"help": "GSM8K's train.jsonl, instead of dataset_name"})
-    task: str = field(default="equations", metadata={"choices": ["equations", "words"]})
-    num_problems: int = field(default=20_000, metadata={"help": "equations: chains drawn by resampling the numbers"})
+    task: str = field(default="equations", metadata={"help": "a task", "choices": list(TASKS)})
+    num_problems: int = field(default=20_000, metadata={"help": "drawn for training; `words` takes all that there are"})
     scorer_name_or_path: str | None = field(
         default=None, metadata={"help": "a scorer to go on from; law and size are then its own"}
     )
@@ -54,24 +53,18 @@ def main() -> None:
     set_seed(training.seed)
     tokenizer = load_tokenizer(script.model_name_or_path)
     model = load_denoiser(script.model_name_or_path)
-    rows = load_gsm8k(dataset_name=script.dataset_name, train_file=script.train_file)
-    length = training.canvas_length
-    if script.task == "equations":
-        chains, held_out = (chains_of(rows[split])[0] for split in ("train", "validation"))
-        with training.main_process_first():
-            # numbers close to the published ones: what matters is how this denoiser does on real problems
-            train = resampled_equations(
-                chains,
-                tokenizer,
-                canvas_length=length,
-                count=script.num_problems,
-                seed=training.seed,
-                keep=0.4,
-                growth=1,
-            )
-        validation = equations(held_out, tokenizer, canvas_length=length)
-    else:
-        train, validation = (words(rows[split], tokenizer, canvas_length=length) for split in ("train", "validation"))
+    task = TASKS[script.task]
+    source = Source(
+        split="train",
+        count=script.num_problems,
+        seed=training.seed,
+        canvas_length=training.canvas_length,
+        dataset_name=script.dataset_name,
+        train_file=script.train_file,
+    )
+    with training.main_process_first():
+        train = task.load(tokenizer, source)
+        validation = task.load(tokenizer, replace(source, split="validation", count=400))
     peft_config = None
     if script.use_lora:
         from peft import LoraConfig
@@ -104,7 +97,7 @@ def main() -> None:
         callbacks=[EarlyStoppingCallback(patience)] if (patience := script.early_stopping_patience) else None,
         card=Card(
             task=script.task,
-            data=f"GSM8K {script.task}, {len(train)} training problems",
+            data=f"{len(train)} training problems of {script.task}",
             command=shlex.join(["python", *sys.argv]),
             seeds=(training.seed,),
         ),

@@ -1,7 +1,8 @@
-r"""Train a small masked diffusion model, a stock `ModernBertForMaskedLM`, on the equations of GSM8K.
+r"""Train a small masked diffusion model, a stock `ModernBertForMaskedLM` or `BertForMaskedLM`, on a task.
 
     accelerate launch examples/train_denoiser.py \
         --train_file ../shared/data/gsm8k/train.jsonl --output_dir runs/denoiser
+    accelerate launch examples/train_denoiser.py --task sudoku --architecture bert --output_dir runs/sudoku-denoiser
 
 Absorbing noise with a linear schedule. For a canvas of L positions, t is stratified over the batch, exactly
 n = ceil(tL) positions are masked, and their loss is weighted by 1/t: the any-order form of the diffusion bound, with
@@ -11,15 +12,19 @@ Interrupted runs go on from the last checkpoint when the same command is given a
 """
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from datasets import concatenate_datasets
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
     HfArgumentParser,
     ModernBertConfig,
     ModernBertForMaskedLM,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
@@ -27,25 +32,32 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_learned_order.data import CanvasCollator, equation_tokenizer, equations, load_gsm8k, resampled_equations
-from hf_learned_order.gsm8k import chains_of
+from hf_learned_order.data import HELD_OUT, CanvasCollator
+from hf_learned_order.tasks import Source, find_task
 
 
 @dataclass(kw_only=True)
 class DenoiserArguments:
     """What is trained on what."""
 
+    task: list[str] = field(
+        default_factory=lambda: ["equations"],
+        metadata={"help": "of tasks.TASKS; several must share a tokenizer"},
+    )
     dataset_name: str | None = field(default=None, metadata={"help": "GSM8K on the Hub, e.g. openai/gsm8k"})
     train_file: str | None = field(default=None, metadata={"help": "GSM8K's train.jsonl, instead of dataset_name"})
-    num_problems: int = field(default=1_200_000, metadata={"help": "chains drawn by resampling the numbers"})
+    num_problems: int = field(default=1_200_000, metadata={"help": "problems drawn"})
     keep: float = field(default=0.4, metadata={"help": "how often an expression keeps its numbers"})
     growth: int = field(default=1, metadata={"help": "digits that a result may have more than the original one"})
     pieces: float = field(default=0.3, metadata={"help": "how often a part of a chain stands for the whole one"})
     drills: float = field(default=0.3, metadata={"help": "how often a chain is of unrelated expressions"})
     ramp_problems: int = field(default=100_000, metadata={"help": "of these, the short ones come first"})
-    canvas_length: int = field(default=64, metadata={"help": "characters of a response, EOS included"})
+    canvas_length: int | None = field(default=None, metadata={"help": "positions of a response; by default the task's"})
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "go on from this model instead of a new one"}
+    )
+    architecture: str = field(
+        default="modernbert", metadata={"help": "bert: learned positions, for grids", "choices": ["modernbert", "bert"]}
     )
     hidden_size: int = 128
     num_hidden_layers: int = 6
@@ -77,7 +89,8 @@ class DenoiserTrainingArguments(TrainingArguments):
     save_steps: float = 500
     save_total_limit: int = 2
     arithmetic_share: float = field(
-        default=0.6, metadata={"help": "share of the rows whose mask makes the model calculate instead of copy"}
+        default=0.6,
+        metadata={"help": "equations: share of the rows whose mask makes the model calculate instead of copy"},
     )
     noise_ramp_steps: int = field(default=1500, metadata={"help": "updates until t reaches up to 1, from 0.3"})
     seed: int = 0
@@ -134,7 +147,7 @@ class DenoiserTrainer(Trainer):
         masked = torch.rand(clean.shape, device=clean.device).argsort(-1).argsort(-1) <= (t * length).floor()[:, None]
         scored = masked
         if model.training:
-            masked, scored = self._arithmetic(clean, masked)
+            masked, scored = self.hidden_and_scored(clean, masked)
         config: Any = self.accelerator.unwrap_model(model).config
         canvas = clean.masked_fill(masked, config.mask_token_id)
         logits = model(
@@ -152,7 +165,22 @@ class DenoiserTrainer(Trainer):
         with torch.no_grad():
             return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
 
-    def _arithmetic(self, clean: torch.Tensor, masked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def hidden_and_scored(self, clean: torch.Tensor, masked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is hidden in training, and what of it the loss is taken of."""
+        return masked, masked
+
+    def _trim(self, clean: torch.Tensor) -> torch.Tensor:
+        """Three batches of four end soon after their longest response: most EOS at the end teach nothing."""
+        if torch.rand(()) < 0.25:
+            return clean
+        longest = int((clean != self.processing_class.eos_token_id).sum(1).max())
+        return clean[:, : longest + 1 + int(torch.randint(8, ()))]
+
+
+class EquationTrainer(DenoiserTrainer):
+    """With other masks in some rows, so that the model has to calculate instead of copying."""
+
+    def hidden_and_scored(self, clean: torch.Tensor, masked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """In some rows other masks than `masked`; and what is scored. Any law of masks has the same optimum.
 
         Under scattered masks a result can mostly be copied from where the chain uses it again, and arithmetic is
@@ -180,13 +208,6 @@ class DenoiserTrainer(Trainer):
         masked = torch.where(suffix, hidden, torch.where(drill, results, masked))
         return masked, torch.where(suffix, hidden & (position < start + 12), masked)
 
-    def _trim(self, clean: torch.Tensor) -> torch.Tensor:
-        """Three batches of four end soon after their longest response: most EOS at the end teach nothing."""
-        if torch.rand(()) < 0.25:
-            return clean
-        longest = int((clean != self.processing_class.eos_token_id).sum(1).max())
-        return clean[:, : longest + 1 + int(torch.randint(8, ()))]
-
 
 def curriculum(lengths: list[int], *, batch_size: int, ramp: int, seed: int) -> list[int]:
     """An order of the rows: short ones first for `ramp` rows, then mixed; batches hold rows of like length.
@@ -206,10 +227,9 @@ def curriculum(lengths: list[int], *, batch_size: int, ramp: int, seed: int) -> 
     return arranged
 
 
-def widen(model: ModernBertForMaskedLM, config: ModernBertConfig) -> ModernBertForMaskedLM:
-    """The same function with more hidden units in each MLP: new ones are drawn, and give nothing at first."""
-    old, new = model.config.intermediate_size, config.intermediate_size
-    wide = ModernBertForMaskedLM(config)
+def widen(model: ModernBertForMaskedLM, wide: ModernBertForMaskedLM) -> ModernBertForMaskedLM:
+    """`wide` with the function of `model` and more hidden units in each MLP: new ones are drawn, and give nothing."""
+    old, new = model.config.intermediate_size, wide.config.intermediate_size
     weights = model.state_dict()
     for name, weight in wide.state_dict().items():
         if name.endswith("mlp.Wi.weight"):  # values above, gates below
@@ -221,55 +241,74 @@ def widen(model: ModernBertForMaskedLM, config: ModernBertConfig) -> ModernBertF
     return wide
 
 
+def new_model(arguments: DenoiserArguments, tokenizer: PreTrainedTokenizerBase, length: int) -> PreTrainedModel:
+    """A model without training. With learned positions it takes up to `length` tokens, without up to 256 or more."""
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": arguments.hidden_size,
+        "num_hidden_layers": arguments.num_hidden_layers,
+        "num_attention_heads": arguments.num_attention_heads,
+        "intermediate_size": arguments.intermediate_size,
+        "max_position_embeddings": length if arguments.architecture == "bert" else max(256, length),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "mask_token_id": tokenizer.mask_token_id,
+        "attn_implementation": "eager",
+    }
+    if arguments.architecture == "bert":
+        return BertForMaskedLM(BertConfig(**shape, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    return ModernBertForMaskedLM(
+        ModernBertConfig(
+            **shape,
+            layer_types=["full_attention"] * arguments.num_hidden_layers,
+            rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 1000.0}},
+            sep_token_id=tokenizer.sep_token_id,
+            bos_token_id=None,
+            cls_token_id=None,
+        )
+    )
+
+
 def main() -> None:
     arguments, training = HfArgumentParser((DenoiserArguments, DenoiserTrainingArguments)).parse_args_into_dataclasses()
     set_seed(training.seed)
-    tokenizer = equation_tokenizer()
-    rows = load_gsm8k(dataset_name=arguments.dataset_name, train_file=arguments.train_file)
-    chains, _ = chains_of(rows["train"])
-    held_out, _ = chains_of(rows["validation"])
-    canvas_length, count = arguments.canvas_length, arguments.num_problems
-    with training.main_process_first():
-        train = resampled_equations(
-            chains,
-            tokenizer,
-            canvas_length=canvas_length,
-            count=count,
-            seed=training.seed,
-            keep=arguments.keep,
-            growth=arguments.growth,
-            pieces=arguments.pieces,
-            drills=arguments.drills,
-        )
-    batch_size = training.train_batch_size * training.world_size
-    order = curriculum(train["length"][:], batch_size=batch_size, ramp=arguments.ramp_problems, seed=training.seed)
-    config = ModernBertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=arguments.hidden_size,
-        num_hidden_layers=arguments.num_hidden_layers,
-        num_attention_heads=arguments.num_attention_heads,
-        intermediate_size=arguments.intermediate_size,
-        max_position_embeddings=256,
-        layer_types=["full_attention"] * arguments.num_hidden_layers,
-        rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 1000.0}},
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        sep_token_id=tokenizer.sep_token_id,
-        bos_token_id=None,
-        cls_token_id=None,
-        mask_token_id=tokenizer.mask_token_id,  # pyrefly: ignore[unexpected-keyword]
-        attn_implementation="eager",  # pyrefly: ignore[unexpected-keyword]
+    tasks = [find_task(name) for name in arguments.task]
+    make_tokenizer = tasks[0].tokenizer
+    if make_tokenizer is None:
+        raise ValueError(f"task must be one with a tokenizer of its own, got {arguments.task[0]!r}")
+    tokenizer = make_tokenizer()
+    for name, task in zip(arguments.task, tasks, strict=True):
+        if task.tokenizer is None or task.tokenizer().get_vocab() != tokenizer.get_vocab():
+            raise ValueError(f"tasks must share a tokenizer, but {arguments.task[0]} and {name} do not")
+    canvas_length = arguments.canvas_length or max(task.canvas_length for task in tasks)
+    source = Source(
+        split="train",
+        count=arguments.num_problems // len(tasks),
+        seed=training.seed,
+        canvas_length=canvas_length,
+        dataset_name=arguments.dataset_name,
+        train_file=arguments.train_file,
+        resampling={name: getattr(arguments, name) for name in ("keep", "growth", "pieces", "drills")},
     )
-    if arguments.model_name_or_path is None:
-        model = ModernBertForMaskedLM(config)
-    else:
-        model = widen(ModernBertForMaskedLM.from_pretrained(arguments.model_name_or_path), config)
-    trainer = DenoiserTrainer(
+    with training.main_process_first():
+        train = concatenate_datasets([task.load(tokenizer, source) for task in tasks]).shuffle(training.seed)
+        held_out = replace(source, split="validation", count=HELD_OUT)
+        validation = concatenate_datasets([task.load(tokenizer, held_out) for task in tasks])
+    batch_size = training.train_batch_size * training.world_size
+    lengths: Any = train["length"][:]
+    order = curriculum(lengths, batch_size=batch_size, ramp=arguments.ramp_problems, seed=training.seed)
+    model = new_model(arguments, tokenizer, canvas_length + max(map(len, train["prompt_ids"])))
+    if arguments.model_name_or_path is not None:
+        if not isinstance(model, ModernBertForMaskedLM):
+            raise ValueError(f"architecture must be modernbert to go on from a model, got {arguments.architecture}")
+        model = widen(ModernBertForMaskedLM.from_pretrained(arguments.model_name_or_path), model)
+    trainer = (EquationTrainer if "equations" in arguments.task else DenoiserTrainer)(
         model=model,
         args=training,
-        train_dataset=train.select(order),  # pyrefly: ignore[bad-argument-type] (a Dataset's is a Dataset)
-        eval_dataset=equations(held_out, tokenizer, canvas_length=arguments.canvas_length),
-        data_collator=CanvasCollator(tokenizer=tokenizer, canvas_length=arguments.canvas_length),
+        # pyrefly: ignore[bad-argument-type, missing-attribute] (a Dataset's is a Dataset)
+        train_dataset=train.select(order),
+        eval_dataset=validation,
+        data_collator=CanvasCollator(tokenizer=tokenizer, canvas_length=canvas_length),
         processing_class=tokenizer,
         optimizers=(MuonAdamW(model, lr=training.learning_rate), None),
     )

@@ -35,9 +35,20 @@ class AgreementObjective(RolloutObjective):
     temperature = 1.0  # the most likely tokens would be rewarded for being more likely together than they claimed
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor, seeds: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        clean: Tensor,
+        seeds: Tensor | None = None,
+        given: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """`loss` (a surrogate, nats a position, to be minimised), and the means of `agreement` (nats) and `nfe`."""
+        """`loss` (a surrogate, nats a position, to be minimised), and the means of `agreement` (nats) and `nfe`.
+
+        Raises:
+            ValueError: parts of the responses are `given`.
+        """
+        if given is not None:
+            raise ValueError("given must be None: agreement is of whole responses; train on this task by another one")
         rollouts = self.rollouts(input_ids, attention_mask, clean.shape[1], seeds)
         gains = self.gains(input_ids, attention_mask, rollouts)
         steps = torch.arange(1, len(rollouts.log_q) + 1, device=gains.device)[:, None, None, None]

@@ -16,7 +16,8 @@ def stacked(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor
     width = max(map(len, prompts))
     ids = [[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids), torch.tensor(mask)
+    # without the type, prompts that are all empty would be of floats
+    return torch.tensor(ids, dtype=torch.long), torch.tensor(mask, dtype=torch.long)
 
 
 def left_padded(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:

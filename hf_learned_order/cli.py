@@ -34,10 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--dataset_name", help="GSM8K on the Hub, e.g. openai/gsm8k")
     evaluate.add_argument("--train_file", help="its train.jsonl: the last 400 rows tune the samplers")
     evaluate.add_argument("--test_file", help="its test.jsonl")
-    evaluate.add_argument("--tasks", nargs="+", choices=("equations", "words"), default=["equations"])
+    evaluate.add_argument("--tasks", nargs="+", default=["equations"], help="names of hf_learned_order.tasks.TASKS")
     evaluate.add_argument("--samplers", nargs="+", help="by default all of them")
     evaluate.add_argument("--nfe", nargs="+", type=float, default=[2, 4, 6, 8, 12, 16], help="target mean NFE")
-    evaluate.add_argument("--canvas_length", type=int, default=64)
+    evaluate.add_argument("--canvas_length", type=int, help="positions of a response; by default the task's")
+    evaluate.add_argument("--temperature", type=float, default=0.0, help="of the tokens; 0 takes the most likely ones")
     evaluate.add_argument("--batch_size", type=int, default=128)
     evaluate.add_argument("--dtype", default="float32", help="of the denoiser, e.g. bfloat16")
     evaluate.add_argument("--limit", type=int, help="test problems, the first so many; by default all")
@@ -212,24 +213,34 @@ def _names(given: Sequence[str] | None, scorers: Sequence) -> list[str]:
 
 def _evaluators(options: argparse.Namespace, denoiser: Any, tokenizer: Any) -> dict[str, tuple[Any, Any]]:
     """For each task what settings are tuned on and what is measured."""
-    from hf_learned_order.data import equations, load_gsm8k, words
     from hf_learned_order.evaluation import Evaluator
-    from hf_learned_order.gsm8k import chains_of
+    from hf_learned_order.tasks import Source, Task, find_task
 
-    rows = load_gsm8k(dataset_name=options.dataset_name, train_file=options.train_file, test_file=options.test_file)
-    if not {"validation", "test"} <= rows.keys():
-        raise ValueError("both --train_file and --test_file must be given, or --dataset_name")
-    length = options.canvas_length
+    def evaluator(task: Task, split: str, count: int | None) -> Evaluator:
+        length = options.canvas_length or task.canvas_length
+        source = Source(
+            split=split,
+            count=count,
+            canvas_length=length,
+            dataset_name=options.dataset_name,
+            train_file=options.train_file,
+            test_file=options.test_file,
+        )
+        return Evaluator(
+            denoiser,
+            tokenizer,
+            task.load(tokenizer, source),
+            canvas_length=length,
+            batch_size=options.batch_size,
+            is_right=task.is_right,
+            temperature=options.temperature,
+        )
 
-    def evaluator(task: str, split: list[dict[str, str]]) -> Evaluator:
-        if task == "equations":
-            dataset = equations(chains_of(split)[0], tokenizer, canvas_length=length)
-        else:
-            dataset = words(split, tokenizer, canvas_length=length)
-        return Evaluator(denoiser, tokenizer, dataset, canvas_length=length, batch_size=options.batch_size)
-
-    tuning, test = rows["validation"][: options.tuning_limit], rows["test"][: options.limit]
-    return {task: (evaluator(task, tuning), evaluator(task, test)) for task in dict.fromkeys(options.tasks)}
+    tasks = {name: find_task(name) for name in options.tasks}
+    return {
+        name: (evaluator(task, "validation", options.tuning_limit), evaluator(task, "test", options.limit))
+        for name, task in tasks.items()
+    }
 
 
 def _settings(options: argparse.Namespace, model: Any, scorers: list, evaluators: dict) -> dict[str, Any]:

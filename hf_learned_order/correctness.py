@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from hf_learned_order.denoisers import Denoiser
-from hf_learned_order.generation import decode
+from hf_learned_order.generation import decode, start
 from hf_learned_order.predictions import Step
 from hf_learned_order.rules import Proposal, State
 from hf_learned_order.samplers import LearnedOrderSampler
@@ -86,21 +86,30 @@ class CorrectnessObjective(nn.Module):
         self.eos_token_id = eos_token_id
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor, seeds: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        clean: Tensor,
+        seeds: Tensor | None = None,
+        given: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """`loss` (nats a position), `confidence_loss` (the same with s = 0), `exact` (share of responses) and `nfe`.
 
-        `seeds` are those of `updates.Draws`.
+        `seeds` are those of `updates.Draws`; `given` bool [batch, canvas] are positions of `clean` that are known from
+        the start.
         """
         draws = Draws(seeds, rows=len(clean), device=clean.device)
         steps = draws.integer(self.min_denoising_steps, self.max_denoising_steps)
-        sampler = _Observed(scorer=self.scorer, bias=draws.number(*BIASES), clean=clean, seen=[])
+        sampler = _Observed(
+            scorer=self.scorer,
+            bias=draws.number(*BIASES),
+            clean=torch.cat([input_ids, clean], 1),
+            seen=[],
+        )
         output = decode(
             self.denoiser,
-            input_ids,
-            attention_mask,
+            **start(input_ids, attention_mask, clean, given, mask_token_id=self.denoiser.mask_token_id),
             sampler=sampler,
-            max_new_tokens=clean.shape[1],
             max_denoising_steps=min(steps, clean.shape[1]),
             eos_token_id=self.eos_token_id,
         )
@@ -118,11 +127,11 @@ class CorrectnessObjective(nn.Module):
 class _Observed(LearnedOrderSampler):
     """The learned order, and at each of its steps what there is to learn."""
 
-    clean: Tensor
+    clean: Tensor  # prompt and response
     seen: list[tuple[Tensor, Tensor, Tensor]]  # sums over positions of both losses, and how many positions
 
     def init_state(self, step: Step) -> State:
-        return (self.clean,)  # the loop drops the rows that finish
+        return (self.clean[:, -step.masked.shape[1] :],)  # the loop drops the rows that finish
 
     def propose(self, step: Step, state: State) -> Proposal:
         (clean,) = state

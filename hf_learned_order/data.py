@@ -5,7 +5,8 @@ A *canvas* is a response followed by EOS up to a fixed length: the model itself 
 """
 
 import random
-from collections.abc import Iterator, Sequence, Sized
+import zlib
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,8 @@ from hf_learned_order.gsm8k import ALPHABET, Chain, ChainError, Resampler, answe
 
 Rows = TypeVar("Rows", bound=Sized)
 HELD_OUT = 400  # the last rows of the training split: for tuning and model selection, never trained on
+SPLITS = ("train", "validation", "test")
+TRIES = 10_000  # draws one after another, of which about 400 are of the split that is wanted
 
 
 def load_gsm8k(
@@ -47,16 +50,30 @@ def load_gsm8k(
     return splits
 
 
-def equation_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character. A prompt ends in `[SEP]`; prompts are padded on the left."""
+def character_tokenizer(alphabet: str, *, separator: bool = False) -> PreTrainedTokenizerFast:
+    """One token a character. With `separator` a prompt ends in `[SEP]`. Prompts are padded on the left."""
+    split = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    return _tokenizer(alphabet, split, decoders.Fuse(), separator=separator)
+
+
+def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One token a word, words between spaces. A prompt ends in `[SEP]`; prompts are padded on the left."""
+    return _tokenizer(words, pre_tokenizers.WhitespaceSplit(), None, separator=True)
+
+
+def _tokenizer(
+    tokens: Sequence[str], split: pre_tokenizers.PreTokenizer, decoder: decoders.Decoder | None, *, separator: bool
+) -> PreTrainedTokenizerFast:
     specials = ["[PAD]", "[MASK]", "[EOS]", "[SEP]", "[UNK]"]
-    vocabulary = {token: i for i, token in enumerate([*specials, *ALPHABET])}
+    vocabulary = {token: i for i, token in enumerate([*specials, *tokens])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A [SEP]", special_tokens=[("[SEP]", vocabulary["[SEP]"])]
-    )
+    tokenizer.pre_tokenizer = split
+    if decoder is not None:  # without one, tokens are joined by spaces
+        tokenizer.decoder = decoder
+    if separator:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A [SEP]", special_tokens=[("[SEP]", vocabulary["[SEP]"])]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="[PAD]",
@@ -67,6 +84,11 @@ def equation_tokenizer() -> PreTrainedTokenizerFast:
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
+
+
+def equation_tokenizer() -> PreTrainedTokenizerFast:
+    """The characters of a chain of equations."""
+    return character_tokenizer(ALPHABET, separator=True)
 
 
 def equations(chains: Sequence[Chain], tokenizer: PreTrainedTokenizerBase, *, canvas_length: int) -> Dataset:
@@ -134,7 +156,8 @@ def words(
 class CanvasCollator:
     """Rows to a batch: `input_ids`, `attention_mask` [batch, prompt], `clean` [batch, canvas].
 
-    Prompts are padded on the left, responses filled up with EOS.
+    Prompts are padded on the left, responses filled up with EOS. Where rows have `given`, so has the batch: bool
+    [batch, canvas], the positions of the response that are known from the start.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -148,11 +171,99 @@ class CanvasCollator:
         cleans = [list(row["response_ids"]) + [eos] * (self.canvas_length - len(row["response_ids"])) for row in rows]
         if max(map(len, cleans)) > self.canvas_length:
             raise ValueError(f"canvas_length must hold every response, got {self.canvas_length}")
-        return {
-            "input_ids": prompts,
-            "attention_mask": mask,
-            "clean": torch.tensor(cleans),
-        }
+        batch = {"input_ids": prompts, "attention_mask": mask, "clean": torch.tensor(cleans)}
+        if "given" in rows[0]:
+            batch["given"] = torch.tensor([row["given"] for row in rows])
+        return batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One row of a task whose problems are drawn.
+
+    Attributes:
+        prompt: its text; empty where the canvas itself is the problem.
+        response: the text of a right response.
+        answer: what a task's `is_right` takes beside a response; the problem itself where several are right.
+        given: which tokens of the response are known from the start; None if none.
+    """
+
+    prompt: str
+    response: str
+    answer: str
+    given: tuple[bool, ...] | None = None
+
+
+# one problem from a source of randomness, None where that failed; it may ask first whether a text is of the split
+Draw = Callable[[random.Random, Callable[[str], bool]], Problem | None]
+
+
+def drawn(
+    draw: Draw,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    canvas_length: int,
+    count: int,
+    seed: int,
+    split: str,
+) -> Dataset:
+    """`count` problems of a split, cached on disk by `datasets`. One seed, one data set.
+
+    A problem belongs to a split by the checksum of its prompt (of its response where there is no prompt), whatever the
+    seed: 4 % each are for "validation" and "test", and no problem is in two splits.
+
+    Args:
+        draw: one problem, see `Draw`.
+        tokenizer: of the model.
+        canvas_length: what response and one EOS must fit in; where problems have `given`, the length of all responses.
+        count: how many.
+        seed: of the draws.
+        split: "train", "validation" or "test".
+
+    Raises:
+        ValueError: the split is unknown, or 10,000 draws one after another give nothing that fits.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    options = {"canvas_length": canvas_length, "count": count, "seed": seed, "split": split}
+    # the generator's own errors come wrapped in one of `datasets`
+    next(_drawn(draw, tokenizer, **{**options, "count": 1}), None)
+    return _nonempty(Dataset.from_generator(_drawn, gen_kwargs={"draw": draw, "tokenizer": tokenizer, **options}))
+
+
+def _drawn(
+    draw: Draw,
+    tokenizer: PreTrainedTokenizerBase,
+    canvas_length: int,
+    count: int,
+    seed: int,
+    split: str,
+) -> Iterator[dict[str, Any]]:
+    rng, failed = random.Random(seed), 0
+
+    def wanted(text: str) -> bool:
+        return split_of(text) == split
+
+    while count > 0:
+        failed += 1
+        if failed > TRIES:
+            raise ValueError(
+                f"canvas_length must fit the task, got {canvas_length}: {TRIES} draws in turn gave nothing"
+            )
+        problem = draw(rng, wanted)
+        if problem is None or not wanted(problem.prompt or problem.response):
+            continue
+        response = tokenizer(problem.response, add_special_tokens=False)["input_ids"]
+        if len(response) < canvas_length if problem.given is None else len(response) == canvas_length:
+            prompt = tokenizer(problem.prompt)["input_ids"] if problem.prompt else []
+            given = {} if problem.given is None else {"given": list(problem.given)}
+            yield {**_row(prompt, response, problem.answer), **given}
+            count, failed = count - 1, 0
+
+
+def split_of(text: str) -> str:
+    """The split that a drawn problem belongs to."""
+    return {0: "test", 1: "validation"}.get(zlib.crc32(text.encode()) % 25, "train")
 
 
 def _draw(

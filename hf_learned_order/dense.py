@@ -61,9 +61,16 @@ class DenseObjective(OrderELBO):
             gradient_steps=gradient_steps,
         )
 
-    def chains(self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor, seeds: Tensor | None = None) -> Chains:
+    def chains(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        clean: Tensor,
+        seeds: Tensor | None = None,
+        given: Tensor | None = None,
+    ) -> Chains:
         self.max_denoising_steps = clean.shape[1]
-        return super().chains(input_ids, attention_mask, clean, seeds)
+        return super().chains(input_ids, attention_mask, clean, seeds, given)
 
     def laws(self, step: Step, clean: Tensor) -> tuple[SubsetDistribution, SubsetDistribution]:
         """Both are the law of one position."""

@@ -46,20 +46,26 @@ class DependenceObjective(nn.Module):
         self.scorer = scorer
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor, seeds: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        clean: Tensor,
+        seeds: Tensor | None = None,
+        given: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """`loss` (to be minimised) and the mean `observed` and `predicted` dependence of a pair, nats.
 
-        `seeds` are those of `updates.Draws`.
+        `seeds` are those of `updates.Draws`; `given` bool [batch, canvas] are positions of `clean` that are known from
+        the start.
         """
         draws = Draws(seeds, rows=len(clean), device=clean.device)
         prompt, prompt_mask = left_padded(input_ids, attention_mask)
-        masked = torch.ones_like(clean, dtype=torch.bool)
+        masked = torch.ones_like(clean, dtype=torch.bool) if given is None else ~given
         step = self._step(prompt, prompt_mask, clean, masked)
         first = self._observe(prompt, prompt_mask, clean, step, draws)
         entropy = step.predictions.entropy
         share = draws.uniform(1)
-        remaining = (share * clean.shape[1]).long().clamp(min=2)
+        remaining = (share * masked.sum(-1, keepdim=True)).long().clamp(min=2)
         step = self._step(prompt, prompt_mask, clean, largest(_noisy(entropy, draws), masked, remaining))
         second = self._observe(prompt, prompt_mask, clean, step, draws)
         loss, observed, predicted = ((a + b) / 2 for a, b in zip(first, second, strict=True))

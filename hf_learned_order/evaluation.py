@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_learned_order.data import CanvasCollator
 from hf_learned_order.denoisers import Denoiser
-from hf_learned_order.generation import LearnedOrderOutput, decode
+from hf_learned_order.generation import LearnedOrderOutput, decode, start
 from hf_learned_order.remasking import WINOSampler
 from hf_learned_order.results import Result, over_runs
 from hf_learned_order.samplers import (
@@ -43,7 +43,9 @@ class Evaluator:
         tokenizer: its tokenizer.
         dataset: rows of `prompt_ids`, `response_ids`, `answer` (`hf_learned_order.data`).
         canvas_length: positions of a response.
-        batch_size: rows decoded at once; results do not depend on it unless the rule is random.
+        batch_size: rows decoded at once; results do not depend on it unless something is drawn.
+        is_right: from a response and the row's `answer`; by default the number behind `#` is compared (`tasks`).
+        temperature: 0 takes the most likely tokens, otherwise they are drawn.
     """
 
     def __init__(
@@ -54,6 +56,8 @@ class Evaluator:
         *,
         canvas_length: int,
         batch_size: int = 128,
+        is_right: Callable[[str, str], bool] | None = None,
+        temperature: float = 0.0,
     ):
         if len(dataset) == 0:
             raise ValueError("dataset must hold at least one row, but it is empty")
@@ -65,6 +69,8 @@ class Evaluator:
         self.dataset: Dataset = dataset.select(sorted(range(len(lengths)), key=lengths.__getitem__))
         self.canvas_length = canvas_length
         self.batch_size = batch_size
+        self.judgement = {} if is_right is None else {"is_right": is_right}
+        self.temperature = temperature
         self.collator = CanvasCollator(tokenizer=tokenizer, canvas_length=canvas_length)
         self._measured: dict[tuple[Sampler, int | None], Result] = {}  # searches for several targets meet
 
@@ -73,21 +79,28 @@ class Evaluator:
     ) -> Iterator[tuple[LearnedOrderOutput, list[dict]]]:
         """Batches of decoded (or, with `clean`, scored) rows and the rows themselves."""
         generator = torch.Generator(self.denoiser.device).manual_seed(seed)
-        for start in range(0, len(self.dataset), self.batch_size):
+        for at in range(0, len(self.dataset), self.batch_size):
             # pyrefly: ignore[missing-attribute]
-            rows = self.dataset.select(range(start, min(start + self.batch_size, len(self.dataset)))).to_list()
+            rows = self.dataset.select(range(at, min(at + self.batch_size, len(self.dataset)))).to_list()
             batch = {name: value.to(self.denoiser.device) for name, value in self.collator(rows).items()}
-            output = decode(
-                self.denoiser,
+            beginning = start(
                 batch["input_ids"],
                 batch["attention_mask"],
+                batch["clean"],
+                batch.get("given"),
+                mask_token_id=self.denoiser.mask_token_id,
+            )
+            whole = torch.cat([batch["input_ids"], batch["clean"]], 1) if "given" in batch else batch["clean"]
+            output = decode(
+                self.denoiser,
+                **beginning,
                 sampler=sampler,
-                max_new_tokens=self.canvas_length,
+                temperature=self.temperature,
                 max_denoising_steps=max_denoising_steps,
                 eos_token_id=self.tokenizer.eos_token_id,
                 pad_token_id=self.tokenizer.pad_token_id,
                 generator=generator,
-                clean=batch["clean"] if clean else None,
+                clean=whole if clean else None,
             )
             yield output, rows
 
@@ -112,7 +125,9 @@ class Evaluator:
             nfe += output.nfe.tolist()
             tokens += output.tokens_per_forward.tolist()
         # pyrefly: ignore[unsupported-operation] (None is for processes that are not the first)
-        right = AnswerAccuracy(keep_in_memory=True).compute(predictions=texts, references=answers)["right"]
+        right = AnswerAccuracy(keep_in_memory=True).compute(predictions=texts, references=answers, **self.judgement)[
+            "right"
+        ]
         bound = None
         if with_bound and not sampler.remasks:
             scored = self.outputs(sampler, max_denoising_steps=max_denoising_steps, seed=seed, clean=True)
@@ -133,6 +148,8 @@ class Evaluator:
 
     def order_of(self, output: LearnedOrderOutput) -> Tensor:
         """int [batch, canvas]: the order of each response up to its first EOS, 0 behind it."""
+        if "given" in self.dataset.column_names:
+            return output.order[:, -self.canvas_length :]  # no EOS ends a row
         position = torch.arange(self.canvas_length, device=output.order.device)
         return output.order.masked_fill(position >= output.length[:, None], 0)
 
@@ -287,7 +304,7 @@ def compare(
                 runs = []
                 for scorer in mine:
                     sampler, budget, setting = _tuned(tuning, name, scorer, target, budgets if both else ())
-                    for seed in range(seeds if sampler.is_random else 1):
+                    for seed in range(seeds if sampler.is_random or test.temperature else 1):
                         run = test.measure(
                             sampler, name=label, max_denoising_steps=budget, seed=seed, with_bound=with_bound
                         )

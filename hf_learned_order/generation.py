@@ -17,6 +17,7 @@ expectation when it is random (method: ELBO with the rule as prior and posterior
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,7 +89,8 @@ def decode(
         stopping_criteria: end a row as well, see `Stopping`.
         streamer: gets prompt and response as they become final, see `Stream`.
         generator: source of all randomness; by default torch's global one.
-        clean: [batch, canvas], a response to score instead of drawing one; not with a rule that remasks.
+        clean: [batch, canvas], a response to score instead of drawing one; not with a rule that remasks. With `infill`
+            [batch, prompt], of which the positions of the masks are read.
         draft: int [batch, canvas], the canvas to begin with, some of it still the mask token; its length is that of the
             canvas. What stands there counts as unmasked before the first step; not with a rule that remasks.
 
@@ -103,7 +105,6 @@ def decode(
             max_new_tokens=max_new_tokens,
             negative_prompt_ids=negative_prompt_ids,
             stopping_criteria=stopping_criteria or None,
-            clean=clean,
         )
         eos_token_id = None
     _check_draft(draft, input_ids, sampler, infill=infill, max_new_tokens=max_new_tokens)
@@ -118,6 +119,8 @@ def decode(
             "negative_prompt_ids must be None with a block-causal model: its blocks are counted from the first token, "
             "so the canvas would be divided in another way behind another prompt"
         )
+    if infill and clean is not None and clean.shape == input_ids.shape:
+        clean = left_padded(clean, mask)[0][:, canvas.start :]
     _check_clean(clean, canvas, sampler)
     windowed, second = (WindowedDenoiser(denoiser, cache, block_length=block_length) for _ in range(2))
     loop = _Loop(
@@ -138,6 +141,20 @@ def decode(
     if loop.stream is not None:
         loop.stream.end()
     return _output(loop, input_ids, mask, infill=infill)
+
+
+def start(
+    input_ids: Tensor, attention_mask: Tensor, clean: Tensor, given: Tensor | None, *, mask_token_id: int
+) -> dict[str, Any]:
+    """Where the decoding of a batch of `data.CanvasCollator` starts, as arguments of `decode`.
+
+    A canvas of masks behind the prompts; or, where parts of the responses are `given`, these and masks to be filled in.
+    """
+    if given is None:
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "max_new_tokens": clean.shape[1]}
+    canvas = clean.masked_fill(~given, mask_token_id)
+    ids, mask = (torch.cat(pair, 1) for pair in ((input_ids, canvas), (attention_mask, torch.ones_like(canvas))))
+    return {"input_ids": ids, "attention_mask": mask, "infill": True}
 
 
 @dataclass(kw_only=True)

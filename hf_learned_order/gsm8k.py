@@ -108,6 +108,11 @@ def answer_of(text: str) -> str:
     return text.rpartition("#")[2].strip().replace(",", "").replace(" ", "") if "#" in text else ""
 
 
+def answered(response: str, answer: str) -> bool:
+    """Whether what stands behind the last `#` of a response is the answer."""
+    return answer_of(response) == answer
+
+
 def parse_chain(solution: str) -> Chain:
     """The chain of a GSM8K solution. Raises `ChainError` with the reason when the solution has none."""
     annotations = re.findall(r"<<(.*?)>>", solution)

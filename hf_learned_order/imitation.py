@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_learned_order.correctness import CorrectnessObjective
 from hf_learned_order.denoisers import Denoiser
-from hf_learned_order.generation import decode
+from hf_learned_order.generation import decode, start
 from hf_learned_order.samplers import make_sampler
 from hf_learned_order.scorer import OrderScorer
 
@@ -50,15 +50,18 @@ class ImitationObjective(CorrectnessObjective):
         self.teacher = make_sampler(teacher)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor, seeds: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        clean: Tensor,
+        seeds: Tensor | None = None,
+        given: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """As `CorrectnessObjective.forward`; `exact` is the share of responses equal to those of the slow decoding."""
         slow = decode(
             self.denoiser,
-            input_ids,
-            attention_mask,
+            **start(input_ids, attention_mask, clean, given, mask_token_id=self.denoiser.mask_token_id),
             sampler=self.teacher,
-            max_new_tokens=clean.shape[1],
             eos_token_id=self.eos_token_id,
         )
-        return super().forward(input_ids, attention_mask, slow.sequences[:, -clean.shape[1] :], seeds)
+        return super().forward(input_ids, attention_mask, slow.sequences[:, -clean.shape[1] :], seeds, given)

@@ -5,7 +5,7 @@ seconds, so other modules import this one where they measure.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
@@ -15,7 +15,7 @@ from datasets import Features, Value
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from hf_learned_order.gsm8k import answer_of
+from hf_learned_order.gsm8k import answered
 from hf_learned_order.inputs import check_positive
 
 DIFFUCODER = (
@@ -132,9 +132,10 @@ def aup(
 
 
 class AnswerAccuracy(evaluate.Metric):
-    """The share of responses whose final answer, behind the last `#`, is the right one.
+    """The share of responses that are right.
 
-    `compute(predictions=texts, references=answers)` gives `accuracy` and `right`, a list of bool.
+    `compute(predictions=texts, references=answers)` gives `accuracy` and `right`, a list of bool. By default a response
+    is right if its final answer, behind the last `#`, is; `is_right=` takes another judgement (`tasks.TASKS`).
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -142,8 +143,10 @@ class AnswerAccuracy(evaluate.Metric):
         return _info_of(self, "Cobbe et al., Training Verifiers to Solve Math Word Problems, 2110.14168", features)
 
     # pyrefly: ignore[bad-override] (evaluate's own metrics narrow it like this)
-    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
-        right = [answer_of(text) == answer for text, answer in zip(predictions, references, strict=True)]
+    def _compute(
+        self, predictions: list[str], references: list[str], is_right: Callable[[str, str], bool] = answered
+    ) -> dict[str, Any]:
+        right = [is_right(text, answer) for text, answer in zip(predictions, references, strict=True)]
         return {"accuracy": sum(right) / len(right), "right": right}
 
 

@@ -182,16 +182,21 @@ class OrderELBO(nn.Module):
         self.holds_speed = False  # whether updates leave the NFE to the law's bias (`pace`)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor, seeds: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        clean: Tensor,
+        seeds: Tensor | None = None,
+        given: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """`loss` (nats a position, to be minimised), and the means over the batch of `bound`, `kl` (nats) and `nfe`.
 
         In training the gradient of `loss` counts, not its value; in evaluation it is minus the bound. `seeds` are those
-        of `updates.Draws`.
+        of `updates.Draws`; `given` bool [batch, canvas] are positions of `clean` that are known from the start.
         """
         if self.training and self.holds_speed:
             self.scorer.tilt = torch.zeros((), device=clean.device, requires_grad=True)
-        chains = self.chains(input_ids, attention_mask, clean, seeds)
+        chains = self.chains(input_ids, attention_mask, clean, seeds, given)
         loss = -(self.surrogate(chains) if self.training else chains.bound.mean()) / clean.shape[1]
         if self.scorer.tilt is not None:
             loss = loss + self._price(chains, self.scorer.tilt) * chains.calls_surrogate() / clean.shape[1]
@@ -227,7 +232,14 @@ class OrderELBO(nn.Module):
         """`Chains.surrogate` with this objective's baseline and returns."""
         return chains.surrogate(baseline=self.baseline, returns=self.returns)
 
-    def chains(self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor, seeds: Tensor | None = None) -> Chains:
+    def chains(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        clean: Tensor,
+        seeds: Tensor | None = None,
+        given: Tensor | None = None,
+    ) -> Chains:
         """Draw K chains of each response from q and evaluate every term."""
         draws = Draws(seeds, rows=len(clean), device=clean.device)
         batch, repeats, steps = len(clean), self.num_chains, self.max_denoising_steps
@@ -236,6 +248,8 @@ class OrderELBO(nn.Module):
         prompt, prompt_mask = left_padded(input_ids, attention_mask)
         prompt, prompt_mask, clean = (tensor.repeat_interleave(repeats, 0) for tensor in (prompt, prompt_mask, clean))
         masked = torch.ones_like(clean, dtype=torch.bool)
+        if given is not None:
+            masked = ~given.repeat_interleave(repeats, 0)
         nfe = torch.zeros(len(clean), dtype=torch.long, device=clean.device)
         chosen, choices = self._chosen(draws, steps)
         everything_seen = []

@@ -85,10 +85,16 @@ class RewardObjective(nn.Module):
         self.speed_exponent = speed_exponent
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor, seeds: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        clean: Tensor,
+        seeds: Tensor | None = None,
+        given: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """`loss` (to be minimised), the means of `reward` over the draws, `exact` (share of responses that come out
-        right without exploring) and `nfe`. `seeds` are those of `updates.Draws`.
+        right without exploring) and `nfe`. `seeds` are those of `updates.Draws`; `given` bool [batch, canvas] are
+        positions of `clean` that are known from the start.
         """
         draws = Draws(seeds, rows=len(clean), device=clean.device)
         prompt = left_padded(input_ids, attention_mask)
@@ -104,7 +110,8 @@ class RewardObjective(nn.Module):
             seen=[],
             states=[],
         )
-        output = self._decode(*prompt, torch.full_like(clean, self.denoiser.mask_token_id), sampler, steps)
+        asked = torch.ones_like(clean, dtype=torch.bool) if given is None else ~given
+        output = self._decode(*prompt, clean.masked_fill(asked, self.denoiser.mask_token_id), sampler, steps)
         response = self._response(clean)
         exact = ((output.sequences[:, -clean.shape[1] :] == clean) | ~response).all(-1)
         surrogate, reward = clean.new_zeros((), dtype=torch.float), clean.new_zeros((), dtype=torch.float)

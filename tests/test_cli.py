@@ -9,6 +9,7 @@ import time
 
 import pytest
 from files import equation_model, save_all, scorer_of
+from models import tiny_model
 from PIL import Image
 from transformers.utils import logging
 
@@ -16,6 +17,7 @@ from hf_learned_order.cli import main
 from hf_learned_order.evaluation import knob
 from hf_learned_order.results import load_results
 from hf_learned_order.samplers import SAMPLERS
+from hf_learned_order.tasks import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +162,21 @@ def test_tasks(folder, capsys):
         assert (folder / "tasks" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_task_that_is_drawn(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    tokenizer = TASKS["sudoku"].tokenizer()
+    tokenizer.save_pretrained(tmp_path / "denoiser")
+    tiny_model("bert", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "denoiser")
+    command = ["evaluate", "--model", str(tmp_path / "denoiser"), "--tasks", "sudoku", "--limit", "3", "--nfe", "5"]
+    more = ["--tuning_limit", "2", "--samplers", "top_prob", "--temperature", "1", "--seeds", "2"]
+    assert main([*command, *more, "--output_dir", str(tmp_path / "out")]) == 0
+    assert "sudoku, 3 test problems" in capsys.readouterr().out
+    (result,) = load_results(tmp_path / "out" / "results.json")
+    assert (result.nfe, result.count, result.runs) == (5, 3, 2)
+    message = error_of(main([*command, "--tasks", "chess"]), capsys)
+    assert message.startswith("task must be one of equations, words, sudoku, ")
+
+
 def test_a_killed_sweep_goes_on(folder, capsys):
     """Killed behind its second row, it measures the others only, and all are as if nothing had happened."""
     options = ["--samplers", "iid", "top_prob", "margin", "entropy", "--nfe", "3", "5", "7", "9"]
@@ -243,7 +260,7 @@ def test_files_that_do_not_do(folder, capsys):
     model = ["evaluate", "--model", str(folder / "denoiser")]
     assert "dataset_name or train_file/test_file must be given" in error_of(main(model), capsys)
     status = main([*model, "--train_file", str(folder / "train.jsonl")])
-    assert error_of(status, capsys) == "both --train_file and --test_file must be given, or --dataset_name"
+    assert error_of(status, capsys) == "dataset_name or the file of the test split must be given"
     assert "at least one row that fits the canvas" in error_of(evaluate(folder, "--canvas_length", "2"), capsys)
 
 

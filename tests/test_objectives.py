@@ -325,6 +325,11 @@ class TestByName:
 
 
 class TestBadInput:
+    def test_agreement_is_of_whole_responses(self):
+        objective = rollouts_of(AgreementObjective, ExactPairs(1), "non_empty")
+        with pytest.raises(ValueError, match="given must be None: agreement is of whole responses"):
+            objective(*batch_of((0, 0), 2), given=torch.zeros(2, 2, dtype=torch.bool))
+
     @pytest.mark.parametrize(
         ("kind", "law", "options", "message"),
         [

@@ -168,6 +168,15 @@ def test_rewards_and_measurements(monkeypatch):
     assert outputs["loss"].item() == pytest.approx(0.1 * -math.log(0.9), rel=1e-4)
 
 
+def test_what_is_given_stands_from_the_start():
+    """With the first token the second is right, in one call."""
+    objective = objective_of(needs_the_first(0.9), "factor", max_denoising_steps=2, trained=False)
+    batch = batch_of(3, [RIGHT] * 4)
+    assert objective(**batch)["exact"] == 0
+    given = torch.tensor([[True, False, False, False]] * 3)
+    assert objective(**batch, given=given)["exact"] == 1
+
+
 def test_evaluating_needs_no_gradient():
     objective = objective_of(needs_the_first(0.9), "factor", max_denoising_steps=3)
     with torch.no_grad():

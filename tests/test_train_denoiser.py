@@ -1,5 +1,6 @@
 """`examples/train_denoiser.py`: its masks, its order of the rows, widening; a short run that is resumed."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from files import write_rows
-from train_denoiser import DenoiserTrainer, curriculum, widen
-from transformers import ModernBertForMaskedLM
+from train_denoiser import EquationTrainer, curriculum, main, widen
+from transformers import BertForMaskedLM, ModernBertForMaskedLM
 
 from hf_learned_order.data import CanvasCollator, equation_tokenizer
 
@@ -17,13 +18,13 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def masks(response: str, rows: int, share: float, canvas_length: int = 40) -> tuple[list[str], list[str], str]:
-    """What `_arithmetic` hides and what it scores in many copies of a response, as text with `_` at those positions."""
+    """What is hidden and what is scored in many copies of a response, as text with `_` at those positions."""
     tokenizer = equation_tokenizer()
     collator = CanvasCollator(tokenizer=tokenizer, canvas_length=canvas_length)
     ids = tokenizer(response, add_special_tokens=False)["input_ids"]
     clean = collator([{"prompt_ids": [3], "response_ids": ids}] * rows)["clean"]
     trainer = SimpleNamespace(processing_class=tokenizer, args=SimpleNamespace(arithmetic_share=share))
-    hidden, scored = DenoiserTrainer._arithmetic(trainer, clean, torch.zeros_like(clean, dtype=torch.bool))
+    hidden, scored = EquationTrainer.hidden_and_scored(trainer, clean, torch.zeros_like(clean, dtype=torch.bool))
     text = response + "~" * (canvas_length - len(response))
 
     def show(rows: torch.Tensor) -> list[str]:
@@ -78,7 +79,7 @@ def test_a_widened_model_is_the_same_function(extra):
     model = ModernBertForMaskedLM.from_pretrained(EXAMPLES / "denoiser").eval()
     config = type(model.config).from_pretrained(EXAMPLES / "denoiser")
     config.intermediate_size += extra
-    wide = widen(model, config).eval()
+    wide = widen(model, ModernBertForMaskedLM(config)).eval()
     assert wide.num_parameters() - model.num_parameters() == 3 * extra * config.hidden_size * config.num_hidden_layers
     ids = torch.randint(5, config.vocab_size, (2, 20), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(wide(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
@@ -100,3 +101,36 @@ def test_the_script_trains_and_goes_on_from_its_checkpoint(tmp_path):
         assert result.returncode == 0, result.stderr
     assert (tmp_path / "out" / "checkpoint-3").is_dir()
     assert ModernBertForMaskedLM.from_pretrained(tmp_path / "out").config.hidden_size == 16
+
+
+def test_the_script_trains_on_a_grid(tmp_path):
+    command = [
+        *(sys.executable, EXAMPLES / "train_denoiser.py", "--task", "sudoku", "--architecture", "bert"),
+        *("--num_problems", "16", "--hidden_size", "16", "--num_hidden_layers", "1", "--intermediate_size", "16"),
+        *("--num_attention_heads", "2", "--per_device_train_batch_size", "8", "--max_steps", "2"),
+        *("--torch_compile", "false", "--eval_strategy", "no", "--output_dir", tmp_path / "out"),
+    ]
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
+    config = BertForMaskedLM.from_pretrained(tmp_path / "out").config
+    assert (config.vocab_size, config.max_position_embeddings) == (11, 36)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "words"], "task must be one with a tokenizer of its own, got 'words'"),
+        (["--task", "copy", "sudoku"], "tasks must share a tokenizer, but copy and sudoku do not"),
+        (
+            ["--task", "copy", "--architecture", "bert", "--model_name_or_path", "x", "--num_problems", "8"],
+            "architecture must be modernbert to go on from a model, got bert",
+        ),
+    ],
+)
+def test_what_the_script_refuses(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr("train_denoiser.HELD_OUT", 2)
+    monkeypatch.setattr(sys, "argv", ["train_denoiser.py", *arguments, "--output_dir", str(tmp_path / "out")])
+    with pytest.raises(ValueError, match=message):
+        main()

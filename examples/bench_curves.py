@@ -1,0 +1,130 @@
+r"""Whole trade-off curves of a task with drawn problems: every rule at settings of its own, and nothing is tuned.
+
+    python examples/bench_curves.py --model runs/sudoku-denoiser --scorer runs/scorer-0 runs/scorer-1 --task sudoku
+
+Each point is one rule at one setting on the test problems: the share that is right, and the mean NFE. What the table
+shows at an NFE lies on the line between the points on either side. Points are added to a file; the same command goes on
+with those that are missing, and several commands may share the file.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from hf_learned_order.denoisers import Denoiser, load_denoiser, load_tokenizer
+from hf_learned_order.evaluation import Evaluator
+from hf_learned_order.samplers import (
+    EntropyBoundSampler,
+    FactorSampler,
+    KLASSSampler,
+    LearnedOrderSampler,
+    Sampler,
+    ThresholdSampler,
+    make_sampler,
+)
+from hf_learned_order.scorer import OrderScorer
+from hf_learned_order.tasks import Source, find_task
+
+BOUNDS = (6.0, 4.0, 3.0, 2.0, 1.4, 1.0, 0.7, 0.4, 0.2, 0.1, 0.03)
+CONFIDENCES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
+SETTINGS = {
+    "entropy_bound": [EntropyBoundSampler(gamma=bound) for bound in BOUNDS],
+    "threshold": [ThresholdSampler(threshold=confidence) for confidence in CONFIDENCES],
+    "factor": [FactorSampler(factor=bound) for bound in BOUNDS],
+    "klass": [KLASSSampler(threshold=confidence) for confidence in CONFIDENCES],
+}
+COUNTED = ("top_prob", "margin", "entropy", "iid")
+BUDGETS = (3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 30)
+
+
+def points(name: str, scorers: list[str]) -> Iterator[tuple[str, Sampler, int | None]]:
+    """A label, the rule and its step budget, for each setting of a rule."""
+    if name in COUNTED:
+        for budget in BUDGETS:
+            yield f"{name} T={budget}", make_sampler(name), budget
+    elif name == "learned_order":
+        for path in scorers:
+            scorer = OrderScorer.from_pretrained(path).eval()
+            for bound in BOUNDS:
+                bias = float(np.log(bound / scorer.config.bound))
+                yield f"{path} {bound}", LearnedOrderSampler(scorer=scorer, bias=bias), None
+    else:
+        for sampler in SETTINGS[name]:
+            yield repr(sampler), sampler, None
+
+
+def table(rows: list[dict], nfes: list[float], column: str, title: str) -> Table:
+    """A column of the rows over NFE; of scorers the mean, and behind it the standard deviation."""
+    curves = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row[column] is not None:
+            curves[row["sampler"]][row["curve"]].append((row["nfe"], row[column]))
+    out = Table("rule", *(f"{nfe:g}" for nfe in nfes), title=title)
+    for name, of_one in curves.items():
+        lines = [np.array(sorted(curve)).T for curve in of_one.values()]
+        values = np.array([np.interp(nfes, *line, left=np.nan, right=np.nan) for line in lines])
+        cells = [
+            "-" if np.isnan(v).any() else f"{v.mean():.3f}" + (f" ±{v.std(ddof=1):.3f}" if len(v) > 1 else "")
+            for v in values.T
+        ]
+        out.add_row(name, *cells)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, help="the denoiser")
+    parser.add_argument("--scorer", nargs="*", default=[], help="one or more, of the dependent or the factor law")
+    parser.add_argument("--task", default="sudoku")
+    parser.add_argument("--samplers", nargs="+", default=["learned_order", *SETTINGS, *COUNTED])
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--limit", type=int, default=400, help="test problems")
+    parser.add_argument("--nfe", nargs="+", type=float, default=[3, 4, 5, 6, 7, 8.5, 10, 12, 16, 30])
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--bound", action="store_true", help="measure the bound, which costs as much again")
+    parser.add_argument("--output", default="runs/curves.jsonl", help="where points are added")
+    options = parser.parse_args()
+
+    tokenizer, task = load_tokenizer(options.model), find_task(options.task)
+    denoiser = Denoiser(load_denoiser(options.model, dtype=options.dtype).eval(), mask_token_id=tokenizer.mask_token_id)
+    source = Source(split="test", count=options.limit, canvas_length=task.canvas_length)
+    evaluator = Evaluator(
+        denoiser,
+        tokenizer,
+        task.load(tokenizer, source),
+        canvas_length=task.canvas_length,
+        is_right=task.is_right,
+        temperature=options.temperature,
+    )
+    path = Path(options.output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    there = {row["label"] for row in map(json.loads, path.read_text().splitlines())}
+    for name in options.samplers:
+        for setting, sampler, budget in points(name, options.scorer):
+            label = f"{options.task} {options.temperature} {setting}"
+            if label in there:
+                continue
+            result = evaluator.measure(sampler, name=name, max_denoising_steps=budget, with_bound=options.bound)
+            curve = setting.split()[0] if name == "learned_order" else ""
+            row = {"label": label, "sampler": name, "curve": curve, "temperature": options.temperature}
+            row |= {"nfe": result.nfe, "right": result.accuracy, "bound": result.bound, "task": options.task}
+            with path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    rows = [row for row in map(json.loads, path.read_text().splitlines()) if row["task"] == options.task]
+    for temperature in sorted({row["temperature"] for row in rows}):
+        mine = [row for row in rows if row["temperature"] == temperature]
+        title = f"{options.task}, {options.limit} test problems, temperature {temperature:g}"
+        Console(width=150).print(table(mine, options.nfe, "right", f"{title}: right"))
+        if any(row["bound"] is not None for row in mine):
+            Console(width=150).print(table(mine, options.nfe, "bound", f"{title}: bound, nats"))
+
+
+if __name__ == "__main__":
+    main()
