@@ -267,12 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             console.print(memory_table(options.batches))
         elif name == "caches":
             console.print(cache_token_table())
-            console.print(
-                cache_time_table(
-                    options.models,
-                    [batch for batch in sorted(options.batches) if batch < 32 or batch == min(options.batches)],
-                )
-            )
+            console.print(cache_time_table(options.models, sorted(options.batches)[:2]))
         elif name == "time":
             console.print(time_table(options.models, options.batches))
         else:
