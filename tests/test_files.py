@@ -8,9 +8,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
+from huggingface_hub.utils import WeakFileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -141,6 +143,18 @@ def test_two_processes_leave_the_files_of_one(tmp_path):
         assert process.returncode == 0, error
     values = {contents(tmp_path)[name] for name in "abcd"}
     assert values in ({b"x" * 1000}, {b"y" * 1000})
+
+
+def test_a_save_waits_while_another_replaces(saved):
+    before = contents(saved)
+    with WeakFileLock(saved / ".saving.lock"):
+        saving_it = Thread(target=scorer_of(1).save_pretrained, args=(saved,))
+        saving_it.start()
+        saving_it.join(0.3)
+        assert saving_it.is_alive()
+        assert contents(saved) == before
+    saving_it.join(60)
+    assert contents(saved)[WEIGHTS] != before[WEIGHTS]
 
 
 def test_full_disk(saved):

@@ -9,9 +9,11 @@ import resource
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from threading import Thread
 
 import pytest
 import torch
+from huggingface_hub.utils import WeakFileLock
 from rich.console import Console
 from test_files import together
 
@@ -246,6 +248,18 @@ def test_two_sweeps_in_one_folder(tmp_path):
     (tmp_path / "results.json").unlink()
     one.add(replace(RESULT, target=8.0))
     assert load_results(tmp_path / "results.json") == [RESULT, iid, margin, replace(RESULT, target=8.0)]
+
+
+def test_a_sweep_waits_while_another_adds(tmp_path):
+    sweep = Sweep(tmp_path, {})
+    with WeakFileLock(tmp_path / ".sweep.lock"):
+        adding = Thread(target=sweep.add, args=(RESULT,))
+        adding.start()
+        adding.join(0.3)
+        assert adding.is_alive()
+        assert not (tmp_path / "results.json").exists()
+    adding.join(60)
+    assert load_results(tmp_path / "results.json") == [RESULT]
 
 
 PIPES = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
