@@ -67,15 +67,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     push.add_argument("repo_id", help="user/name on the Hub")
     push.add_argument("--results", help="results.json of evaluate; without it the card says that nothing was measured")
     push.add_argument("--task", default="equations", help="whose results the card shows")
-    push.add_argument("--plot", help="trade_off.png of evaluate")
-    push.add_argument("--data", default="", help="what the scorer was trained on, in words")
-    push.add_argument("--train_command", default="", help="the command that trained it")
+    push.add_argument("--plot", help="by default the trade_off.png beside the results")
+    push.add_argument(
+        "--data", default="", help="what the scorer was trained on, in words; by default as the trainer says"
+    )
+    push.add_argument("--train_command", default="", help="the command that trained it; by default as the trainer says")
+    push.add_argument("--limits", default="", help="what else a reader should know")
+    push.add_argument("--license", help="of the scorer, an identifier of the Hub")
     push.add_argument("--private", action="store_true")
     push.set_defaults(run=_push)
 
     options = parser.parse_args(arguments)
     try:
         options.run(options)
+    except ModuleNotFoundError as error:
+        extras = "pip install 'hf_learned_order[plot,eval]'"
+        print(f"hf-learned-order: {options.command} needs {error.name}: {extras}", file=sys.stderr)
+        return 2
     except (ValueError, TypeError, OSError) as error:
         message = " ".join(str(error).split())  # transformers' have many lines
         print(f"hf-learned-order: {message}", file=sys.stderr)
@@ -146,6 +154,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     from hf_learned_order.denoisers import Denoiser, load_denoiser, load_tokenizer
     from hf_learned_order.evaluation import compare
+    from hf_learned_order.plotting import trade_off  # noqa: F401 (if it cannot be imported, that is told now)
     from hf_learned_order.results import Sweep
     from hf_learned_order.scorer import OrderScorer
 
@@ -155,7 +164,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     scorers = [OrderScorer.from_pretrained(path).eval() for path in options.scorer]
     for scorer in scorers:
         scorer.check_fits(denoiser)
-    names = _names(options.samplers, scorers)
+    options.samplers = _names(options.samplers, scorers)
     evaluators = _evaluators(options, denoiser, tokenizer)
     folder = Path(options.output_dir)
     sweep = Sweep(folder, _settings(options, model, scorers, evaluators))
@@ -166,7 +175,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         comparison = compare(
             tuning,
             test,
-            samplers=names,
+            samplers=options.samplers,
             targets=sorted(options.nfe),
             scorers=scorers,
             seeds=options.seeds,
@@ -244,19 +253,35 @@ def _evaluators(options: argparse.Namespace, denoiser: Any, tokenizer: Any) -> d
 
 
 def _settings(options: argparse.Namespace, model: Any, scorers: list, evaluators: dict) -> dict[str, Any]:
-    """All that the rows of a sweep depend on."""
+    """All that the rows of a sweep depend on, and the command that measures them."""
     from importlib.metadata import version
 
+    from hf_learned_order import files
     from hf_learned_order.evaluation import fingerprint
+    from hf_learned_order.results import COMMAND
 
     given = {name: value for name, value in vars(options).items() if name not in ("run", "command", "output_dir")}
     return {
-        "version": version("hf_learned_order"),
+        COMMAND: ["hf-learned-order", options.command, *_words(given)],
+        **{name: version(name) for name in ("hf_learned_order", "torch", "transformers")},
+        "device": model.device.type,
         **given,
         "model_fingerprint": fingerprint(model),
         "scorer_fingerprints": [fingerprint(scorer) for scorer in scorers],
+        "scorer_weights": [files.fingerprint(scorer.state_dict()) for scorer in scorers],
         "data_fingerprints": {task: [e.fingerprint() for e in both] for task, both in evaluators.items()},
     }
+
+
+def _words(options: dict[str, Any]) -> list[str]:
+    """The options as they are typed, defaults too: a later version may have others."""
+    words = []
+    for name, value in options.items():
+        if value is None or value is False or (name == "scorer" and not value):
+            continue
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        words += [f"--{name}", *map(str, values)]
+    return words
 
 
 def _plot(options: argparse.Namespace) -> None:
@@ -277,6 +302,8 @@ def _push(options: argparse.Namespace) -> None:
         plot=options.plot,
         data=options.data,
         command=options.train_command,
+        limits=options.limits,
+        license=options.license,
     )
     push_folder(options.folder, options.repo_id, card=card, private=options.private or None)
     print(f"Pushed {options.folder} to {options.repo_id}")

@@ -97,7 +97,12 @@ class CorrectnessObjective(nn.Module):
 
         `seeds` are those of `updates.Draws`; `given` bool [batch, canvas] are positions of `clean` that are known from
         the start.
+
+        Raises:
+            ValueError: `clean` has one position, which leaves nothing to choose.
         """
+        if clean.shape[1] < 2:
+            raise ValueError(f"clean must have 2 or more positions, got {clean.shape[1]}: one leaves nothing to choose")
         draws = Draws(seeds, rows=len(clean), device=clean.device)
         steps = draws.integer(self.min_denoising_steps, self.max_denoising_steps)
         sampler = _Observed(

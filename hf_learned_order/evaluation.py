@@ -16,6 +16,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from hf_learned_order import files
 from hf_learned_order.data import CanvasCollator
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.generation import LearnedOrderOutput, decode, start
@@ -314,11 +315,7 @@ def compare(
 
 def fingerprint(model: nn.Module) -> str:
     """Of a model's weights and configuration, for a `Sweep` to know it again."""
-    digest = hashlib.sha256(str(getattr(model, "config", "")).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+    return files.fingerprint(model.state_dict(), str(getattr(model, "config", "")))
 
 
 def _tuned(

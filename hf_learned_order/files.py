@@ -1,15 +1,19 @@
 """Files that are either the old ones or the new ones, and the errors of what can be wrong with them."""
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from huggingface_hub.utils import WeakFileLock
 from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 TEMPORARY = ".saving"
 
@@ -23,18 +27,21 @@ def replacing(folder: str | os.PathLike) -> Iterator[Path]:
     What was killed leaves its temporary folder `.saving-*` behind.
 
     Raises:
-        OSError: `folder` is a file or cannot be written to, or the disk is full.
+        OSError: `folder` is a file or cannot be written to, the disk is full, or a folder stands where a file is to be.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix=f"{TEMPORARY}-") as temporary:  # inside: on the same file system
         yield Path(temporary)
         with WeakFileLock(folder / f"{TEMPORARY}.lock"):
-            for path in sorted(Path(temporary).rglob("*")):
-                if path.is_file():
-                    target = folder / path.relative_to(temporary)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(path, target)
+            paths = [path for path in sorted(Path(temporary).rglob("*")) if path.is_file()]
+            targets = [folder / path.relative_to(temporary) for path in paths]
+            for target in targets:  # what can go wrong does so before the first file is replaced
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.is_dir():
+                    raise IsADirectoryError(f"{target} must be a file, but it is a folder")
+            for path, target in zip(paths, targets, strict=True):
+                os.replace(path, target)
 
 
 @contextmanager
@@ -67,3 +74,25 @@ def read_json(path: Path, kind: type) -> Any:
     if not isinstance(content, kind):
         raise ValueError(f"{path}: must hold a {kind.__name__}, got {type(content).__name__}")
     return content
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises `ValueError` unless all are finite floating-point numbers."""
+    with reading(path):
+        tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{path}: its weights must be floating-point numbers, but {name} is of {tensor.dtype}")
+        if not tensor.float().isfinite().all():
+            raise ValueError(f"{path}: its weights must be finite, but {name} holds nan or inf")
+    return tensors
+
+
+def fingerprint(tensors: Mapping[str, Tensor], more: str = "") -> str:
+    """Sixteen hexadecimal digits by which the same tensors, and the same `more`, are known again."""
+    digest = hashlib.sha256(more.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

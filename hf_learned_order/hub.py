@@ -9,12 +9,20 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HTTPError
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.errors import (
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import cached_file
 
 from hf_learned_order.cards import Card, card_files
-from hf_learned_order.files import read_json, reading, replacing, saving
+from hf_learned_order.files import read_json, read_weights, reading, replacing, saving
 
 # what is left out of a push: checkpoints and whatever else serves the training alone, hidden files, and pickles
 IGNORED = [
@@ -30,7 +38,10 @@ IGNORED = [
     "*.pkl",
 ]
 # what a push deletes unless it brings it: an adapter or a figure of the last push says nothing of these weights
-OWNED = ["adapter/*", "denoiser/*", ".eval_results/*", "results.json", "trade_off.png"]
+OWNED = ["adapter/*", "denoiser/*", ".eval_results/*", "results.json", "settings.json", "trade_off.png"]
+WEIGHTS = "model.safetensors"
+# what says where a file is, of the arguments of `from_pretrained`
+PLACE = ("revision", "subfolder", "token", "cache_dir", "local_files_only")
 CUSTOM_GENERATE = """\
 # model.generate(..., custom_generate={repo_id!r}, trust_remote_code=True)
 from hf_learned_order.integration import custom_generate
@@ -55,7 +66,9 @@ def push_folder(
     """Push a folder that a scorer was saved to, with its card, evaluation metadata and `custom_generate`.
 
     One commit: a push that fails leaves the repository as it was. The folder is only read. Figures and adapters of an
-    earlier push that this one does not bring are deleted; the card is written anew.
+    earlier push that this one does not bring are deleted. The card is written anew, but for what stands below its last
+    line or, where somebody else wrote it, all of its text. A `README.md` in the folder counts as the card that is
+    there.
 
     Args:
         folder: `config.json`, `model.safetensors`; `adapter/` or `denoiser/` where the denoiser was tuned along.
@@ -64,7 +77,8 @@ def push_folder(
         commit_message, private, token, revision, create_pr: as in `HfApi.create_repo` and `create_commit`.
 
     Raises:
-        ValueError: the folder holds no scorer, or `card` names a file of another kind.
+        ValueError: the folder holds no scorer or a damaged one, `card` names a file of another kind or results of other
+            weights, or `repo_id` can be no name.
         OSError: the Hub refused the push or could not be reached.
     """
     folder, api = Path(folder), HfApi(token=token)
@@ -74,7 +88,8 @@ def push_folder(
     try:
         if "/" not in repo_id:
             repo_id = f"{api.whoami()['name']}/{repo_id}"
-        made = repository_files(folder, repo_id, card or Card())  # before anything is made on the Hub
+        written = readme_of(folder, api, repo_id, None if create_pr else revision)
+        made = repository_files(folder, repo_id, card or Card(), written)  # before anything is made on the Hub
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -94,15 +109,36 @@ def push_folder(
         raise OSError(f"{repo_id}: the push broke off, and the repository is as it was ({error!r})") from error
 
 
-def repository_files(folder: Path, repo_id: str, card: Card) -> dict[str, bytes]:
+def readme_of(folder: Path, api: HfApi, repo_id: str, revision: str | None) -> str:
+    """The card that is there: the folder's, else that of the branch, or of `main`, which a new branch starts from."""
+    if (folder / "README.md").is_file():
+        return (folder / "README.md").read_text(encoding="utf-8")
+    with TemporaryDirectory() as cache:  # where the network fails, a cache of old would answer with an old card
+        for branch in dict.fromkeys((revision, None)):
+            try:
+                path = api.hf_hub_download(repo_id, "README.md", revision=branch, cache_dir=cache)
+                return Path(path).read_text(encoding="utf-8")
+            except RevisionNotFoundError:
+                continue
+            except (RepositoryNotFoundError, RemoteEntryNotFoundError):
+                break
+            except LocalEntryNotFoundError as error:
+                raise OSError(f"{repo_id}: nothing was pushed: no connection, or HF_HUB_OFFLINE is set") from error
+    return ""
+
+
+def repository_files(folder: Path, repo_id: str, card: Card, written: str = "") -> dict[str, bytes]:
     """Path in the repository to content of all that is not in `folder`: card, metadata, `custom_generate`."""
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(f"folder must be one that a scorer was saved to, but {folder} has no {name}")
+    kind = read_json(folder / "config.json", dict).get("model_type")
+    if kind != "order_scorer":
+        raise ValueError(f"folder must hold a scorer, but {folder / 'config.json'} is of model_type {kind!r}")
     files = {
         "custom_generate/generate.py": CUSTOM_GENERATE.format(repo_id=repo_id).encode(),
         "custom_generate/requirements.txt": b"hf_learned_order\n",
-        **card_files(folder, repo_id, card),
+        **card_files(folder, repo_id, card, written),
     }
     if not (folder / "generation_config.json").is_file():
         steps = read_json(folder / "config.json", dict).get("max_denoising_steps")
@@ -114,6 +150,17 @@ def generation_config(max_denoising_steps: int | None, max_new_tokens: int | Non
     """The settings that `custom_generate` decodes with unless others are given; what is None is left out."""
     settings = {"max_denoising_steps": max_denoising_steps, "max_new_tokens": max_new_tokens}
     return GenerationConfig(**{name: value for name, value in settings.items() if value is not None})
+
+
+def check_name(name: object) -> None:
+    """Raises `OSError` for what is no folder and can be no name on the Hub."""
+    if not isinstance(name, str | os.PathLike) or Path(name).is_dir():
+        return  # what else it is, transformers says
+    try:
+        validate_repo_id(str(name))
+    except HFValidationError as error:
+        what = "a file" if Path(name).exists() else "none, and can be no name on the Hub"
+        raise OSError(f"{name} must be a folder or the name of a Hub repository, but it is {what} ({error})") from error
 
 
 _Base = PreTrainedModel if TYPE_CHECKING else object  # a mixin for models
@@ -135,6 +182,7 @@ class HubMixin(_Base):
             ValueError: files are damaged, or configuration and weights do not belong together.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        check_name(pretrained_model_name_or_path)
         with reading(pretrained_model_name_or_path):
             loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path, *args, use_safetensors=True, output_loading_info=True, **kwargs
@@ -146,6 +194,11 @@ class HubMixin(_Base):
                 f"{pretrained_model_name_or_path}: its model.safetensors must hold the weights that its config.json "
                 f"asks for, but {len(wrong)} are missing or too many: {', '.join(wrong[:3])}"
             )
+        place = {name: kwargs[name] for name in PLACE if name in kwargs}
+        commit = getattr(scorer.config, "_commit_hash", None)  # the one that was loaded: it is in the cache
+        path = cached_file(pretrained_model_name_or_path, WEIGHTS, _commit_hash=commit, **place)
+        if path is not None:
+            read_weights(Path(path))  # transformers makes floats of whatever there is
         return (scorer, info) if wants_info else scorer
 
     def save_pretrained(

@@ -2,18 +2,22 @@
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import WeakFileLock
 from rich.table import Table
 
 from hf_learned_order.files import read_json, replacing
 
 JSON, SETTINGS = "results.json", "settings.json"
 LEARNED = ("learned_order, tuned", "learned_order")  # the first that was measured is compared with the others
+COMMAND = "command"  # of the settings: how to measure the same again; what the rows depend on stands in the others
+KINDS: dict[Any, Any] = {float: int | float, float | None: int | float | None, list[float]: list}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,13 +182,12 @@ def load_results(path: str | Path) -> list[Result]:
     path = Path(path)
     try:
         if path.suffix != ".csv":
-            return [Result(**row) for row in read_json(path, list)]
-        with open(path, newline="", encoding="utf-8") as file:
+            rows = read_json(path, list)
+        else:
             kinds = {field.name: field.type for field in fields(Result)}
-            return [
-                Result(**{name: _value(text, kinds[name]) for name, text in row.items()})  # pyrefly: ignore
-                for row in csv.DictReader(file)
-            ]
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = [{name: _value(text, kinds[name]) for name, text in row.items()} for row in csv.DictReader(file)]
+        return [_checked(number, row) for number, row in enumerate(rows, 1)]
     except (TypeError, LookupError, ValueError) as error:
         raise ValueError(f"{path}: must be a results.json or results.csv that evaluate wrote ({error})") from error
 
@@ -193,11 +196,13 @@ class Sweep:
     """The rows of a comparison in a folder, each on disk as soon as it is measured.
 
     The folder holds `settings.json` beside `results.json` and `results.csv`. A sweep with the same settings goes on
-    with the rows that are there: `compare(..., finished=sweep.results)`.
+    with the rows that are there: `compare(..., finished=sweep.results)`. Two sweeps may write to one folder at once:
+    with the same settings it gets the rows of both, with others the second one's first row is refused.
 
     Args:
         folder: where they are; made where there is none.
-        settings: all that the rows depend on, as JSON takes it.
+        settings: all that the rows depend on, as JSON takes it. `command`, how to measure the same again, is kept
+            with them and need not be the same.
 
     Attributes:
         results: the rows that are on disk.
@@ -212,23 +217,33 @@ class Sweep:
         self.settings = json.loads(json.dumps(settings))
         with replacing(self.folder):
             pass  # a folder that cannot be written to is told now, not behind the first row
-        self.results = load_results(self.folder / JSON) if (self.folder / JSON).exists() else []
-        if self.results:
-            self._check_settings()
+        self.results = self._on_disk()
 
     def add(self, result: Result) -> None:
-        """Saves one more row; one that is there already is not saved again.
+        """Saves one more row; one of the same task, sampler and target that is there already stays.
 
         Raises:
+            ValueError: meanwhile another process has put rows there that it measured with other settings.
             OSError: the disk is full; the rows that were there still are.
         """
-        if result in self.results:
-            return
-        if not self.results:  # before the first row, so that there is never a row of unknown settings
-            with replacing(self.folder) as temporary:
-                (temporary / SETTINGS).write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
-        save_results([*self.results, result], self.folder)
-        self.results.append(result)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(self.folder / ".sweep.lock"):  # from reading to writing
+            there = self._on_disk()
+            if not there:  # before the first row, so that there is never a row of unknown settings
+                with replacing(self.folder) as temporary:
+                    (temporary / SETTINGS).write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
+            known = {_key(row) for row in there}
+            rows = [*there, *(row for row in [*self.results, result] if _key(row) not in known)]
+            if len(rows) > len(there):
+                save_results(rows, self.folder)
+            self.results = rows
+
+    def _on_disk(self) -> list[Result]:
+        """The rows that are there, which must be of these settings."""
+        rows = load_results(self.folder / JSON) if (self.folder / JSON).exists() else []
+        if rows:
+            self._check_settings()
+        return rows
 
     def _check_settings(self) -> None:
         way_out = "give another folder, or delete this one to begin anew"
@@ -236,7 +251,7 @@ class Sweep:
         if not path.exists():
             raise ValueError(f"{self.folder}: has a {JSON}, but no {SETTINGS} that says how it was measured; {way_out}")
         theirs, ours = read_json(path, dict), self.settings
-        other = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+        other = [name for name in sorted({*ours, *theirs} - {COMMAND}) if ours.get(name) != theirs.get(name)]
         if other:
             words = "; ".join(f"{name} was {theirs.get(name)!r}, is {ours.get(name)!r}" for name in other)
             raise ValueError(f"{self.folder}: its results were measured with other settings ({words}); {way_out}")
@@ -246,6 +261,28 @@ def _mean(values: Sequence[float | None]) -> Any:
     """Of the values that there are; None without any."""
     there = [value for value in values if value is not None]
     return sum(there) / len(there) if there else None
+
+
+def _key(row: Result) -> tuple[str, str, float]:
+    return row.task, row.sampler, row.target
+
+
+def _checked(number: int, row: dict[str, Any]) -> Result:
+    """Row `number` of a file. Raises `ValueError` unless its fields are of their types and its numbers make sense."""
+    try:
+        result = Result(**row)
+    except TypeError as error:
+        raise ValueError(f"row {number}: {error}") from error
+    for name, kind in ((each.name, KINDS.get(each.type, each.type)) for each in fields(Result)):
+        value = getattr(result, name)
+        if isinstance(value, bool) or not isinstance(value, kind):  # pyrefly: ignore[invalid-argument]
+            raise ValueError(f"row {number}: {name} must be of type {getattr(kind, '__name__', kind)}, got {value!r}")
+        numbers = value if isinstance(value, list) else [value]
+        if not all(math.isfinite(one) for one in numbers if isinstance(one, float)):
+            raise ValueError(f"row {number}: {name} must be finite, got {value}")
+    if not 0 <= result.accuracy <= 1:
+        raise ValueError(f"row {number}: accuracy must be in [0, 1], got {result.accuracy}")
+    return result
 
 
 def _value(text: str, kind: object) -> Any:

@@ -4,13 +4,14 @@ import inspect
 import math
 import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.features import FEATURES
-from hf_learned_order.files import reading
+from hf_learned_order.files import read_json, reading
 from hf_learned_order.warm_starts import WARM_STARTS
 
 ELBO_LAWS = ("non_empty", "max_normalized", "count", "plackett_luce", "repulsive")  # have a density to differentiate
@@ -53,6 +54,11 @@ class OrderScorerConfig(PreTrainedConfig):
     """
 
     model_type = "order_scorer"
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        """transformers' own, which goes on with a list, a number or null and fails without naming the file."""
+        return read_json(Path(json_file), dict)
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_callback import ProgressCallback
 
 from hf_learned_order.arguments import OBJECTIVE_SETTINGS, OrderTrainingArguments
-from hf_learned_order.cards import TRAINING_FILE, Card
+from hf_learned_order.cards import TRAINING_FILE, Card, training_file
 from hf_learned_order.data import CanvasCollator
 from hf_learned_order.denoisers import Denoiser, evaluating
 from hf_learned_order.files import replacing, saving
@@ -300,7 +300,8 @@ class OrderTrainer(Trainer):
             settings = generation_config(self.scorer.config.max_denoising_steps, self.args.canvas_length)
             settings.save_pretrained(temporary)
             # Trainer's own would be a pickle
-            (temporary / TRAINING_FILE).write_text(self.args.to_json_string(), encoding="utf-8")
+            facts = training_file(self.args.to_json_string(), self.card, self.state.global_step)
+            (temporary / TRAINING_FILE).write_text(facts, encoding="utf-8")
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

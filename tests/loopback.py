@@ -74,9 +74,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({"errors": [], "warnings": []})
         elif path == "/api/repos/create":
             self.create(json.loads(body), user)
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(\w+))?(?:/(.*))?", path):
+        elif found := re.fullmatch(r"/api/(?:models/)?((?:datasets/)?[^/]+/[^/]+)(?:/([\w-]+))?(?:/(.*))?", path):
             self.api(*found.groups(), user, body)
-        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        elif found := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self.resolve(*found.groups(), user)
         else:
             self.refuse(404, "RepoNotFound")

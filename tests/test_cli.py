@@ -1,5 +1,6 @@
 """`hf-learned-order` from its arguments to what it prints and writes."""
 
+import json
 import re
 import resource
 import signal
@@ -13,6 +14,7 @@ from models import tiny_model
 from PIL import Image
 from transformers.utils import logging
 
+from hf_learned_order import cli
 from hf_learned_order.cli import main
 from hf_learned_order.evaluation import knob
 from hf_learned_order.results import load_results
@@ -139,7 +141,12 @@ def test_evaluate_and_plot(folder, capsys):
         assert capsys.readouterr().out == f"Written to {folder / 'again.png'}\n"
         assert (folder / "again.png").read_bytes() != (out / "trade_off.png").read_bytes()  # it has a title
         assert (folder / "again.png").read_bytes()[:4] == b"\x89PNG"
-    # the same command has nothing left to do; another one is refused
+    # the command that it states is the one that makes these rows
+    stated = json.loads((out / "settings.json").read_text())["command"]
+    assert stated[:2] == ["hf-learned-order", "evaluate"]
+    # the same command, typed or stated, has nothing left to do; another one is refused
+    assert main([*stated[1:], "--output_dir", str(out)]) == 0
+    assert capsys.readouterr().out == printed
     assert evaluate(folder, *command) == 0
     again = capsys.readouterr()
     assert again.out == printed
@@ -254,6 +261,21 @@ def test_broken_line(folder, capsys):
     (folder / "broken.jsonl").write_text("\n".join([*lines[:2], lines[2][:-5], *lines[3:]]))
     message = error_of(evaluate(folder, test_file="broken.jsonl"), capsys)
     assert "broken.jsonl, line 3: not a JSON object" in message
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "datasets"])
+def test_an_extra_that_is_not_installed(folder, capsys, monkeypatch, missing):
+    for name in ("plotting", "data"):
+        monkeypatch.delitem(sys.modules, f"hf_learned_order.{name}", raising=False)
+        monkeypatch.delattr(f"hf_learned_order.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    message = error_of(evaluate(folder, "--samplers", "iid"), capsys)
+    assert message == f"evaluate needs {missing}: pip install 'hf_learned_order[plot,eval]'"
+
+
+def test_words_of_a_command():
+    given = {"model": "a b", "scorer": [], "limit": 0, "no_bound": True, "dtype": None, "budget_shares": []}
+    assert cli._words(given) == ["--model", "a b", "--limit", "0", "--no_bound", "--budget_shares"]
 
 
 def test_files_that_do_not_do(folder, capsys):

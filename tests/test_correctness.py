@@ -115,3 +115,8 @@ def test_another_law_is_refused():
 def test_one_step_is_refused():
     with pytest.raises(ValueError, match=r"min_denoising_steps must be 2 or more and at most .*, got 2 and 1"):
         objective_of(fixed((RIGHT, 0.9)), max_denoising_steps=1)
+
+
+def test_a_canvas_of_one_position_is_refused():
+    with pytest.raises(ValueError, match="clean must have 2 or more positions, got 1: one leaves nothing to choose"):
+        objective_of(fixed((RIGHT, 0.9)))(**batch_of(2, 1))

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
+from huggingface_hub.utils import WeakFileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -93,38 +95,66 @@ def test_interrupted_save_of_a_scorer(saved, monkeypatch):
 
 LOOP = """
 import sys
+from pathlib import Path
+from huggingface_hub.utils import WeakFileLock
 from hf_learned_order.files import replacing
-tag, folder, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
+tag, folder, rounds = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 print("started", flush=True)
+sys.stdin.readline()
 for _ in range(rounds):
     with replacing(folder) as temporary:
         for name in "abcd":
-            (temporary / name).write_text(tag * 100_000)
+            (temporary / name).write_text(tag * 1000)
+    with WeakFileLock(folder / ".saving.lock"):  # while one replaces its files the other one does not
+        if len({(folder / name).read_text() for name in "abcd"}) != 1:
+            raise SystemExit("files of two")
 """
 
 
 def save_in_a_loop(tag: str, folder: Path, rounds: int) -> subprocess.Popen:
     arguments = [sys.executable, "-c", LOOP, tag, str(folder), str(rounds)]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def together(processes: list[subprocess.Popen]) -> None:
+    """Lets them begin as soon as all are there: one may take seconds longer than another to start."""
+    for process in processes:
+        assert process.stdout.readline() == "started\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
 
 
 def test_killed_process_leaves_whole_files(tmp_path):
     process = save_in_a_loop("x", tmp_path, 10**9)
-    process.stdout.readline()
+    together([process])
     while not (tmp_path / "d").exists():
         assert process.poll() is None
     process.kill()
     process.communicate()
-    assert [contents(tmp_path)[name] for name in "abcd"] == [b"x" * 100_000] * 4
+    assert [contents(tmp_path)[name] for name in "abcd"] == [b"x" * 1000] * 4
 
 
 def test_two_processes_leave_the_files_of_one(tmp_path):
-    processes = [save_in_a_loop(tag, tmp_path, 60) for tag in "xy"]
+    processes = [save_in_a_loop(tag, tmp_path, 400) for tag in "xy"]
+    together(processes)
     for process in processes:
-        process.communicate()
-        assert process.returncode == 0
+        _, error = process.communicate()
+        assert process.returncode == 0, error
     values = {contents(tmp_path)[name] for name in "abcd"}
-    assert values in ({b"x" * 100_000}, {b"y" * 100_000})
+    assert values in ({b"x" * 1000}, {b"y" * 1000})
+
+
+def test_a_save_waits_while_another_replaces(saved):
+    before = contents(saved)
+    with WeakFileLock(saved / ".saving.lock"):
+        saving_it = Thread(target=scorer_of(1).save_pretrained, args=(saved,))
+        saving_it.start()
+        saving_it.join(0.3)
+        assert saving_it.is_alive()
+        assert contents(saved) == before
+    saving_it.join(60)
+    assert contents(saved)[WEIGHTS] != before[WEIGHTS]
 
 
 def test_full_disk(saved):
@@ -166,6 +196,15 @@ def test_file_in_the_place_of_the_folder(tmp_path):
     assert (tmp_path / "scorer").read_text() == "mine"
 
 
+def test_folder_in_the_place_of_a_file(saved):
+    before = contents(saved)
+    (saved / WEIGHTS).unlink()
+    (saved / WEIGHTS).mkdir()
+    with pytest.raises(IsADirectoryError, match=r"model.safetensors must be a file, but it is a folder"):
+        scorer_of(1, law="dependent").save_pretrained(saved)
+    assert contents(saved) == {name: content for name, content in before.items() if name != WEIGHTS}
+
+
 # ---- damaged and foreign files -----------------------------------------------------------------------------------
 
 
@@ -204,6 +243,46 @@ def test_pickles_are_not_loaded(saved):
     (saved / WEIGHTS).unlink()
     with pytest.raises(OSError, match=r"no file named model.safetensors"):
         OrderScorer.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.long(), r"safetensors: its weights must be floating-point numbers, but .* is of torch.int64"),
+        (lambda x: x > 0, r"weights must be floating-point numbers, but .* is of torch.bool"),
+        (lambda x: x + 1j, r"weights must be floating-point numbers, but .* is of torch.complex64"),
+        (lambda x: x / 0, r"weights must be finite, but network.features.weight holds nan or inf"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Casting complex")
+def test_weights_that_are_no_numbers_of_ours(saved, change, message):
+    weights = load_file(saved / WEIGHTS)
+    name = "network.features.weight"
+    save_file({**weights, name: change(weights[name])}, saved / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=message):
+        OrderScorer.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_in_another_precision(saved, dtype):
+    weights = load_file(saved / WEIGHTS)
+    save_file({k: v.to(dtype) for k, v in weights.items()}, saved / WEIGHTS, metadata={"format": "pt"})
+    assert OrderScorer.from_pretrained(saved).dtype == torch.float32  # the configuration's
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3", '"text"', "", "\ufeff{}"])
+def test_configuration_that_is_no_mapping(saved, content):
+    (saved / "config.json").write_text(content, encoding="utf-8")
+    for load in (OrderScorer, OrderScorerConfig):
+        with pytest.raises(ValueError, match=r"config.json: (must hold a dict, got|not a JSON file)"):
+            load.from_pretrained(saved)
+
+
+def test_what_is_no_folder(saved):
+    with pytest.raises(OSError, match=r"model.safetensors must be a folder or the name .*, but it is a file"):
+        OrderScorer.from_pretrained(saved / WEIGHTS)
+    with pytest.raises(OSError, match=r"more/than/two must be a folder or the name .*, but it is none, and can be no"):
+        OrderScorer.from_pretrained("more/than/two")
 
 
 def change_config(folder: Path, **changes) -> None:

@@ -9,11 +9,13 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
 from conftest import HOME
 from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
+from huggingface_hub.errors import OfflineModeIsEnabled
 from loopback import USERS
 from models import EOS, MASK, tiny_model, tiny_tokenizer
 from peft import LoraConfig, PeftModel
@@ -21,10 +23,11 @@ from test_trainer import PROBLEMS, arguments
 from transformers import AutoModel, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
-from hf_learned_order.cards import Card, read_results, table_rows
+from hf_learned_order.cards import MARK, Card, read_results, table_rows
 from hf_learned_order.cli import main
 from hf_learned_order.data import equation_tokenizer, equations
 from hf_learned_order.denoisers import Denoiser, load_denoiser
+from hf_learned_order.files import fingerprint
 from hf_learned_order.gsm8k import chains_of, read_rows
 from hf_learned_order.hub import push_folder
 from hf_learned_order.integration import LearnedOrderGenerationMixin, attach
@@ -49,11 +52,12 @@ def quiet():
 
 
 def scorer_of(seed: int = 0, **config) -> OrderScorer:
-    torch.manual_seed(seed)
     denoiser = Denoiser(tiny_model("llama"), mask_token_id=MASK)
+    torch.manual_seed(seed)  # behind the denoiser, which has a seed of its own
     options = {"base_model_name_or_path": "user/base", **SMALL, **config}
     scorer = OrderScorer(OrderScorer.config_class(**{**OrderScorer.for_denoiser(denoiser).config.to_dict(), **options}))
-    torch.nn.init.normal_(scorer.network.head.weight, std=0.1)
+    if scorer.config.law != "dependent":
+        torch.nn.init.normal_(scorer.network.head.weight, std=0.1)
     return scorer.eval()
 
 
@@ -245,6 +249,38 @@ def test_folder_without_a_scorer(hub, tmp_path):
     assert hub.repositories == {}
 
 
+def test_folder_with_something_else(hub, tmp_path):
+    scorer_of().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
+    with pytest.raises(ValueError, match=r"folder must hold a scorer, but .*config.json is of model_type 'bert'"):
+        push_folder(tmp_path, "user/scorer")
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config.json: must hold a dict, got list"):
+        push_folder(tmp_path, "user/scorer")
+    scorer = scorer_of()
+    scorer.network.head.bias.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"its weights must be finite, but network.head.bias holds nan or inf"):
+        scorer.push_to_hub("user/scorer")
+    assert hub.repositories == {}
+
+
+@pytest.mark.parametrize("name", ["user/名前", "user/a b", "user/x/y", "user/", "../scorer"])
+def test_names_that_cannot_be(hub, name):
+    with pytest.raises(ValueError, match="Repo id must"):
+        scorer_of().push_to_hub(name)
+    with pytest.raises(OSError, match=r"must be a folder or the name of a Hub repository, but it is none, and can be"):
+        OrderScorer.from_pretrained(name)
+    assert hub.repositories == {}
+
+
+def test_push_in_offline_mode(hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="user/scorer: nothing was pushed: no connection, or HF_HUB_OFFLINE is set"):
+        scorer_of().push_to_hub("user/scorer")
+    assert hub.requests == []
+
+
 def test_save_and_push_at_once(tmp_path):
     with pytest.raises(ValueError, match="push_to_hub must be False, got True"):
         scorer_of().save_pretrained(tmp_path, push_to_hub=True)
@@ -306,18 +342,153 @@ def test_card_with_measurements(hub, measured):
     assert entries[1].notes == "learned_order, 8.12 denoiser calls on average (1-9), mean of 2 runs"
 
 
+def test_rows_tuned_in_both_are_the_learned_order_too(hub, tmp_path):
+    both = result("learned_order, tuned", 4.0, 0.51234, setting="bias=0 T=6")
+    save_results([*RESULTS[:2], both, result("threshold, tuned", 4.0, 0.4)], tmp_path)
+    scorer_of().push_to_hub("user/scorer", card=Card(results=tmp_path / "results.json"))
+    files, text = hub.repositories["user/scorer"].files(), readme(hub)
+    assert "ahead of the best heuristic at a target NFE of 4 (threshold, tuned)." in text
+    assert [r.metric_value for r in ModelCard(text).data.eval_results] == [30.0, 51.23]
+    entries = parse_eval_result_entries(yaml.safe_load(files[".eval_results/gsm8k.yaml"]))
+    assert [entry.notes.split(",")[:2] for entry in entries] == [
+        ["learned_order", " 4.12 denoiser calls on average (1-9)"],
+        ["learned_order", " tuned"],
+    ]
+
+
+def settings_beside(card: Card, measured: OrderScorer, *scorers: str, **more) -> dict:
+    """The `settings.json` that `evaluate` writes beside the results."""
+    command = ["hf-learned-order", "evaluate", "--model", "user/base", "--scorer", *scorers, "--limit", "4 0"]
+    settings = {
+        "command": command,
+        **{"hf_learned_order": "0.1.0", "torch": "2.14.1", "device": "cpu", "dataset_name": "user/sums"},
+        "scorer": list(scorers),
+        "scorer_weights": [fingerprint(measured.state_dict())],
+        **more,
+    }
+    (card.results.parent / "settings.json").write_text(json.dumps(settings))
+    return settings
+
+
+def test_card_holds_the_command_that_made_its_table(hub, measured):
+    scorer = scorer_of()
+    settings = settings_beside(measured, scorer, "runs/mine")
+    (measured.results.parent / "trade_off.png").write_bytes(PNG + b"beside")
+    scorer.push_to_hub("user/scorer", card=replace(measured, plot=None))
+    files, text = hub.repositories["user/scorer"].files(), readme(hub)
+    assert "\nhf-learned-order evaluate --model user/base --scorer user/scorer --limit '4 0'\n" in text
+    assert "(hf_learned_order 0.1.0, torch 2.14.1, cpu)" in text.replace("device ", "")
+    assert json.loads(files["settings.json"]) == settings
+    assert files["trade_off.png"] == PNG + b"beside"
+    assert ModelCard(text).data.datasets == ["user/sums"]
+    assert "40 problems of `user/sums`" in text
+    assert ".eval_results/sums.yaml" in files
+    settings_beside(measured, scorer, "runs/mine", "runs/other")
+    scorer.push_to_hub("user/scorer", card=replace(measured, dataset="user/named"))
+    assert "--scorer runs/mine runs/other" in readme(hub)
+    assert ModelCard(readme(hub)).data.datasets == ["user/named"]
+
+
+def test_results_of_other_weights_are_refused(hub, measured):
+    settings_beside(measured, scorer_of(1), "runs/mine")
+    with pytest.raises(
+        ValueError, match=r"results must be those of the scorer that is pushed, but .* of runs/mine, wh"
+    ):
+        scorer_of(0).push_to_hub("user/scorer", card=measured)
+    assert hub.repositories == {}
+    settings_beside(measured, scorer_of(1), scorer_weights=[])  # heuristics alone
+    scorer_of(0).push_to_hub("user/scorer", card=measured)
+
+
+def edit(hub, change) -> None:
+    HfApi().upload_file(repo_id="user/scorer", path_in_repo="README.md", path_or_fileobj=change(readme(hub)).encode())
+
+
+def test_what_was_written_into_the_card_stays(hub, measured):
+    scorer_of(0).push_to_hub("user/scorer")
+    first = readme(hub)
+    assert first.endswith(MARK)
+    scorer_of(0).push_to_hub("user/scorer")
+    assert readme(hub) == first
+    edit(
+        hub,
+        lambda text: text.replace("---\n", "---\nlanguage: de\nlicense: mit\n", 1).replace("tags:", "tags:\n- mine"),
+    )
+    edit(hub, lambda text: text.replace("## Use", "## Old") + "\nAsk me.\n\n## More\n")
+    scorer_of(1).push_to_hub("user/scorer", card=replace(measured, license=None))
+    text, data = readme(hub), ModelCard(readme(hub)).data
+    assert text.endswith(f"{MARK}\n\nAsk me.\n\n## More\n")
+    assert "## Old" not in text
+    assert (data.language, data.license, data.base_model) == ("de", "mit", "user/base")
+    assert data.tags == ["order-scorer", *data.tags[1:-1], "mine"]
+    assert [r.metric_value for r in data.eval_results] == [30.0, 35.0, 40.0]
+    scorer_of(0).push_to_hub("user/scorer", card=Card(license="apache-2.0"))
+    assert ModelCard(readme(hub)).data.license == "apache-2.0"
+    assert ModelCard(readme(hub)).data.eval_results is None
+    assert readme(hub).count("Ask me.") == 1
+
+
+def test_a_card_that_cannot_be_read_stops_the_push(hub, monkeypatch):
+    """Not even one that is in the cache stands in for it: somebody may have written into it since."""
+    scorer_of(0).push_to_hub("user/scorer")
+    HfApi().hf_hub_download("user/scorer", "README.md")
+    edit(hub, lambda text: f"{text}\nAsk me.\n")
+    before = hub.repositories["user/scorer"].files()
+
+    def unreachable(*args, **kwargs):  # as a time-out is handled; what is asked behind it is answered
+        raise OfflineModeIsEnabled("no answer")
+
+    monkeypatch.setattr(huggingface_hub.file_download, "get_hf_file_metadata", unreachable)
+    with pytest.raises(OSError, match="user/scorer: nothing was pushed: no connection"):
+        scorer_of(1).push_to_hub("user/scorer")
+    monkeypatch.undo()
+    hub.drop = "README.md"
+    with pytest.raises(OSError, match="user/scorer: the push broke off, and the repository is as it was"):
+        scorer_of(1).push_to_hub("user/scorer")
+    assert hub.repositories["user/scorer"].files() is before
+
+
+def test_a_card_of_somebody_else_stays_whole(hub, tmp_path):
+    HfApi().create_repo("user/scorer")
+    HfApi().upload_file(repo_id="user/scorer", path_in_repo="README.md", path_or_fileobj=b"# Mine\n\nWords.\n")
+    scorer_of().push_to_hub("user/scorer", revision="dev")  # a new branch starts from main
+    dev = hub.repositories["user/scorer"].files("dev")["README.md"].decode()
+    assert dev.endswith(f"{MARK}\n\n# Mine\n\nWords.\n")
+    assert readme(hub) == "# Mine\n\nWords.\n"
+    scorer_of().save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text("The folder's.\n")
+    push_folder(tmp_path, "user/scorer")
+    assert readme(hub).endswith(f"{MARK}\n\nThe folder's.\n")
+    assert "Words." not in readme(hub)
+
+
+@pytest.mark.parametrize("metadata", ["- a", "a: [", "a: b: c"])
+def test_metadata_that_cannot_be_read(hub, tmp_path, metadata):
+    scorer_of().save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n")
+    with pytest.raises(
+        ValueError, match=r"README.md: its metadata must be a YAML mapping: mend it, or delete the file"
+    ):
+        push_folder(tmp_path, "user/scorer")
+    assert hub.repositories == {}
+
+
 def test_table_is_that_of_the_results(measured):
     assert len(table_rows(read_results(measured.results))) == len(RESULTS)
 
 
 def test_push_again_drops_what_no_longer_holds(hub, measured):
-    scorer_of(0).push_to_hub("user/scorer", card=measured)
-    HfApi().upload_file(repo_id="user/scorer", path_in_repo="notes.txt", path_or_fileobj=b"mine")
-    scorer_of(1).push_to_hub("user/scorer")
-    files = hub.repositories["user/scorer"].files()
-    assert not {"results.json", "trade_off.png", ".eval_results/gsm8k.yaml"} & set(files)
-    assert files["notes.txt"] == b"mine"
-    assert "Nothing was measured" in readme(hub)
+    settings_beside(measured, scorer_of(0), dataset_name=None)
+    figures = {"results.json", "settings.json", "trade_off.png", ".eval_results/gsm8k.yaml"}
+    for branch in ("dev", "main"):  # what is on the one says nothing of the other
+        scorer_of(0).push_to_hub("user/scorer", card=measured, revision=branch)
+        HfApi().upload_file(repo_id="user/scorer", path_in_repo="notes.txt", path_or_fileobj=b"mine", revision=branch)
+        assert figures <= set(hub.repositories["user/scorer"].files(branch))
+        scorer_of(1).push_to_hub("user/scorer", revision=branch)
+        files = hub.repositories["user/scorer"].files(branch)
+        assert not figures & set(files)
+        assert files["notes.txt"] == b"mine"
+        assert b"Nothing was measured" in files["README.md"]
 
 
 def test_code_of_the_card_runs(hub, base, measured):
@@ -335,8 +506,8 @@ def test_rows_of_another_task_are_left_out(tmp_path):
     rows = [replace(RESULTS[0], task=task, accuracy=i / 4) for i, task in enumerate(("words", "equations", ""))]
     save_results(rows, tmp_path)
     path = tmp_path / "results.json"
-    assert [row["accuracy"] for row in read_results(path, "equations")] == [0.25, 0.5]
-    assert [row["accuracy"] for row in read_results(path, "words")] == [0.0, 0.5]
+    assert [row.accuracy for row in read_results(path, "equations")] == [0.25, 0.5]
+    assert [row.accuracy for row in read_results(path, "words")] == [0.0, 0.5]
     assert len(read_results(path)) == 3
     save_results(rows[:2], tmp_path)
     with pytest.raises(ValueError, match=r"task must be among those of .* \(equations, words\), got 'sums'"):
@@ -349,8 +520,8 @@ def test_rows_of_another_task_are_left_out(tmp_path):
         ("{}", "must hold a list, got dict"),
         ("[", "not a JSON file"),
         ("[]", "must hold at least one result"),
-        ("[3]", "row 1: must have 'sampler'"),
-        (json.dumps([{**asdict(RESULTS[0]), "nfe": "4"}]), "row 1: must have 'nfe', as evaluate writes it"),
+        ("[3]", "row 1: .* must be a mapping, not int"),
+        (json.dumps([{**asdict(RESULTS[0]), "nfe": "4"}]), r"row 1: nfe must be of type int \| float, got '4'"),
     ],
 )
 def test_results_are_checked(hub, tmp_path, content, message):
@@ -362,6 +533,8 @@ def test_results_are_checked(hub, tmp_path, content, message):
 
 def test_plot_is_checked(hub, tmp_path):
     (tmp_path / "plot.png").write_text("<svg>")
+    with pytest.raises(ValueError, match=r"results must be a results.json, which holds every score, got .*\.csv"):
+        scorer_of().push_to_hub("user/scorer", card=Card(results=tmp_path / "results.csv"))
     with pytest.raises(ValueError, match=r"plot must be a PNG file, but .*plot.png is none"):
         scorer_of().push_to_hub("user/scorer", card=Card(plot=tmp_path / "plot.png"))
 
@@ -446,6 +619,40 @@ def test_trainer_pushes_scorer_and_adapter(hub, tmp_path):
     assert 'PeftModel.from_pretrained(model, "user/scorer", subfolder="adapter")' in text
     for row in ("| data | four chains |", "| updates | 1 |", "| chains of each | 2 |", "| step budget | 3 |"):
         assert row in text
+
+
+def test_a_folder_knows_what_its_trainer_stated(hub, tmp_path):
+    trainer = trainer_of(tmp_path / "scorer")
+    trainer.card = Card(data="four |\nchains", command="python train.py ```", seeds=(7,))
+    trainer.save_model()
+    push_folder(tmp_path / "scorer", "user/scorer")
+    for text in ("| data | four \\| chains |", "| seeds | 7 |", "| updates | 0 |", "````sh\npython train.py ```\n````"):
+        assert text in readme(hub)
+    push_folder(tmp_path / "scorer", "user/scorer", card=Card(data="others", limits="one\ntwo"))
+    for text in ("| data | others |", "| seeds | 7 |", "- one two\n"):
+        assert text in readme(hub)
+
+
+@pytest.mark.parametrize(
+    ("law", "objective", "said", "unsaid"),
+    [
+        ("factor", None, "learned from clean responses on its own decodings |", "chains of each"),
+        ("dependent", None, "learned from the denoiser itself |", "step budget in training"),
+        ("non_empty", "reward", "by reward on its own decodings |", "step budget in training | any"),
+        ("factor", "new", "| objective | `new` |", "variational"),
+    ],
+)
+def test_card_of_each_objective(hub, tmp_path, law, objective, said, unsaid):
+    scorer_of(law=law).save_pretrained(tmp_path)
+    training = {"objective": objective, "num_chains": 8, "max_denoising_steps": 12, "gradient_accumulation_steps": 2}
+    (tmp_path / "training_args.json").write_text(json.dumps(training))
+    push_folder(tmp_path, "user/scorer")
+    assert said in readme(hub)
+    assert unsaid not in readme(hub)
+    assert "| batches an update | 2 |" in readme(hub)
+    if law == "factor":
+        assert "| step budget | any |" in readme(hub)
+        assert "| largest step budget in training | 12 |" in readme(hub)
 
 
 def test_trainer_pushes_at_the_end(hub, tmp_path):

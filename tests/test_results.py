@@ -3,13 +3,19 @@
 import csv
 import io
 import json
+import math
 import os
 import resource
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from threading import Thread
 
 import pytest
 import torch
+from huggingface_hub.utils import WeakFileLock
 from rich.console import Console
+from test_files import together
 
 from hf_learned_order.results import (
     Result,
@@ -30,11 +36,11 @@ RESULT = Result(
 
 def test_over_runs():
     runs = [replace(RESULT, accuracy=a, nfe=n, nfe_min=m, nfe_max=M, bound=b) for a, n, m, M, b in
-            [(0.2, 3.0, 1, 4, -8.0), (0.4, 5.0, 2, 6, -10.0)]]  # fmt: skip
+            [(0.2, 3.0, 2, 4, -8.0), (0.4, 5.0, 1, 6, -10.0), (0.3, 4.0, 2, 5, -9.0)]]  # fmt: skip
     mean = over_runs(runs)
     assert mean.accuracy == pytest.approx(0.3)
-    assert mean.spread == pytest.approx(0.02**0.5)
-    assert (mean.nfe, mean.nfe_min, mean.nfe_max, mean.bound, mean.runs) == (4.0, 1, 6, -9.0, 2)
+    assert mean.spread == pytest.approx(0.1)
+    assert (mean.nfe, mean.nfe_min, mean.nfe_max, mean.bound, mean.runs) == (4.0, 1, 6, -9.0, 3)
     assert over_runs([RESULT]) == RESULT
     seeds = [replace(RESULT, scores=[1.0, 0.0, 1.0]), replace(RESULT, scores=[1.0, 0.0, 0.0])]
     assert over_runs(seeds).scores == [1.0, 0.0, 0.5]
@@ -136,6 +142,25 @@ def test_other_csv_files_are_refused(text, tmp_path):
         load_results(tmp_path / "results.csv")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sampler": 3}, "row 2: sampler must be of type str, got 3"),
+        ({"nfe_min": 1.5}, "row 2: nfe_min must be of type int, got 1.5"),
+        ({"count": True}, "row 2: count must be of type int, got True"),
+        ({"bound": "-9"}, r"row 2: bound must be of type int \| float \| None, got '-9'"),
+        ({"nfe": math.nan}, "row 2: nfe must be finite, got nan"),
+        ({"scores": [1.0, math.inf]}, r"row 2: scores must be finite, got \[1.0, inf\]"),
+        ({"scores": 3}, "row 2: scores must be of type list, got 3"),
+        ({"accuracy": 74.2}, r"row 2: accuracy must be in \[0, 1\], got 74.2"),
+    ],
+)
+def test_numbers_without_sense_are_refused(tmp_path, change, message):
+    (tmp_path / "results.json").write_text(json.dumps([asdict(RESULT), {**asdict(RESULT), **change}]))
+    with pytest.raises(ValueError, match=message):
+        load_results(tmp_path / "results.json")
+
+
 def test_interrupted_save_leaves_the_old_results(tmp_path):
     save_results([RESULT], tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("results.*")}
@@ -207,6 +232,67 @@ def test_settings_without_rows_bind_nobody(tmp_path):
     (tmp_path / "settings.json").write_text('{"seeds": 5}')
     sweep.add(RESULT)
     assert Sweep(tmp_path, {"seeds": 3}).results == [RESULT]
+
+
+def test_two_sweeps_in_one_folder(tmp_path):
+    one, two = Sweep(tmp_path, {"seeds": 3}), Sweep(tmp_path, {"seeds": 3, "command": ["another", "name"]})
+    other = Sweep(tmp_path, {"seeds": 5})  # nothing is there yet that says otherwise
+    iid, margin = replace(RESULT, sampler="iid"), replace(RESULT, sampler="margin")
+    one.add(RESULT)
+    two.add(iid)
+    with pytest.raises(ValueError, match=r"measured with other settings \(seeds was 3, is 5\); give another folder"):
+        other.add(replace(RESULT, accuracy=1.0))
+    one.add(replace(iid, accuracy=1.0))  # measured by the other one first
+    one.add(margin)
+    assert load_results(tmp_path / "results.json") == one.results == [RESULT, iid, margin]
+    (tmp_path / "results.json").unlink()
+    one.add(replace(RESULT, target=8.0))
+    assert load_results(tmp_path / "results.json") == [RESULT, iid, margin, replace(RESULT, target=8.0)]
+
+
+def test_a_sweep_waits_while_another_adds(tmp_path):
+    sweep = Sweep(tmp_path, {})
+    with WeakFileLock(tmp_path / ".sweep.lock"):
+        adding = Thread(target=sweep.add, args=(RESULT,))
+        adding.start()
+        adding.join(0.3)
+        assert adding.is_alive()
+        assert not (tmp_path / "results.json").exists()
+    adding.join(60)
+    assert load_results(tmp_path / "results.json") == [RESULT]
+
+
+PIPES = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+SWEEP = """
+import sys
+from dataclasses import replace
+from hf_learned_order.results import Result, Sweep
+seeds, folder, tag = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+shape = {"budget": 4, "accuracy": seeds / 10, "nfe": 3.9, "nfe_min": 2, "nfe_max": 4, "bound": None, "count": 8}
+sweep = Sweep(folder, {"seeds": seeds})
+print("started", flush=True)
+sys.stdin.readline()
+for number in range(25):
+    sweep.add(Result(sampler=f"{tag}{number}", scores=[0.5] * 2000, **shape))
+"""
+
+
+def test_sweeps_of_several_processes(tmp_path):
+    """Two with the same settings leave the rows of both; one with others is refused, or refuses them."""
+    runs = [("3", "a"), ("3", "b"), ("5", "c")]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", SWEEP, seeds, tmp_path, tag], text=True, **PIPES) for seeds, tag in runs
+    ]
+    together(processes)
+    errors = [process.communicate()[1] for process in processes]
+    rows = load_results(tmp_path / "results.json")
+    (seeds,) = {round(10 * row.accuracy) for row in rows}
+    assert json.loads((tmp_path / "settings.json").read_text()) == {"seeds": seeds}
+    winners = {tag for run, tag in runs if int(run) == seeds}
+    assert sorted(row.sampler for row in rows) == sorted(f"{tag}{n}" for tag in winners for n in range(25))
+    for (_, tag), process, error in zip(runs, processes, errors, strict=True):
+        assert (process.returncode == 0) == (tag in winners), error
+        assert tag in winners or "measured with other settings" in error
 
 
 def test_tables_of_orders_and_aup():
