@@ -69,6 +69,8 @@ def main() -> int:
             "1",
             "--tuning_limit",
             options.tuning_limit,
+            "--budget_shares",
+            "1.5",
             "--samplers",
             *SAMPLERS,
         ]
