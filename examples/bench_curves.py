@@ -31,7 +31,7 @@ from hf_learned_order.samplers import (
 from hf_learned_order.scorer import OrderScorer
 from hf_learned_order.tasks import Source, find_task
 
-BOUNDS = (6.0, 4.0, 3.0, 2.0, 1.4, 1.0, 0.7, 0.4, 0.2, 0.1, 0.03)
+BOUNDS = (6.0, 4.0, 3.0, 2.0, 1.4, 1.0, 0.7, 0.4, 0.3, 0.2, 0.13, 0.08, 0.05, 0.025)
 CONFIDENCES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
 SETTINGS = {
     "entropy_bound": [EntropyBoundSampler(gamma=bound) for bound in BOUNDS],

@@ -1,10 +1,12 @@
 """The scripts in `examples/` that no other test runs, at tiny settings."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import bench
+import bench_curves
 import bench_training
 import demo
 import pytest
@@ -69,3 +71,21 @@ def test_train(tmp_path):
     assert done.returncode == 0, done.stderr
     scorer = OrderScorer.from_pretrained(tmp_path / "out")
     assert (scorer.config.law, scorer.config.hidden_size) == ("dependent", 16)
+
+
+def test_curves(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(bench_curves, "BUDGETS", (2, 4))
+    monkeypatch.setattr(bench_curves, "BOUNDS", (0.2,))
+    models = ["--model", str(EXAMPLES / "sudoku-denoiser"), "--scorer", str(EXAMPLES / "sudoku-scorer")]
+    small = ["--limit", "6", "--samplers", "top_prob", "learned_order", "--nfe", "3", "--bound"]
+    monkeypatch.setattr(sys, "argv", ["bench_curves.py", *models, *small, "--output", str(tmp_path / "curves.jsonl")])
+    bench_curves.main()
+    rows = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
+    assert [row["sampler"] for row in rows] == ["top_prob", "top_prob", "learned_order"]
+    assert [row["nfe"] for row in rows[:2]] == [2, 4]
+    assert 3 < rows[2]["nfe"] < 8
+    assert rows[2]["right"] >= 0.5  # about 80 % of 400 test puzzles
+    assert "bound, nats" in capsys.readouterr().out
+    bench_curves.main()  # nothing is missing, nothing is measured
+    assert len((tmp_path / "curves.jsonl").read_text().splitlines()) == 3
