@@ -31,16 +31,16 @@ LOG2 = math.log(2)
 @pytest.mark.parametrize("posterior", [None, "non_empty"])
 def test_the_bound_counts_what_is_not_given(posterior):
     objective = elbo_of(ExactPairs(3), "non_empty", posterior, max_denoising_steps=1, num_chains=2)
-    bound = objective.chains(EMPTY, EMPTY, CLEAN, GIVEN).bound
+    bound = objective.chains(EMPTY, EMPTY, CLEAN, given=GIVEN).bound
     # a given one settles its partner; with one step both of another pair are guessed
     torch.testing.assert_close(bound, torch.tensor([[-4 * LOG2] * 2, [-2 * LOG2] * 2]))
-    assert objective(EMPTY, EMPTY, CLEAN, GIVEN)["bound"].item() == pytest.approx(-3 * LOG2)
+    assert objective(EMPTY, EMPTY, CLEAN, given=GIVEN)["bound"].item() == pytest.approx(-3 * LOG2)
 
 
 def test_everything_but_one_of_each_pair_given_leaves_nothing_to_lose():
     objective = elbo_of(ExactPairs(3), "non_empty", None, max_denoising_steps=3, num_chains=2)
     given = torch.tensor([[True] * 3 + [False] * 3] * 2)
-    outputs = objective(EMPTY, EMPTY, CLEAN, given)
+    outputs = objective(EMPTY, EMPTY, CLEAN, given=given)
     assert outputs["bound"].item() == pytest.approx(0.0, abs=1e-6)
 
 
@@ -53,8 +53,8 @@ def test_dependence_of_what_is_left():
     objective = DependenceObjective(denoiser, scorer)
     half = torch.tensor([[True] * 3 + [False] * 3] * 2)
     for _ in range(10):
-        assert objective(EMPTY, EMPTY, CLEAN, half)["observed"] == 0.0  # all that is left follows from what is given
-    assert max(objective(EMPTY, EMPTY, CLEAN, GIVEN)["observed"].item() for _ in range(10)) > 0.1
+        assert objective(EMPTY, EMPTY, CLEAN, given=half)["observed"] == 0.0  # it all follows
+    assert max(objective(EMPTY, EMPTY, CLEAN, given=GIVEN)["observed"].item() for _ in range(10)) > 0.1
 
 
 @pytest.mark.parametrize("width", [0, 2])
@@ -82,11 +82,11 @@ def test_imitation_of_what_is_left():
     scorer = OrderScorer(OrderScorerConfig.for_denoiser(denoiser, law="factor", hidden_size=8, num_attention_heads=2))
     objective = ImitationObjective(denoiser, scorer, max_denoising_steps=3)
     clean, given = torch.randint(5, 20, (2, 6)), GIVEN
-    outputs = objective(EMPTY, EMPTY, clean, given)
+    outputs = objective(EMPTY, EMPTY, clean, given=given)
     assert 0 < outputs["loss"].item() < 10
     # what is not given is all that is decoded, in 3 steps at most
     assert outputs["nfe"] <= 3
-    everything = objective(EMPTY, EMPTY, clean, torch.ones_like(given).index_fill(1, torch.tensor([4]), False))
+    everything = objective(EMPTY, EMPTY, clean, given=torch.ones_like(given).index_fill(1, torch.tensor([4]), False))
     assert everything["nfe"] == 1
     assert everything["exact"] == 1  # one position: the teacher is the pupil
 
