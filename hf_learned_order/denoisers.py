@@ -219,7 +219,8 @@ class Denoiser(nn.Module):
 
     def _first_sees_last(self, length: int) -> bool:
         """Whether the first position's logits depend on the last of `length` tokens."""
-        others = [token for token in range(min(5, self.vocab_size)) if token != self.mask_token_id]
+        # the first ids are special tokens, which a trained model may take for one another
+        others = [token for token in range(min(16, self.vocab_size)) if token != self.mask_token_id]
         ids = torch.full((len(others), length), self.mask_token_id, device=self.device)
         ids[:, -1] = torch.tensor(others, device=self.device)
         # `start` at the shift asks for what the model says at its first place

@@ -264,13 +264,19 @@ def test_broken_line(folder, capsys):
 
 
 @pytest.mark.parametrize("missing", ["matplotlib", "datasets"])
-def test_an_extra_that_is_not_installed(folder, capsys, monkeypatch, missing):
-    for name in ("plotting", "data"):
-        monkeypatch.delitem(sys.modules, f"hf_learned_order.{name}", raising=False)
-        monkeypatch.delattr(f"hf_learned_order.{name}", raising=False)
-    monkeypatch.setitem(sys.modules, missing, None)
-    message = error_of(evaluate(folder, "--samplers", "iid"), capsys)
-    assert message == f"evaluate needs {missing}: pip install 'hf_learned_order[plot,eval]'"
+def test_an_extra_that_is_not_installed(folder, missing):
+    """In a process of its own, where nothing has imported it before."""
+    arguments = ["evaluate", "--model", str(folder / "denoiser"), "--train_file", str(folder / "train.jsonl")]
+    program = f"import sys; sys.modules[{missing!r}] = None; from hf_learned_order.cli import main; "
+    done = subprocess.run(
+        [sys.executable, "-c", program + f"sys.exit(main({[*arguments, '--samplers', 'iid']!r}))"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    message = f"evaluate needs {missing}: pip install 'hf_learned_order[plot,eval]'"
+    assert done.stderr.strip().splitlines()[-1] == f"hf-learned-order: {message}"
 
 
 def test_words_of_a_command():

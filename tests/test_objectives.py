@@ -192,7 +192,7 @@ class TestAgreement:
         assert value < 0
         exact = gradient(value, objective)
         batch = batch_of((0, 0, 0), 1024)
-        check_gradient(objective, exact, lambda: -3 * objective(*batch)["loss"], repeats=20, precision=3)
+        check_gradient(objective, exact, lambda: -3 * objective(*batch)["loss"], repeats=20, precision=2)
         with torch.no_grad():
             means = torch.stack([objective(*batch)["agreement"] for _ in range(8)])
         assert z_score(means, value.detach()) < 4.5

@@ -242,7 +242,6 @@ class TestInfilling:
             ("max_new_tokens", 4),
             ("stopping_criteria", StoppingCriteriaList([MaxLengthCriteria(5)])),
             ("negative_prompt_ids", words(1, 2)),
-            ("clean", words(1, 4)),
         ],
     )
     def test_what_means_nothing_to_it(self, name, value):
