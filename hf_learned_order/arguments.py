@@ -47,7 +47,7 @@ class OrderTrainingArguments(TrainingArguments):
     baseline: str = field(default="leave_one_out", metadata={"help": "or 'value' (learned along), 'none'"})
     returns: str = field(default="per_step", metadata={"help": "or 'trajectory': the whole chain's at each step"})
     gradient_steps: str = field(default="all", metadata={"help": "or 'one': a random step, times their number"})
-    noise: float = field(default=0.5, metadata={"help": "reward, agreement: of the factor law's logits, in training"})
+    noise: float = field(default=0.5, metadata={"help": "agreement: of the factor law's logits, in training"})
     speed_exponent: float = field(default=1.0, metadata={"help": "reward: how much speed counts, 0 not at all"})
     teacher: str = field(default="top_prob", metadata={"help": "imitation: the rule of the slow decoding"})
     train_denoiser: bool = field(default=False, metadata={"help": "tune every weight of the denoiser"})

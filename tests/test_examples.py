@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import bench
+import bench_ablation
 import bench_curves
 import bench_training
 import demo
@@ -53,6 +54,15 @@ def test_bench_of_training(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert all(name.split(",")[0] in printed for name in bench_training.CASES)
     assert printed.count("%") >= len(bench_training.CASES) + 1
+
+
+def test_bench_of_choices(monkeypatch, capsys):
+    choices = ["default", "posterior clean, law count", "K 2"]
+    small = ["--seeds", "2", "--updates", "2", "--rows", "2"]
+    monkeypatch.setattr(sys, "argv", ["bench_ablation.py", "--choices", *choices, *small])
+    bench_ablation.main()
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == [f"| {name}" for name in choices]
 
 
 def test_train(tmp_path):

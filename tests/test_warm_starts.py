@@ -176,7 +176,7 @@ def _with(step, name: str) -> Predictions:
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_shipped_scorers_say_what_they_said(number):
-    """Their files know neither features nor warm starts; the numbers are those of the code that trained them."""
+    """Their files know neither features nor warm starts; the numbers are those of code that had none."""
     scorer = OrderScorer.from_pretrained(EXAMPLES / f"scorer-{number}").eval()
     assert scorer.config.features is scorer.config.warm_start is None
     generator = torch.Generator().manual_seed(0)
