@@ -40,7 +40,7 @@ SETTINGS = {
     "klass": [KLASSSampler(threshold=confidence) for confidence in CONFIDENCES],
 }
 COUNTED = ("top_prob", "margin", "entropy", "iid")
-BUDGETS = (3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 30)
+BUDGETS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 30)
 
 
 def points(name: str, scorers: list[str]) -> Iterator[tuple[str, Sampler, int | None]]:
