@@ -180,7 +180,7 @@ def cached(denoiser: Timed, batch: int, cache: str | None) -> tuple[float, int]:
     if denoiser.family.block_size is not None:  # it has its blocks, on a grid that the prompts must end on
         ids, mask = ids[:, : CACHED["block_length"]], mask[:, -CACHED["block_length"] :].fill_(1)
     start = CLOCK()
-    output = decode(denoiser, ids, mask, sampler=make_sampler("top_prob"), cache=cache, **options)
+    output = decode(denoiser, ids, mask, sampler=make_sampler("top_prob"), kv_cache=cache, **options)
     return CLOCK() - start, int(output.nfe.sum())
 
 
@@ -246,7 +246,7 @@ def cache_token_table() -> Table:
         options |= {"block_length": block_length}
         expected = decode(denoiser, prompt, **options)
         for cache in (None, "prefix", "dual"):
-            output = decode(denoiser, prompt, cache=cache, **options)
+            output = decode(denoiser, prompt, kv_cache=cache, **options)
             differ = (output.sequences != expected.sequences)[:, TEXT[0] :].float().mean()
             nfe = output.nfe.sum() / expected.nfe.sum()
             words = output.sequences[:, TEXT[0] - 1 :] - MASK - 1

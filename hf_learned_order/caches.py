@@ -143,8 +143,8 @@ class WindowedDenoiser:
         expected = len(ids), columns.stop - columns.start
         if not cache.written or any((len(k), k.shape[-2]) != expected for k, _ in cache.written.values()):
             raise ValueError(
-                f"cache must be None with {type(self.denoiser.model).__name__}: it did not write the keys and values "
-                f"of each column it got to the cache that it was given ({self.denoiser.family.cache}=True)"
+                f"kv_cache must be None with {type(self.denoiser.model).__name__}: it did not write the keys and "
+                f"values of each column it got to the cache that it was given ({self.denoiser.family.cache}=True)"
             )
         if opening:
             behind = window.stop if self.cache == "dual" else length
@@ -165,15 +165,15 @@ class WindowedDenoiser:
 def _check(cache: str, denoiser: Denoiser, block_length: int | None) -> None:
     name, block_size = type(denoiser.model).__name__, denoiser.family.block_size
     if cache not in CACHES:
-        raise ValueError(f"cache must be None or one of {', '.join(CACHES)}, got {cache!r}")
+        raise ValueError(f"kv_cache must be None or one of {', '.join(CACHES)}, got {cache!r}")
     if not denoiser.takes_cache:
         raise ValueError(
-            f"cache must be None with {name}, got {cache!r}: it takes no keys and values of another call in the place "
-            "of tokens"
+            f"kv_cache must be None with {name}, got {cache!r}: it takes no keys and values of another call in the "
+            "place of tokens"
         )
     if (block_size is None) == (cache == "exact"):
         allowed = "None, prefix or dual" if block_size is None else "None or exact"
         how = "attends in both directions" if block_size is None else "is block-causal"
-        raise ValueError(f"cache must be {allowed} with {name}, which {how}, got {cache!r}")
+        raise ValueError(f"kv_cache must be {allowed} with {name}, which {how}, got {cache!r}")
     if cache != "exact" and block_length is None:
-        raise ValueError(f"block_length must be given with cache={cache!r}, got None")
+        raise ValueError(f"block_length must be given with kv_cache={cache!r}, got None")

@@ -67,7 +67,7 @@ def run(
             max_new_tokens=settings.canvas_length(width),
             max_denoising_steps=settings.max_denoising_steps,
             block_length=settings.block_length,
-            cache=settings.cache,
+            kv_cache=settings.kv_cache,
             infill=infill,
             temperature=settings.temperature if settings.do_sample else 0.0,
             logits_processor=LogitsProcessorList(logits_processor),

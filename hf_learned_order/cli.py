@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     generate.add_argument("--max_new_tokens", type=int, default=64)
     generate.add_argument("--max_denoising_steps", type=int)
     generate.add_argument("--block_length", type=int, help="decode in blocks of so many tokens, from left to right")
-    generate.add_argument("--cache", choices=("exact", "prefix", "dual"), help="keep keys and values between calls")
+    generate.add_argument("--kv_cache", choices=("exact", "prefix", "dual"), help="keep keys and values between calls")
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument(
         "--order_map", metavar="FILE", help="which step unmasked which token: FILE.html, FILE.png, or - to print it"
@@ -116,7 +116,7 @@ def _generate(options: argparse.Namespace) -> None:
             max_new_tokens=options.max_new_tokens,
             max_denoising_steps=options.max_denoising_steps,
             block_length=options.block_length,
-            cache=options.cache,
+            kv_cache=options.kv_cache,
             seed=options.seed,
             return_dict_in_generate=True,
         )

@@ -2,7 +2,7 @@
 
 Settings that transformers knows have its names and live in its `GenerationConfig`, which the model saves and loads.
 Four are ours, and a `GenerationConfig` holds them as it holds any attribute: `max_denoising_steps`, `block_length`,
-`cache` and the nested `sampler_config`, e.g. `{"sampler": "threshold", "threshold": 0.8}`. There is no attribute
+`kv_cache` and the nested `sampler_config`, e.g. `{"sampler": "threshold", "threshold": 0.8}`. There is no attribute
 `sampler`: with one, an unattached model would take `generate(sampler=...)` for a setting and decode from left to right
 without a word.
 """
@@ -47,7 +47,7 @@ PROCESSORS: dict[str, tuple[Any, Any]] = {
     "suppress_tokens": (SuppressTokensLogitsProcessor, None),
 }
 # what is said of canvases; infilling takes it from the call only
-CANVAS_ONLY = {"max_new_tokens", "max_length", "block_length", "cache", "stop_strings"}
+CANVAS_ONLY = {"max_new_tokens", "max_length", "block_length", "kv_cache", "stop_strings"}
 # what a GenerationConfig holds beside settings, or says of transformers' own cache
 IGNORED = {"transformers_version", "bos_token_id", "decoder_start_token_id", "use_cache", "cache_implementation"}
 
@@ -59,7 +59,7 @@ class Settings:
     Attributes:
         sampler_config: options of the rule; `"sampler"` among them names it.
         max_new_tokens, max_length: length of the canvas, or of prompt and canvas; the first one counts.
-        max_denoising_steps, block_length, cache: as in `decode`.
+        max_denoising_steps, block_length, kv_cache: as in `decode`.
         do_sample: draw tokens at `temperature` instead of taking the most likely ones.
         top_h, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff: which tokens may be drawn, by the classes in
             `WARPERS`; used with `do_sample` and off by default.
@@ -77,7 +77,7 @@ class Settings:
     max_length: int | None = None
     max_denoising_steps: int | None = None
     block_length: int | None = None
-    cache: str | None = None
+    kv_cache: str | None = None
     do_sample: bool = False
     temperature: float = 1.0
     top_h: float | None = None

@@ -65,6 +65,8 @@ class Denoiser(nn.Module):
         self._stock = type(base).__module__.startswith("transformers.")
         self._cuts = True  # until the model turns out to need logits of all positions
         self._parameters_taken = inspect.signature(base.forward).parameters
+        # its name from transformers 5.24 on, and the one before
+        self._cache_argument = "cache" if self._stock and "cache" in self._parameters_taken else "past_key_values"
 
     def train(self, mode: bool = True) -> "Denoiser":
         """A frozen denoiser stays in evaluation mode: its dropout would be noise in what the order learns from."""
@@ -124,7 +126,7 @@ class Denoiser(nn.Module):
         wanted = {"use_cache": False, "return_dict": True, "block_size": self.family.block_size}
         arguments |= {name: value for name, value in wanted.items() if name in taken and value is not None}
         if past_key_values is not None and self.family.cache is not None:
-            arguments |= {"past_key_values": past_key_values, "use_cache": True, self.family.cache: True}
+            arguments |= {self._cache_argument: past_key_values, "use_cache": True, self.family.cache: True}
         before = self.family.shift + columns.start
         window = slice(start - before, length - before)
         place = None if at is None else (at[0], at[1] + window.start)
@@ -168,7 +170,7 @@ class Denoiser(nn.Module):
     @property
     def takes_cache(self) -> bool:
         """Whether keys and values of some columns can be handed to the model instead of their tokens."""
-        return self.family.takes_cache and "past_key_values" in self._parameters_taken
+        return self.family.takes_cache and self._cache_argument in self._parameters_taken
 
     def _attention(self, attention_mask: Tensor, positions: Tensor, columns: slice) -> dict[str, Any]:
         """Who sees whom, in the layout that the family takes; the `columns` see, and are those that the model gets."""

@@ -47,7 +47,7 @@ def decode(
     max_new_tokens: int | None = None,
     max_denoising_steps: int | None = None,
     block_length: int | None = None,
-    cache: str | None = None,
+    kv_cache: str | None = None,
     infill: bool = False,
     temperature: float = 0.0,
     logits_processor: LogitsProcessorList | None = None,
@@ -75,7 +75,7 @@ def decode(
         block_length: decode in blocks of so many positions, from left to right; must divide `max_new_tokens`. A
             block-causal model always goes through its own blocks, which start at the first token of the prompt. With
             `infill` blocks are counted from there too, and need not come out even.
-        cache: keep keys and values between calls: "exact" for a block-causal model; "prefix" or "dual", which
+        kv_cache: keep keys and values between calls: "exact" for a block-causal model; "prefix" or "dual", which
             approximate, for others in blocks. See `caches`.
         infill: fill the masks in `input_ids`, all of them; nothing else is touched or added, and no EOS ends a row.
         temperature: 0 takes the most likely token at an unmasked position, otherwise it is drawn.
@@ -122,7 +122,7 @@ def decode(
     if infill and clean is not None and clean.shape == input_ids.shape:
         clean = left_padded(clean, mask)[0][:, canvas.start :]
     _check_clean(clean, canvas, sampler)
-    windowed, second = (WindowedDenoiser(denoiser, cache, block_length=block_length) for _ in range(2))
+    windowed, second = (WindowedDenoiser(denoiser, kv_cache, block_length=block_length) for _ in range(2))
     loop = _Loop(
         denoiser=windowed,
         sampler=sampler,

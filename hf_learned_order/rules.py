@@ -64,7 +64,7 @@ class Sampler:
         generation_config: "GenerationConfig",
         max_denoising_steps: int | None = None,
         block_length: int | None = None,
-        cache: str | None = None,
+        kv_cache: str | None = None,
         infill: bool = False,
         mask_token_id: int | None = None,
         seed: int | None = None,
@@ -93,7 +93,7 @@ class Sampler:
             generator=generator,
             max_denoising_steps=max_denoising_steps,
             block_length=block_length,
-            cache=cache,
+            kv_cache=kv_cache,
             output_order=output_order,
         )
 

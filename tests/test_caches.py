@@ -1,6 +1,7 @@
 """KV caches: exact ones change nothing, approximate ones do what a slow decoder does, and what is refused."""
 
 import functools
+import inspect
 from contextlib import contextmanager
 
 import pytest
@@ -68,7 +69,9 @@ class TestExact:
         ids, mask = padded([words(n, seed=seed + i) for i, n in enumerate(lengths)], "left", 1)
         options = {"max_new_tokens": canvas, "max_denoising_steps": budget, "eos_token_id": eos, "pad_token_id": PAD}
         options |= {"sampler": rule_of(sampler), "guidance_scale": scale}
-        plain, cached = (decode(block_denoiser(name), ids, mask, cache=cache, **options) for cache in (None, "exact"))
+        plain, cached = (
+            decode(block_denoiser(name), ids, mask, kv_cache=cache, **options) for cache in (None, "exact")
+        )
         assert_same_rows(cached, plain)
 
     @settings(max_examples=15)
@@ -76,7 +79,7 @@ class TestExact:
     def test_a_model_that_masks_by_itself(self, seed, prompt, sampler):
         denoiser, ids = block_denoiser("Fast_dLLM_QwenForCausalLM"), words(3, prompt, seed=seed)
         options = {"sampler": rule_of(sampler), "max_new_tokens": 9, "eos_token_id": SOME_EOS, "pad_token_id": PAD}
-        assert_same_rows(decode(denoiser, ids, cache="exact", **options), decode(denoiser, ids, **options))
+        assert_same_rows(decode(denoiser, ids, kv_cache="exact", **options), decode(denoiser, ids, **options))
 
     @pytest.mark.parametrize("shift", [0, 1])
     @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -85,7 +88,7 @@ class TestExact:
         denoiser = Denoiser(model, mask_token_id=MASK, family=Family(attention="4d", block_size=BLOCK, shift=shift))
         ids, mask = padded([words(n, seed=n) for n in (1, 3, 6, 8, 5)], "right")
         options = {"sampler": ThresholdSampler(threshold=0.4), "max_new_tokens": 14}
-        plain, cached = (decode(denoiser, ids, mask, cache=cache, **options) for cache in (None, "exact"))
+        plain, cached = (decode(denoiser, ids, mask, kv_cache=cache, **options) for cache in (None, "exact"))
         assert torch.equal(cached.sequences, plain.sequences)
         assert torch.equal(cached.order, plain.order)
         assert torch.equal(cached.nfe, plain.nfe)
@@ -101,7 +104,9 @@ class TestExact:
             prompt[-1] = MASK
         ids, mask = padded(prompts, "left", 1)
         options = {"sampler": TopProbSampler(), "infill": True}
-        plain, cached = (decode(block_denoiser(name), ids, mask, cache=cache, **options) for cache in (None, "exact"))
+        plain, cached = (
+            decode(block_denoiser(name), ids, mask, kv_cache=cache, **options) for cache in (None, "exact")
+        )
         assert torch.equal(cached.sequences, plain.sequences)
         assert torch.equal(cached.order, plain.order)
 
@@ -116,7 +121,7 @@ class TestExact:
     )
     def test_finished_blocks_are_sent_once(self, name, expected):
         with sent(block_denoiser(name)) as counts:
-            decode(block_denoiser(name), words(2, 6), sampler=TopProbSampler(), max_new_tokens=8, cache="exact")
+            decode(block_denoiser(name), words(2, 6), sampler=TopProbSampler(), max_new_tokens=8, kv_cache="exact")
         assert counts == expected
 
     def test_grids_that_differ_are_kept_apart(self):
@@ -125,7 +130,7 @@ class TestExact:
             ids, mask = padded([words(n, seed=n) for n in lengths], "left")
             options = {"sampler": TopProbSampler(), "max_new_tokens": canvas}
             plain, cached = (
-                decode(block_denoiser("llama"), ids, mask, cache=cache, **options) for cache in (None, "exact")
+                decode(block_denoiser("llama"), ids, mask, kv_cache=cache, **options) for cache in (None, "exact")
             )
             assert_same_rows(cached, plain)
 
@@ -148,11 +153,11 @@ def slow_decoder(family: str, prompt: Tensor, *, length: int, block_length: int,
                 input_ids=ids[None, list(sent)],
                 position_ids=torch.tensor([list(sent)]),
                 attention_mask=torch.ones(1, 1, len(sent), total, dtype=torch.bool),
-                past_key_values=cache,
                 use_cache=True,
+                **{"cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values": cache},
             )
         if first:
-            pairs = [(layer.keys, layer.values) for layer in output.past_key_values.layers]  # noqa: F841
+            pairs = [(layer.keys, layer.values) for layer in cache.layers]  # noqa: F841
         logits = output.logits[0].float()
         logits[:, MASK] = -torch.inf
         log_p = logits.log_softmax(-1)
@@ -168,7 +173,7 @@ class TestApproximate:
     @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
     def test_the_slow_decoder(self, family, cache, block_length):
         options = {"sampler": TopProbSampler(), "max_new_tokens": 12, "block_length": block_length}
-        output = decode(denoiser_of(family), words(1, 5), cache=cache, **options)
+        output = decode(denoiser_of(family), words(1, 5), kv_cache=cache, **options)
         tokens, order, log_probs = slow_decoder(
             family, words(5), length=12, block_length=block_length, dual=cache == "dual"
         )
@@ -190,7 +195,7 @@ class TestApproximate:
     @pytest.mark.parametrize("family", ["llama", "qwen2"])
     def test_a_row_is_the_row_alone(self, family, lengths, seed, sampler, cache, eos, scale):
         prompts = [words(n, seed=seed + i) for i, n in enumerate(lengths)]
-        options = {"sampler": rule_of(sampler), "max_new_tokens": 8, "block_length": 4, "cache": cache}
+        options = {"sampler": rule_of(sampler), "max_new_tokens": 8, "block_length": 4, "kv_cache": cache}
         options |= {"eos_token_id": eos, "pad_token_id": PAD, "guidance_scale": scale}
         single = [decode(denoiser_of(family), prompt[None], **options) for prompt in prompts]
         expected = LearnedOrderOutput(
@@ -204,23 +209,23 @@ class TestApproximate:
     @pytest.mark.parametrize("family", ["llama", "qwen2"])
     def test_one_step_a_block_is_exact(self, family, cache):
         options = {"sampler": Always(value=True), "max_new_tokens": 9, "block_length": 3, "guidance_scale": 2.0}
-        plain, cached = (decode(denoiser_of(family), words(3, 4), cache=c, **options) for c in (None, cache))
+        plain, cached = (decode(denoiser_of(family), words(3, 4), kv_cache=c, **options) for c in (None, cache))
         assert_same_rows(cached, plain)
 
     @pytest.mark.parametrize(("cache", "expected"), [("prefix", [11, 6, 6, 11, 3, 3]), ("dual", [11, 3, 3, 11, 3, 3])])
     def test_what_is_sent(self, cache, expected):
         options = {"sampler": TopProbSampler(), "max_new_tokens": 6, "block_length": 3}
         with sent(denoiser_of("llama")) as counts:
-            decode(denoiser_of("llama"), words(2, 5), cache=cache, **options)
+            decode(denoiser_of("llama"), words(2, 5), kv_cache=cache, **options)
         assert counts == expected
         with sent(denoiser_of("qwen2")) as counts:
-            decode(denoiser_of("qwen2"), words(2, 5), cache=cache, **options)
+            decode(denoiser_of("qwen2"), words(2, 5), kv_cache=cache, **options)
         assert counts == [count if count == 11 else count + 1 for count in expected]
 
     @pytest.mark.parametrize("cache", ["prefix", "dual"])
     def test_guided_by_the_negative_prompt_alone(self, cache):
         """At scale 0 only the unconditional call counts, and it keeps what stands around its own window."""
-        options = {"sampler": TopProbSampler(), "max_new_tokens": 6, "block_length": 3, "cache": cache}
+        options = {"sampler": TopProbSampler(), "max_new_tokens": 6, "block_length": 3, "kv_cache": cache}
         ids, mask = padded([words(2, seed=7), words(5, seed=8)], "left")
         expected = decode(denoiser_of("llama"), ids, mask, **options)
         negative = {"negative_prompt_ids": ids, "negative_prompt_attention_mask": mask, "guidance_scale": 0.0}
@@ -230,7 +235,7 @@ class TestApproximate:
 
     @pytest.mark.parametrize("cache", ["prefix", "dual"])
     def test_masks_at_the_end_of_a_prompt_are_a_canvas(self, cache):
-        options = {"sampler": TopProbSampler(), "block_length": 3, "cache": cache}
+        options = {"sampler": TopProbSampler(), "block_length": 3, "kv_cache": cache}
         behind = decode(denoiser_of("qwen2"), words(2, 6), max_new_tokens=6, **options)
         within = torch.cat([words(2, 6), torch.full((2, 6), MASK)], 1)
         output = decode(denoiser_of("qwen2"), within, infill=True, **options)
@@ -247,40 +252,48 @@ def unwritten() -> Denoiser:
 @pytest.mark.parametrize(
     ("denoiser", "options", "message"),
     [
-        (lambda: denoiser_of("llama"), {"cache": "all"}, "cache must be None or one of exact, prefix, dual, got 'all'"),
-        (lambda: denoiser_of("llama"), {"cache": True}, "cache must be None or one of exact, prefix, dual, got True"),
         (
             lambda: denoiser_of("llama"),
-            {"cache": "exact", "block_length": 4},
-            "cache must be None, prefix or dual with LlamaForCausalLM, which attends in both directions, got 'exact'",
+            {"kv_cache": "all"},
+            "kv_cache must be None or one of exact, prefix, dual, got 'all'",
+        ),
+        (
+            lambda: denoiser_of("llama"),
+            {"kv_cache": True},
+            "kv_cache must be None or one of exact, prefix, dual, got True",
+        ),
+        (
+            lambda: denoiser_of("llama"),
+            {"kv_cache": "exact", "block_length": 4},
+            "kv_cache must be None, prefix or dual with LlamaForCausalLM, which attends in both directions, got 'exact'",  # noqa: E501
         ),
         (
             lambda: block_denoiser("llama"),
-            {"cache": "dual"},
-            "cache must be None or exact with LlamaForCausalLM, which is block-causal, got 'dual'",
+            {"kv_cache": "dual"},
+            "kv_cache must be None or exact with LlamaForCausalLM, which is block-causal, got 'dual'",
         ),
         (
             lambda: denoiser_of("llama"),
-            {"cache": "prefix"},
-            "block_length must be given with cache='prefix', got None",
+            {"kv_cache": "prefix"},
+            "block_length must be given with kv_cache='prefix', got None",
         ),
         *(
             (
                 lambda family=family: denoiser_of(family),
-                {"cache": "prefix", "block_length": 4},
-                f"cache must be None with {name}, got 'prefix': it takes no keys and values",
+                {"kv_cache": "prefix", "block_length": 4},
+                f"kv_cache must be None with {name}, got 'prefix': it takes no keys and values",
             )
             for family, name in (("bert", "BertForMaskedLM"), ("modernbert", "ModernBertForMaskedLM"))
         ),
         (
             lambda: block_denoiser("LLaDA2MoeModelLM"),
-            {"cache": "exact"},
-            "cache must be None with LLaDA2MoeModelLM, got 'exact': it takes no keys and values",
+            {"kv_cache": "exact"},
+            "kv_cache must be None with LLaDA2MoeModelLM, got 'exact': it takes no keys and values",
         ),
         (
             unwritten,
-            {"cache": "exact"},
-            "cache must be None with SDARForCausalLM: it did not write the keys and values .* "
+            {"kv_cache": "exact"},
+            "kv_cache must be None with SDARForCausalLM: it did not write the keys and values .* "
             r"\(use_cache=True\)",
         ),
     ],
@@ -300,9 +313,13 @@ def test_a_layer_that_writes_only_some_of_what_it_got():
         return trunk(ids, mask, positions, cache)
 
     model.trunk = forgetful
-    with pytest.raises(ValueError, match="cache must be None with SDARForCausalLM: it did not write"):
+    with pytest.raises(ValueError, match="kv_cache must be None with SDARForCausalLM: it did not write"):
         decode(
-            Denoiser(model, mask_token_id=MASK), words(1, 5), sampler=TopProbSampler(), max_new_tokens=8, cache="exact"
+            Denoiser(model, mask_token_id=MASK),
+            words(1, 5),
+            sampler=TopProbSampler(),
+            max_new_tokens=8,
+            kv_cache="exact",
         )
 
 
@@ -320,7 +337,7 @@ def test_steps_do_not_wait_for_the_device_longer(cache):
     for steps in (4, 6):
         options = {"max_new_tokens": 8, "max_denoising_steps": steps, "block_length": 4}
         with Watch() as watch:
-            decode(denoiser, words(2, 4), sampler=TopProbSampler(), cache=cache, **options)
+            decode(denoiser, words(2, 4), sampler=TopProbSampler(), kv_cache=cache, **options)
         assert watch.counts.pop("nonzero") == 3 * (2 + steps)  # as without a cache, once more for each block
         counts.append(watch.counts)
     assert counts[0] == counts[1]
@@ -330,7 +347,7 @@ class TestSetting:
     def test_saved_and_loaded(self, tmp_path):
         model = attach(tiny_model("llama"), mask_token_id=MASK)
         model.generation_config.update(
-            max_new_tokens=12, block_length=4, cache="dual", sampler_config={"sampler": "top_prob"},
+            max_new_tokens=12, block_length=4, kv_cache="dual", sampler_config={"sampler": "top_prob"},
             allow_custom_entries=True,
         )  # fmt: skip
         model.save_pretrained(tmp_path)
@@ -348,7 +365,7 @@ class TestSetting:
         loaded.generate(ids, infill=True)
 
     def test_without_attach(self):
-        model, options = tiny_model("llama"), {"max_new_tokens": 12, "block_length": 4, "cache": "prefix"}
+        model, options = tiny_model("llama"), {"max_new_tokens": 12, "block_length": 4, "kv_cache": "prefix"}
         expected = attach(tiny_model("llama"), mask_token_id=MASK).generate(words(2, 5), sampler="top_prob", **options)
         with sent(Denoiser(model, mask_token_id=MASK)) as counts:
             output = model.generate(words(2, 5), custom_generate=TopProbSampler(), mask_token_id=MASK, **options)

@@ -76,8 +76,8 @@ def test_generate(folder, capsys):
 def test_generate_in_blocks(folder, capsys):
     assert generate(folder, "--sampler", "top_prob", "--block_length", "4", "--max_denoising_steps", "4") == 0
     assert 1 <= int(capsys.readouterr().err.partition(" denoiser calls, ")[0]) <= 4  # EOS may come early
-    message = error_of(generate(folder, "--sampler", "top_prob", "--block_length", "4", "--cache", "dual"), capsys)
-    assert message.startswith("cache must be None with ModernBertForMaskedLM, got 'dual'")
+    message = error_of(generate(folder, "--sampler", "top_prob", "--block_length", "4", "--kv_cache", "dual"), capsys)
+    assert message.startswith("kv_cache must be None with ModernBertForMaskedLM, got 'dual'")
 
 
 def test_generate_without_a_scorer(folder, capsys):
