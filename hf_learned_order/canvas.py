@@ -36,6 +36,11 @@ def first(flags: Tensor) -> Tensor:
     return torch.where(flags.any(-1), flags.to(torch.uint8).argmax(-1), flags.shape[-1])
 
 
+def through_first(flags: Tensor) -> Tensor:
+    """bool, shape of `flags` [..., canvas]: up to the first True, it included; everything where there is none."""
+    return flags.cumsum(-1) - flags.long() == 0
+
+
 def settled(eos: Tensor, masked: Tensor) -> Tensor:
     """bool [batch]: the row has an unmasked EOS (bool `eos` [batch, canvas]) and nothing masked before the first one.
 

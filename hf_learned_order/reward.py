@@ -25,38 +25,34 @@ Symbols: `x` clean, `T` max_denoising_steps, `K` num_chains.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hf_learned_order.canvas import first, left_padded
+from hf_learned_order.canvas import left_padded
 from hf_learned_order.correctness import losses
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.generation import decode
 from hf_learned_order.objective import leave_one_out
 from hf_learned_order.predictions import Step
+from hf_learned_order.rollouts import PolicyGradientObjective
 from hf_learned_order.rules import Proposal, State
 from hf_learned_order.samplers import LearnedOrderSampler
-from hf_learned_order.scorer import ELBO_LAWS, OrderScorer
+from hf_learned_order.scorer import OrderScorer
 from hf_learned_order.updates import Draws, mean_of
 
-LAWS = (*ELBO_LAWS, "factor")
 BIASES = (-0.1, 7.0)  # times T, and divided by it: a batch's bias is drawn between the two
 CORRECTNESS = 0.1  # the share of the loss of `correctness`
 
 
-class RewardObjective(nn.Module):
+class RewardObjective(PolicyGradientObjective):
     """Maximises the expected reward of the scorer's own decodings. Batch in, loss and measurements out, as `OrderELBO`.
 
     Args:
-        denoiser: p_theta, never trained by this objective.
-        scorer: an `OrderScorer` with any law but "dependent".
+        denoiser, scorer, num_chains, eos_token_id: as in `PolicyGradientObjective`.
         max_denoising_steps: T; with the factor law the largest one, each batch has its own.
-        num_chains: K.
-        eos_token_id: a row is finished when everything before its first EOS is settled, as in generation.
         speed_exponent: alpha, how much speed counts; 0: not at all.
 
     Raises:
-        ValueError: the scorer has another law, or a number is out of range: one step leaves nothing to choose, one
-            chain nothing to compare with.
+        ValueError: `speed_exponent` is negative, or as `PolicyGradientObjective`.
     """
 
     def __init__(
@@ -69,19 +65,15 @@ class RewardObjective(nn.Module):
         eos_token_id: int | None = None,
         speed_exponent: float = 1.0,
     ):
-        super().__init__()
-        if scorer.config.law not in LAWS:
-            raise ValueError(f"law must be one of {', '.join(LAWS)}, got {scorer.config.law!r}, which draws nothing")
-        for name, value in (("max_denoising_steps", max_denoising_steps), ("num_chains", num_chains)):
-            if value < 2:
-                raise ValueError(f"{name} must be 2 or more, got {value}")
+        super().__init__(
+            denoiser,
+            scorer,
+            max_denoising_steps=max_denoising_steps,
+            num_chains=num_chains,
+            eos_token_id=eos_token_id,
+        )
         if not speed_exponent >= 0:
             raise ValueError(f"speed_exponent must be 0 or more, got {speed_exponent}")
-        self.denoiser = denoiser
-        self.scorer = scorer
-        self.max_denoising_steps = max_denoising_steps
-        self.num_chains = num_chains
-        self.eos_token_id = eos_token_id
         self.speed_exponent = speed_exponent
 
     def forward(
@@ -112,7 +104,7 @@ class RewardObjective(nn.Module):
         )
         asked = torch.ones_like(clean, dtype=torch.bool) if given is None else ~given
         output = self._decode(*prompt, clean.masked_fill(asked, self.denoiser.mask_token_id), sampler, steps)
-        response = self._response(clean)
+        response = self.response(clean)
         exact = ((output.sequences[:, -clean.shape[1] :] == clean) | ~response).all(-1)
         surrogate, reward = clean.new_zeros((), dtype=torch.float), clean.new_zeros((), dtype=torch.float)
         if sampler.states:  # else every row had finished before
@@ -175,13 +167,6 @@ class RewardObjective(nn.Module):
             eos_token_id=self.eos_token_id,
             draft=canvas,
         )
-
-    def _response(self, clean: Tensor) -> Tensor:
-        """bool, shape of `clean` [batch, canvas]: up to the first EOS, it included; the rest is no part of it."""
-        position = torch.arange(clean.shape[1], device=clean.device)
-        if self.eos_token_id is None:
-            return torch.ones_like(clean, dtype=torch.bool)
-        return position <= first(clean == self.eos_token_id)[:, None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hf_learned_order.canvas import through_first
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.distributions import everything
 from hf_learned_order.generation import decode
@@ -50,27 +51,66 @@ class Rollouts(NamedTuple):
     def surrogate(self, returns: Tensor) -> Tensor:
         """A scalar whose gradient is an unbiased estimate of that of the mean return.
 
-        `returns` [steps, B, K], or [B, K] for all steps: what followed a draw. Leave-one-out over K is the baseline.
+        `returns` [steps, B, K]: what followed a draw. Leave-one-out over K is the baseline.
         """
         return (self.log_q * leave_one_out(returns)).sum(0).mean()
 
 
-class RolloutObjective(nn.Module):
-    """What objectives on rollouts share.
+class PolicyGradientObjective(nn.Module):
+    """What objectives share that follow the gradient of the scorer's own draws, over K decodings of a prompt.
 
     Args:
-        denoiser: p_theta, never trained by this objective.
+        denoiser: p_theta, never trained by these objectives.
         scorer: an `OrderScorer` with any law but "dependent".
         max_denoising_steps: T, the step budget of the decodings.
         num_chains: K.
         eos_token_id: a row is finished when everything before its first EOS is settled, as in generation.
+
+    Raises:
+        ValueError: the scorer has another law, or a number is out of range: one step leaves nothing to choose, one
+            chain nothing to compare with.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        scorer: OrderScorer,
+        *,
+        max_denoising_steps: int,
+        num_chains: int,
+        eos_token_id: int | None,
+    ):
+        super().__init__()
+        if scorer.config.law not in LAWS:
+            raise ValueError(f"law must be one of {', '.join(LAWS)}, got {scorer.config.law!r}, which draws nothing")
+        for name, value in (("max_denoising_steps", max_denoising_steps), ("num_chains", num_chains)):
+            if value < 2:
+                raise ValueError(f"{name} must be 2 or more, got {value}")
+        self.denoiser = denoiser
+        self.scorer = scorer
+        self.max_denoising_steps = max_denoising_steps
+        self.num_chains = num_chains
+        self.eos_token_id = eos_token_id
+
+    def response(self, tokens: Tensor) -> Tensor:
+        """bool, shape of `tokens` [..., canvas]: up to the first EOS, it included; the rest is no part of it."""
+        if self.eos_token_id is None:
+            return torch.ones_like(tokens, dtype=torch.bool)
+        return through_first(tokens == self.eos_token_id)
+
+
+class RolloutObjective(PolicyGradientObjective):
+    """One that scores whole decodings, and every draw in them.
+
+    Args:
+        denoiser, scorer, max_denoising_steps, num_chains, eos_token_id: as in `PolicyGradientObjective`.
         noise: standard deviation of what is added to the logits of a factor law.
 
     Raises:
-        ValueError: the scorer has another law, or a number is out of range.
+        ValueError: `noise` is not positive, or as `PolicyGradientObjective`.
     """
 
-    temperature = 0.0  # of the tokens: the most likely ones, as `generate` has it
+    temperature: float  # of the tokens
 
     def __init__(
         self,
@@ -82,20 +122,15 @@ class RolloutObjective(nn.Module):
         eos_token_id: int | None = None,
         noise: float = 0.5,
     ):
-        super().__init__()
-        if scorer.config.law not in LAWS:
-            raise ValueError(f"law must be one of {', '.join(LAWS)}, got {scorer.config.law!r}, which draws nothing")
-        # one step leaves nothing to choose, one chain nothing to compare with
-        for name, value in (("max_denoising_steps", max_denoising_steps), ("num_chains", num_chains)):
-            if value < 2:
-                raise ValueError(f"{name} must be 2 or more, got {value}")
+        super().__init__(
+            denoiser,
+            scorer,
+            max_denoising_steps=max_denoising_steps,
+            num_chains=num_chains,
+            eos_token_id=eos_token_id,
+        )
         if not noise > 0:
             raise ValueError(f"noise must be positive, got {noise}")
-        self.denoiser = denoiser
-        self.scorer = scorer
-        self.max_denoising_steps = max_denoising_steps
-        self.num_chains = num_chains
-        self.eos_token_id = eos_token_id
         self.noise = noise
 
     def rollouts(self, input_ids: Tensor, attention_mask: Tensor, length: int, seeds: Tensor | None = None) -> Rollouts:
@@ -131,13 +166,6 @@ class RolloutObjective(nn.Module):
             log_q=torch.stack(sampler.log_q).view(-1, batch, chains),
             nfe=output.nfe.view(batch, chains),
         )
-
-    def response(self, tokens: Tensor) -> Tensor:
-        """bool, shape of `tokens` [..., canvas]: up to the first EOS, it included."""
-        if self.eos_token_id is None:
-            return torch.ones_like(tokens, dtype=torch.bool)
-        eos = tokens == self.eos_token_id
-        return eos.cumsum(-1) - eos.long() == 0
 
 
 @dataclass(frozen=True, kw_only=True)
