@@ -4,7 +4,8 @@ r"""Whole trade-off curves of a task with drawn problems: every rule at settings
 
 Each point is one rule at one setting on the test problems: the share that is right, and the mean NFE. What the table
 shows at an NFE lies on the line between the points on either side. Points are added to a file; the same command goes on
-with those that are missing, and several commands may share the file.
+with those that are missing, and several commands may share the file. What has to be chosen (`--entropy_weight`) is
+chosen with `--split validation`. A scorer whose law draws has the step budget as its setting.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from rich.table import Table
 
 from hf_learned_order.denoisers import Denoiser, load_denoiser, load_tokenizer
 from hf_learned_order.evaluation import Evaluator
+from hf_learned_order.remasking import WINOSampler
 from hf_learned_order.samplers import (
     EntropyBoundSampler,
     FactorSampler,
@@ -38,25 +40,41 @@ SETTINGS = {
     "threshold": [ThresholdSampler(threshold=confidence) for confidence in CONFIDENCES],
     "factor": [FactorSampler(factor=bound) for bound in BOUNDS],
     "klass": [KLASSSampler(threshold=confidence) for confidence in CONFIDENCES],
+    "wino": [WINOSampler(draft=confidence) for confidence in CONFIDENCES],
 }
-COUNTED = ("top_prob", "margin", "entropy", "iid")
+COUNTED = ("top_prob", "margin", "entropy", "iid", "remdm")
 BUDGETS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 30)
 
 
-def points(name: str, scorers: list[str]) -> Iterator[tuple[str, Sampler, int | None]]:
+def points(
+    name: str, scorers: list[str], entropy_weight: float | None = None
+) -> Iterator[tuple[str, Sampler, int | None]]:
     """A label, the rule and its step budget, for each setting of a rule."""
-    if name in COUNTED:
+    if name == "learned_order":
+        for path in scorers:
+            yield from points_of_scorer(path, entropy_weight)
+    elif name in COUNTED:
         for budget in BUDGETS:
             yield f"{name} T={budget}", make_sampler(name), budget
-    elif name == "learned_order":
-        for path in scorers:
-            scorer = OrderScorer.from_pretrained(path).eval()
-            for bound in BOUNDS:
-                bias = float(np.log(bound / scorer.config.bound))
-                yield f"{path} {bound}", LearnedOrderSampler(scorer=scorer, bias=bias), None
     else:
         for sampler in SETTINGS[name]:
             yield repr(sampler), sampler, None
+
+
+def points_of_scorer(path: str, entropy_weight: float | None) -> Iterator[tuple[str, Sampler, int | None]]:
+    """The bound of a law that is deterministic, the step budget of one that draws."""
+    scorer = OrderScorer.from_pretrained(path).eval()
+    if scorer.is_random:
+        for budget in BUDGETS:
+            if budget <= (scorer.config.max_denoising_steps or budget):
+                yield f"{path} T={budget}", LearnedOrderSampler(scorer=scorer), budget
+        return
+    if entropy_weight is not None:
+        scorer.config.entropy_weight = entropy_weight
+        path = f"{path},w={entropy_weight:g}"
+    for bound in BOUNDS:
+        bias = float(np.log(bound / scorer.config.bound))
+        yield f"{path} {bound}", LearnedOrderSampler(scorer=scorer, bias=bias), None
 
 
 def table(rows: list[dict], nfes: list[float], column: str, title: str) -> Table:
@@ -80,11 +98,13 @@ def table(rows: list[dict], nfes: list[float], column: str, title: str) -> Table
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="the denoiser")
-    parser.add_argument("--scorer", nargs="*", default=[], help="one or more, of the dependent or the factor law")
+    parser.add_argument("--scorer", nargs="*", default=[], help="one or more that differ in seed")
     parser.add_argument("--task", default="sudoku")
     parser.add_argument("--samplers", nargs="+", default=["learned_order", *SETTINGS, *COUNTED])
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--limit", type=int, default=400, help="test problems")
+    parser.add_argument("--entropy_weight", type=float, help="of scorers with the dependent law, in place of their own")
+    parser.add_argument("--split", choices=["validation", "test"], default="test")
+    parser.add_argument("--limit", type=int, default=400, help="problems")
     parser.add_argument("--nfe", nargs="+", type=float, default=[3, 4, 5, 6, 7, 8.5, 10, 12, 16, 30])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--bound", action="store_true", help="measure the bound, which costs as much again")
@@ -93,7 +113,7 @@ def main() -> None:
 
     tokenizer, task = load_tokenizer(options.model), find_task(options.task)
     denoiser = Denoiser(load_denoiser(options.model, dtype=options.dtype).eval(), mask_token_id=tokenizer.mask_token_id)
-    source = Source(split="test", count=options.limit, canvas_length=task.canvas_length)
+    source = Source(split=options.split, count=options.limit, canvas_length=task.canvas_length)
     evaluator = Evaluator(
         denoiser,
         tokenizer,
@@ -107,20 +127,22 @@ def main() -> None:
     path.touch()
     there = {row["label"] for row in map(json.loads, path.read_text().splitlines())}
     for name in options.samplers:
-        for setting, sampler, budget in points(name, options.scorer):
-            label = f"{options.task} {options.temperature} {setting}"
+        for setting, sampler, budget in points(name, options.scorer, options.entropy_weight):
+            label = f"{options.task} {options.split} {options.temperature} {setting}"
             if label in there:
                 continue
             result = evaluator.measure(sampler, name=name, max_denoising_steps=budget, with_bound=options.bound)
             curve = setting.split()[0] if name == "learned_order" else ""
             row = {"label": label, "sampler": name, "curve": curve, "temperature": options.temperature}
             row |= {"nfe": result.nfe, "right": result.accuracy, "bound": result.bound, "task": options.task}
+            row["split"] = options.split
             with path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-    rows = [row for row in map(json.loads, path.read_text().splitlines()) if row["task"] == options.task]
+    rows = list(map(json.loads, path.read_text().splitlines()))
+    rows = [row for row in rows if (row["task"], row["split"]) == (options.task, options.split)]
     for temperature in sorted({row["temperature"] for row in rows}):
         mine = [row for row in rows if row["temperature"] == temperature]
-        title = f"{options.task}, {options.limit} test problems, temperature {temperature:g}"
+        title = f"{options.task}, {options.limit} {options.split} problems, temperature {temperature:g}"
         Console(width=150).print(table(mine, options.nfe, "right", f"{title}: right"))
         if any(row["bound"] is not None for row in mine):
             Console(width=150).print(table(mine, options.nfe, "bound", f"{title}: bound, nats"))

@@ -22,6 +22,7 @@ from hf_learned_order.saved import last_checkpoint
 from hf_learned_order.scorer import LAWS, OrderScorer
 from hf_learned_order.tasks import TASKS, Source
 from hf_learned_order.trainer import OrderTrainer
+from hf_learned_order.warm_starts import WARM_STARTS
 
 
 @dataclass(kw_only=True)
@@ -37,6 +38,11 @@ class ScriptArguments:
         default=None, metadata={"help": "a scorer to go on from; law and size are then its own"}
     )
     law: str = field(default="non_empty", metadata={"help": "law of the scorer", "choices": list(LAWS)})
+    law_temperature: float = field(default=0.1, metadata={"help": "tau of the laws that draw"})
+    warm_start: str | None = field(
+        default=None, metadata={"help": "rule to start from, for the laws that draw", "choices": list(WARM_STARTS)}
+    )
+    bound: float = field(default=0.5, metadata={"help": "of the factor and the dependent law, and of a warm start"})
     entropy_weight: float = field(default=1.5, metadata={"help": "dependent law: cost of a position by itself"})
     scorer_size: int = field(default=64, metadata={"help": "width of the scorer"})
     scorer_layers: int = 2
@@ -81,6 +87,9 @@ def main() -> None:
         scorer = OrderScorer.for_denoiser(
             Denoiser(model, mask_token_id=tokenizer.mask_token_id),
             law=script.law,
+            law_temperature=script.law_temperature,
+            warm_start=script.warm_start,
+            bound=script.bound,
             entropy_weight=script.entropy_weight,
             hidden_size=script.scorer_size,
             num_hidden_layers=script.scorer_layers,

@@ -172,7 +172,8 @@ TASKS: dict[str, Task] = {
     "sudoku": _sudoku(6, 6),
     "sudoku_12": _sudoku(6, 12),
     "sudoku_unique": _sudoku(6, 12, unique=True),
-    "sudoku_9x9": _sudoku(9, 30, unique=True),
+    "sudoku_9x9": _sudoku(9, 30),
+    "sudoku_9x9_unique": _sudoku(9, 30, unique=True),
     **{operation: _list(operation) for operation in lists.OPERATIONS},
     "countdown": Task(
         load=partial(load_drawn, draw_countdown),

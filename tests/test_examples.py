@@ -1,6 +1,7 @@
 """The scripts in `examples/` that no other test runs, at tiny settings."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from files import save_all, write_rows
 from hf_learned_order.results import load_results
 from hf_learned_order.samplers import SAMPLERS
 from hf_learned_order.scorer import OrderScorer
+from hf_learned_order.scorer_configuration import OrderScorerConfig
 
 EXAMPLES = Path(demo.__file__).parent
 
@@ -99,3 +101,16 @@ def test_curves(tmp_path, monkeypatch, capsys):
     assert "bound, nats" in capsys.readouterr().out
     bench_curves.main()  # nothing is missing, nothing is measured
     assert len((tmp_path / "curves.jsonl").read_text().splitlines()) == 3
+
+
+def test_curves_have_a_setting_for_every_law(tmp_path):
+    """A law that draws has budgets up to its own, the dependent law bounds, at a weight that may be another one."""
+    shape = {"vocab_size": 9, "denoiser_hidden_size": 8, "hidden_size": 8, "num_attention_heads": 2}
+    for law, budget in (("count", 6), ("dependent", None)):
+        OrderScorer(OrderScorerConfig(law=law, max_denoising_steps=budget, **shape)).save_pretrained(tmp_path / law)
+    drawn = list(bench_curves.points("learned_order", [str(tmp_path / "count")]))
+    assert [budget for _, _, budget in drawn] == [1, 2, 3, 4, 5, 6]
+    bounded = list(bench_curves.points("learned_order", [str(tmp_path / "dependent")], 0.0))
+    assert {(sampler.scorer.config.entropy_weight, budget) for _, sampler, budget in bounded} == {(0.0, None)}
+    bounds = [sampler.scorer.config.bound * math.exp(sampler.bias) for _, sampler, _ in bounded]
+    assert bounds == pytest.approx(bench_curves.BOUNDS)
