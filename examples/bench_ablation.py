@@ -20,7 +20,7 @@ from hf_learned_order.scorer import OrderScorer
 
 N, STEPS, CHAINS, WARM_UP = 4, 2, 32, 10
 SHAPE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-# what is changed -> fields of the scorer's configuration, and "posterior", "chains"
+# what is changed -> fields of the scorer's configuration, and "posterior", "once", "chains"
 CHOICES: dict[str, dict[str, Any]] = {
     "default": {},
     "law count": {"law": "count"},
@@ -29,6 +29,8 @@ CHOICES: dict[str, dict[str, Any]] = {
     "law max_normalized": {"law": "max_normalized"},
     "posterior clean": {"posterior": True},
     "posterior clean, law count": {"posterior": True, "law": "count"},
+    "posterior clean, once": {"posterior": True, "once": True},
+    "posterior clean, once, law count": {"posterior": True, "once": True, "law": "count"},
     "features: entropy and hidden state": {"features": ["entropy"]},
     "features: hidden state": {"features": []},
     "features: all but hidden state, and position": {
@@ -48,13 +50,19 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 
 def gaps(
-    seed: int, options: argparse.Namespace, *, posterior: bool = False, chains: int = 8, **fields: Any
+    seed: int,
+    options: argparse.Namespace,
+    *,
+    posterior: bool = False,
+    once: bool = False,
+    chains: int = 8,
+    **fields: Any,
 ) -> list[float]:
     """Nats from the optimum before, half of the way, and after training."""
     torch.manual_seed(seed)
     problem: Any = ExactPairs(N)
     scorer = OrderScorer.for_denoiser(problem, **SHAPE, **fields)
-    q = CleanPosterior(scorer.config) if posterior else None
+    q = CleanPosterior(scorer.config, once=once) if posterior else None
     objective = OrderELBO(problem, scorer, q, max_denoising_steps=STEPS, num_chains=chains)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=options.learning_rate, weight_decay=0.0)
     found = [gap_of(objective, options.rows)]

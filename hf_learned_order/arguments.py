@@ -9,7 +9,7 @@ from hf_learned_order.objective import BASELINES, GRADIENT_STEPS, RETURNS
 from hf_learned_order.objectives import OBJECTIVES
 from hf_learned_order.scorer import ELBO_LAWS
 
-POSTERIORS = ("clean", "prior")
+POSTERIORS = ("clean", "clean_once", "prior")
 # arguments that an objective may have
 OBJECTIVE_SETTINGS = (
     *("max_denoising_steps", "min_denoising_steps", "num_chains", "baseline", "returns", "gradient_steps"),
@@ -40,7 +40,8 @@ class OrderTrainingArguments(TrainingArguments):
     num_chains: int = field(default=8, metadata={"help": "K, chains of each response (leave-one-out needs 2)"})
     canvas_length: int = field(default=64, metadata={"help": "positions of a response, EOS included"})
     posterior: str = field(
-        default="clean", metadata={"help": "'clean' sees the response; 'prior' shares the scorer's law"}
+        default="clean",
+        metadata={"help": "'clean' sees the response; 'clean_once' too, once; 'prior' shares the scorer's law"},
     )
     posterior_law: str | None = field(default=None, metadata={"help": "law of a clean posterior; the scorer's if None"})
     posterior_temperature: float = field(default=0.1, metadata={"help": "tau of a max-normalised posterior"})

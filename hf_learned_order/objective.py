@@ -252,6 +252,7 @@ class OrderELBO(nn.Module):
             masked = ~given.repeat_interleave(repeats, 0)
         nfe = torch.zeros(len(clean), dtype=torch.long, device=clean.device)
         chosen, choices = self._chosen(draws, steps)
+        own_scores = None
         everything_seen = []
         for number in range(1, steps + 1):
             rows = masked.any(-1).nonzero().squeeze(-1)  # finished chains cost nothing
@@ -269,8 +270,17 @@ class OrderELBO(nn.Module):
                         steps_left=steps - number + 1,
                         alike=repeats if number == 1 else 1,
                     )
+                if number == 1 and self.posterior is not None and self.posterior.once:
+                    # outside: the one step with a gradient may be a later one
+                    scores = self.posterior.scores(step, clean[rows])
+                    own_scores = scores.new_zeros(len(clean), *scores.shape[1:]).index_put((rows,), scores)
+                with torch.set_grad_enabled(torch.is_grad_enabled() and chosen in (None, number)):
                     unmask, *values = self._terms(
-                        step, clean[rows], log_prob, None if uniform is None else uniform[rows]
+                        step,
+                        clean[rows],
+                        log_prob,
+                        uniform=None if uniform is None else uniform[rows],
+                        own_scores=None if own_scores is None else own_scores[rows],
                     )
                 seen = [zeros.index_put((rows,), value) for value in values]
                 masked = masked.index_put((rows,), step.masked & ~unmask)
@@ -311,15 +321,19 @@ class OrderELBO(nn.Module):
         )
         return step, predictions.log_prob(clean)
 
-    def laws(self, step: Step, clean: Tensor) -> tuple[SubsetDistribution, SubsetDistribution]:
-        """q and p of a state; one and the same where the law is shared."""
+    def laws(
+        self, step: Step, clean: Tensor, own_scores: Tensor | None = None
+    ) -> tuple[SubsetDistribution, SubsetDistribution]:
+        """q and p of a state; one and the same where the law is shared. `own_scores` as in `CleanPosterior.law`."""
         scores = self.scorer(step)
         prior = self.scorer.law(step, scores)
         if self.posterior is None:
             return prior, prior
-        return self.posterior.law(step, clean, scores, tilt=self.scorer.tilt), prior
+        return self.posterior.law(step, clean, scores, own_scores=own_scores, tilt=self.scorer.tilt), prior
 
-    def _terms(self, step: Step, clean: Tensor, log_prob: Tensor, uniform: Tensor | None) -> tuple[Tensor, ...]:
+    def _terms(
+        self, step: Step, clean: Tensor, log_prob: Tensor, *, uniform: Tensor | None, own_scores: Tensor | None
+    ) -> tuple[Tensor, ...]:
         """The positions drawn, and for each row step_t, log q(r_t), the KL, the drawn part of step_t, V(x_t, x).
 
         `uniform` [batch, canvas + 1] makes the draw; None at the last step, where there is none.
@@ -328,7 +342,7 @@ class OrderELBO(nn.Module):
         none = torch.zeros_like(log_prob[:, 0])
         if uniform is None:
             return everything(step.masked), log_prob.sum(-1), none, none, none, none
-        law, prior = self.laws(step, clean)
+        law, prior = self.laws(step, clean, own_scores)
         with torch.no_grad():
             unmask = law.draw(uniform)
         log_q = law.log_prob(unmask)

@@ -54,7 +54,7 @@ class Pace:
     @classmethod
     def of_run(cls, scorer: OrderScorer, args: "OrderTrainingArguments") -> "Pace":
         """For a training run with a `target_nfe`."""
-        if scorer.config.law not in DETERMINISTIC_LAWS and args.posterior == "clean" and args.posterior_law is not None:
+        if scorer.config.law not in DETERMINISTIC_LAWS and args.posterior != "prior" and args.posterior_law is not None:
             raise ValueError(
                 f"posterior_law must be None with target_nfe, got {args.posterior_law!r}: "
                 "a posterior with a law of its own does not follow the prior's bias"

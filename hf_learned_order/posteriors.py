@@ -41,20 +41,32 @@ class CleanPosterior(CleanNetwork):
         config: the scorer's; the network has the same shape.
         law: family of the law, any of `scorer.ELBO_LAWS`; None: the scorer's.
         temperature: tau; 0.05 to 0.1 worked best in arXiv 2602.23968.
+        once: its scores are computed at the first state of a response and kept for all states that follow.
     """
 
-    def __init__(self, config: OrderScorerConfig, *, law: str | None = None, temperature: float = 0.1):
+    def __init__(
+        self, config: OrderScorerConfig, *, law: str | None = None, temperature: float = 0.1, once: bool = False
+    ):
         super().__init__(config, law=law or config.law)
         self.kind = law or config.law
         self.corrects = self.kind == config.law
         self.temperature = temperature
+        self.once = once
 
-    def law(self, step: Step, clean: Tensor, prior_scores: Tensor, *, tilt: Tensor | None = None) -> SubsetDistribution:
+    def law(
+        self,
+        step: Step,
+        clean: Tensor,
+        prior_scores: Tensor,
+        *,
+        own_scores: Tensor | None = None,
+        tilt: Tensor | None = None,
+    ) -> SubsetDistribution:
         """The law of the positions to unmask, given the clean response [batch, canvas] and the prior's scores.
 
-        `tilt` is the prior's.
+        `own_scores` are its `scores` of the first state where they are computed `once`; `tilt` is the prior's.
         """
-        scores = self.scores(step, clean)
+        scores = self.scores(step, clean) if own_scores is None else own_scores
         if self.corrects:
             scores = scores + prior_scores
         start = start_of(self.config, step)

@@ -92,9 +92,13 @@ class OrderTrainer(Trainer):
         name = args.objective or DEFAULTS.get(law, "elbo")
         if name != "elbo" and (peft_config is not None or args.train_denoiser):
             raise ValueError(f'objective must be "elbo" when the denoiser is tuned, got {name!r}, which keeps it fixed')
-        if name == "elbo" and law in ELBO_LAWS and args.posterior == "clean":
-            temperature = args.posterior_temperature
-            self.posterior = CleanPosterior(scorer.config, law=args.posterior_law, temperature=temperature)
+        if name == "elbo" and law in ELBO_LAWS and args.posterior != "prior":
+            self.posterior = CleanPosterior(
+                scorer.config,
+                law=args.posterior_law,
+                temperature=args.posterior_temperature,
+                once=args.posterior == "clean_once",
+            )
         objective = make_objective(
             name,
             denoiser,

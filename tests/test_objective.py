@@ -40,12 +40,14 @@ def each_of(laws):
     )
 
 
-def objective_of(denoiser, prior: str, posterior: str | None, *, seed: int | None = 0, **options) -> OrderELBO:
+def objective_of(
+    denoiser, prior: str, posterior: str | None, *, seed: int | None = 0, once: bool = False, **options
+) -> OrderELBO:
     """With random weights everywhere, so that no score is 0 and no gradient is; `seed=None`: untrained."""
     torch.manual_seed(seed or 0)
     # tau = 1: at 0.1 random scores make the law nearly deterministic, and a Monte Carlo mean sees nothing
     scorer = OrderScorer.for_denoiser(denoiser, law=prior, law_temperature=1.0, **SMALL)
-    q = None if posterior is None else CleanPosterior(scorer.config, law=posterior, temperature=1.0)
+    q = None if posterior is None else CleanPosterior(scorer.config, law=posterior, temperature=1.0, once=once)
     objective = OrderELBO(denoiser, scorer, q, **options)
     if seed is not None:
         for name, parameter in objective.named_parameters():
@@ -109,14 +111,17 @@ class Enumeration:
         after = [tuple(m and not u for m, u in zip(masked, r, strict=True)) for r in unmask.tolist()]
         return torch.stack([value(m, left - 1, *rest) for m in after])
 
-    def _choices(self, masked: tuple[bool, ...], left: int, *, every: bool = False) -> tuple[Tensor, ...]:
-        """Sets that q can draw (with `every`: that p can), log p_theta of their tokens, log p and log q of the sets."""
+    def _step(self, masked: tuple[bool, ...], left: int) -> Step:
         state = torch.tensor([masked])
         canvas = self.clean.masked_fill(state, MASK)
         logits, hidden = self.objective.denoiser(canvas, torch.ones_like(canvas), 0, hidden_states=True)
         predictions = Predictions.from_logits(logits, MASK)
-        step = Step(predictions=predictions, masked=state, steps_left=left, hidden_states=hidden)
-        log_prob = predictions.log_prob(self.clean)[0]
+        return Step(predictions=predictions, masked=state, steps_left=left, hidden_states=hidden)
+
+    def _choices(self, masked: tuple[bool, ...], left: int, *, every: bool = False) -> tuple[Tensor, ...]:
+        """Sets that q can draw (with `every`: that p can), log p_theta of their tokens, log p and log q of the sets."""
+        step = self._step(masked, left)
+        state, log_prob = step.masked, step.predictions.log_prob(self.clean)[0]
         if left == 1:
             zero = torch.zeros(1)
             return state, log_prob[state[0]].sum()[None], zero, zero
@@ -126,7 +131,10 @@ class Enumeration:
             prior = scorer.law(step, scores)
         else:
             prior = self.rule.law(step)
-        q = prior if posterior is None else posterior.law(step, self.clean, scores)
+        own = None
+        if posterior is not None and posterior.once:
+            own = posterior.scores(self._step((True,) * len(masked), self.objective.max_denoising_steps), self.clean)
+        q = prior if posterior is None else posterior.law(step, self.clean, scores, own_scores=own)
         unmask = sets(masked)
         log_q, log_p = q.log_prob(unmask), prior.log_prob(unmask)
         possible = log_p.isfinite() if every else log_q.isfinite()
@@ -201,6 +209,39 @@ class TestGradient:
     def test_so_it_is_with_the_other_estimators(self, prior, posterior, options, size):
         objective = objective_of(ExactPairs(2), prior, posterior, max_denoising_steps=3, num_chains=4, **options)
         check_gradient(objective, **size)
+
+    @pytest.mark.parametrize(
+        ("options", "size"),
+        [({}, {"precision": 3}), ({"gradient_steps": "one"}, {"repeats": 200, "rows": 32, "precision": 2})],
+        ids=str,
+    )
+    @each_of([("non_empty", "non_empty"), ("non_empty", "max_normalized"), ("count", "count")])
+    def test_so_it_is_with_scores_computed_once(self, prior, posterior, options, size):
+        kinds = {"max_denoising_steps": 3, "num_chains": 4, "once": True}
+        check_gradient(objective_of(ExactPairs(2), prior, posterior, **kinds, **options), **size)
+
+    def test_once_is_one_call_of_the_posterior(self):
+        objective = objective_of(
+            ExactPairs(2), "non_empty", "non_empty", max_denoising_steps=3, num_chains=4, once=True
+        )
+        calls = []
+        objective.posterior.network.encoder.register_forward_hook(lambda *_: calls.append(1))
+        chains = chains_of(objective, [0, 1, 0, 1], 8)
+        assert chains.nfe.max() == 3
+        assert len(calls) == 1
+
+    def test_scores_computed_once_stay_with_their_response(self):
+        """Whatever else is in the batch, and when others have finished."""
+        kinds = {"max_denoising_steps": 4, "num_chains": 3, "once": True}
+        objective = objective_of(ExactPairs(2), "non_empty", "max_normalized", **kinds)
+        clean, seeds = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 1]]), torch.arange(3)
+        empty = torch.zeros(3, 0, dtype=torch.long)
+        together = objective.chains(empty, empty, clean, seeds)
+        assert together.nfe.unique().numel() > 1
+        for row in range(3):
+            alone = objective.chains(empty[:1], empty[:1], clean[row, None], seeds[row, None])
+            torch.testing.assert_close(together.log_q[:, row, None], alone.log_q)
+            torch.testing.assert_close(together.step_terms[:, row, None], alone.step_terms)
 
     @each_of([("non_empty", "non_empty"), ("repulsive", None)])
     def test_value_baseline_learns_the_mean_return(self, prior, posterior):

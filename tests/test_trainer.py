@@ -25,6 +25,7 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 # what is trained: options of the trainer, of the scorer, of LoRA
 CASES = {
     "clean": {"posterior": "clean"},
+    "clean_once": {"posterior": "clean_once"},
     "prior": {"posterior": "prior"},
     "dependent": {"law": "dependent"},
     "factor": {"law": "factor"},
@@ -47,7 +48,7 @@ MEASURED = {
     "imitation": ("confidence_loss", "exact", "nfe"),
 }
 UNBUDGETED = ("dependent", "factor", "reward", "imitation", "dense")
-POSTERIOR = ("clean", "count", "repulsive", *TUNED)
+POSTERIOR = ("clean", "clean_once", "count", "repulsive", *TUNED)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -264,7 +265,7 @@ def test_scorer_is_made_where_none_is_given(tmp_path, tokenizer, dataset):
     ("options", "message"),
     [
         ({"objective": "best"}, "objective must be one of None, elbo, correctness, .*, dense, got 'best'"),
-        ({"posterior": "exact"}, "posterior must be one of clean, prior, got 'exact'"),
+        ({"posterior": "exact"}, "posterior must be one of clean, clean_once, prior, got 'exact'"),
         (
             {"posterior_law": "dependent"},
             "posterior_law must be one of None, non_empty, .*, got 'dependent'",
