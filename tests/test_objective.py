@@ -18,6 +18,7 @@ from hf_learned_order.posteriors import CleanPosterior
 from hf_learned_order.predictions import Predictions, Step
 from hf_learned_order.samplers import IIDSampler, LearnedOrderSampler
 from hf_learned_order.scorer import OrderScorer
+from hf_learned_order.updates import seeds_of
 
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 # law of the prior, law of the posterior (None: it shares the prior's)
@@ -234,7 +235,7 @@ class TestGradient:
         """Whatever else is in the batch, and when others have finished."""
         kinds = {"max_denoising_steps": 4, "num_chains": 3, "once": True}
         objective = objective_of(ExactPairs(2), "non_empty", "max_normalized", **kinds)
-        clean, seeds = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 1]]), torch.arange(3)
+        clean, seeds = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 1]]), seeds_of(0, 0, first=0, rows=3)
         empty = torch.zeros(3, 0, dtype=torch.long)
         together = objective.chains(empty, empty, clean, seeds)
         assert together.nfe.unique().numel() > 1
