@@ -1,9 +1,10 @@
 """Two tasks of the package reasoning-gym: `countdown` and `chain_sum`, in a form that a small model can read.
 
-    countdown   prompt 14,9,2=63     response 14*9/2     any expression that uses each number once and gives the target
+    countdown   prompt 14;9;2=63     response 14*9/2     any expression that uses each number once and gives the target
     chain_sum   prompt 15-43-75      response -103
 
-Problems and the judgement of an answer are the package's own (extra `reasoning`). Its sentences are left out.
+Problems and the judgement of an answer are the package's own (extra `reasoning`). Its sentences are left out. The
+characters are those of `gsm8k.Chain`, so that a denoiser that calculates can be gone on from.
 """
 
 import random
@@ -21,13 +22,13 @@ def countdown(rng: random.Random) -> tuple[str, str]:
     """Prompt and one right response."""
     entry = _gym("countdown")[rng.randrange(LARGEST_SEED)]
     numbers, target = entry["metadata"]["numbers"], entry["metadata"]["target"]
-    return f"{','.join(map(str, numbers))}={target}", entry["answer"].replace(" ", "")
+    return f"{';'.join(map(str, numbers))}={target}", entry["answer"].replace(" ", "")
 
 
 def countdown_is_right(response: str, prompt: str) -> bool:
     """The package's own judgement: each number once, and the target."""
     numbers, _, target = prompt.partition("=")
-    metadata = {"numbers": [int(n) for n in numbers.split(",")], "target": int(target)}
+    metadata = {"numbers": [int(n) for n in numbers.split(";")], "target": int(target)}
     # only what the grammar can hold: the package hands the answer to a parser that runs it
     plain = response != "" and set(response) <= set("0123456789+-*/()") and "**" not in response
     return plain and _gym("countdown").score_answer(response, {"metadata": metadata}) == 1.0

@@ -164,8 +164,6 @@ def _list(operation: str, length: int = 8) -> Task:
     )
 
 
-_arithmetic = partial(character_tokenizer, "0123456789+-*/(),=", separator=True)
-
 TASKS: dict[str, Task] = {
     "equations": Task(load=load_equations, is_right=answered, canvas_length=64, tokenizer=equation_tokenizer),
     "words": Task(load=load_words, is_right=answered, canvas_length=64, tokenizer=None),
@@ -179,13 +177,13 @@ TASKS: dict[str, Task] = {
         load=partial(load_drawn, draw_countdown),
         is_right=reasoning.countdown_is_right,
         canvas_length=20,
-        tokenizer=_arithmetic,
+        tokenizer=equation_tokenizer,
     ),
     "chain_sum": Task(
         load=partial(load_drawn, draw_chain_sum),
         is_right=reasoning.chain_sum_is_right,
         canvas_length=6,
-        tokenizer=_arithmetic,
+        tokenizer=equation_tokenizer,
     ),
 }
 

@@ -117,9 +117,9 @@ def test_word_tokenizer():
 
 def test_countdown_takes_any_expression_that_gives_the_target():
     for right in ("14*9/2", "9*(14/2)", "9/2*14"):
-        assert reasoning.countdown_is_right(right, "14,9,2=63")
+        assert reasoning.countdown_is_right(right, "14;9;2=63")
     for wrong in ("", "63", "14*9", "14*9/2+0", "14*9/3", "14*9/2=63", "14*9//2*1", "(14*9", "14**9/2", "x", "()"):
-        assert not reasoning.countdown_is_right(wrong, "14,9,2=63")
+        assert not reasoning.countdown_is_right(wrong, "14;9;2=63")
 
 
 def test_chain_sums():
