@@ -72,7 +72,9 @@ class DenseObjective(OrderELBO):
         self.max_denoising_steps = clean.shape[1]
         return super().chains(input_ids, attention_mask, clean, seeds, given)
 
-    def laws(self, step: Step, clean: Tensor) -> tuple[SubsetDistribution, SubsetDistribution]:
+    def laws(
+        self, step: Step, clean: Tensor, own_scores: Tensor | None = None
+    ) -> tuple[SubsetDistribution, SubsetDistribution]:
         """Both are the law of one position."""
         whole: Any = self.scorer.law(step, self.scorer(step))
         which = whole.scores if isinstance(whole, CountedSubset) else whole.logits
