@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_learned_order.chains import Chains
 from hf_learned_order.counted import IMPOSSIBLE, CountedBernoulli, CountedSubset
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.distributions import SubsetDistribution
-from hf_learned_order.objective import Chains, OrderELBO
+from hf_learned_order.objective import OrderELBO
 from hf_learned_order.predictions import Step
 from hf_learned_order.scorer import OrderScorer
 

@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 
 from hf_learned_order.canvas import left_padded
+from hf_learned_order.chains import leave_one_out
 from hf_learned_order.correctness import losses
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.generation import decode
-from hf_learned_order.objective import leave_one_out
 from hf_learned_order.predictions import Step
 from hf_learned_order.rollouts import PolicyGradientObjective
 from hf_learned_order.rules import Proposal, State

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_learned_order.canvas import through_first
+from hf_learned_order.chains import leave_one_out
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.distributions import everything
 from hf_learned_order.generation import decode
-from hf_learned_order.objective import leave_one_out
 from hf_learned_order.predictions import Step
 from hf_learned_order.rules import Proposal, State
 from hf_learned_order.samplers import LearnedOrderSampler
