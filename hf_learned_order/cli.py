@@ -151,8 +151,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import track
 
+    from hf_learned_order.comparison import BUDGET_SHARES, compare
     from hf_learned_order.denoisers import Denoiser, load_denoiser, load_tokenizer
-    from hf_learned_order.evaluation import BUDGET_SHARES, compare
     from hf_learned_order.plotting import trade_off  # noqa: F401 (if it cannot be imported, that is told now)
     from hf_learned_order.results import Sweep
     from hf_learned_order.scorer import OrderScorer
