@@ -63,6 +63,10 @@ def test_two_processes_are_one_with_twice_the_batch(case, runs):
             torch.testing.assert_close(
                 split[name], weight, rtol=1e-4, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}"
             )
+    # a target is solved for behind the last log
+    whole, split = (json.loads((folder / case / "config.json").read_text()) for folder in (one, two))
+    for name in ("bound", "law_bias"):
+        assert split.get(name) == pytest.approx(whole.get(name), rel=2e-3), name
     assert len(single[case]) == len(double[case]) == 3
     for alone, shared in zip(single[case], double[case], strict=True):
         assert {name: shared[name] for name in SAME if name in shared} == pytest.approx(
