@@ -24,7 +24,7 @@ SPLIT = {
     **CASES,
     "range": {"min_denoising_steps": 1},
     "paced": {"law": "factor", "target_nfe": 4.0},
-    "paced_draws": {"posterior": "prior", "target_nfe": 2.5},
+    "paced_draws": {"posterior": "prior", "target_nfe": 4.0, "max_denoising_steps": 8},
 }
 
 
@@ -45,19 +45,20 @@ def train_all(folder: Path, *, batch: int) -> dict[str, list[dict]]:
 
 
 def evaluate(folder: Path, *, batch: int) -> dict:
-    """Metrics of an evaluation whose last batch has to be filled up, and each row's reference and answer."""
-    tokenizer, pairs = equation_tokenizer(), []
+    """Metrics of an evaluation whose last batch has to be filled up, and each row's reference, response and answer."""
+    tokenizer, rows = equation_tokenizer(), []
     metrics = AnswerMetrics(tokenizer, lambda response, answer: len(response) % 3 == len(answer) % 3)
 
     def keep(prediction) -> dict[str, float]:
         references, answers = prediction.label_ids
-        pairs.extend(zip(tokenizer.batch_decode(references), decoded(answers), strict=True))
+        texts = map(tokenizer.batch_decode, (references, prediction.predictions))
+        rows.extend(zip(*texts, decoded(answers), strict=True))
         return metrics(prediction)
 
     options = {**OPTIONS, "posterior": "prior", "max_denoising_steps": 8, "per_device_eval_batch_size": batch}
     trainer = trainer_of(folder / "evaluated", tokenizer, rows_of(tokenizer).select(range(7)), **options)
     trainer.compute_metrics = keep
-    return {**trainer.evaluate(), "pairs": [list(pair) for pair in pairs]}
+    return {**trainer.evaluate(), "rows": [list(row) for row in rows]}
 
 
 def sharded_gradients(case: str, folder: Path) -> None:

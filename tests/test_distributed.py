@@ -77,9 +77,9 @@ def test_two_processes_are_one_with_twice_the_batch(case, runs):
 def test_two_processes_evaluate_the_same_rows(runs):
     (_, single), (_, double) = runs
     alone, shared = single["evaluation"], double["evaluation"]
-    assert shared["pairs"] == alone["pairs"]
-    assert len(shared["pairs"]) == 7
-    assert all(answered(reference.partition("[EOS]")[0], answer) for reference, answer in shared["pairs"])
+    assert shared["rows"] == alone["rows"]
+    assert len(shared["rows"]) == 7
+    assert all(answered(reference.partition("[EOS]")[0], answer) for reference, _, answer in shared["rows"])
     for name in ("eval_accuracy", "eval_same", "eval_generated_nfe"):
         assert shared[name] == pytest.approx(alone[name], abs=1e-4), name
     assert 0 < shared["eval_accuracy"] < 1
