@@ -102,7 +102,7 @@ def main() -> None:
         train_dataset=train,
         eval_dataset=validation,
         peft_config=peft_config,
-        compute_metrics=AnswerMetrics(tokenizer),
+        compute_metrics=AnswerMetrics(tokenizer, task.is_right),
         callbacks=[EarlyStoppingCallback(patience)] if (patience := script.early_stopping_patience) else None,
         card=Card(
             task=script.task,

@@ -48,7 +48,7 @@ _MODULES = {
     "Card": "cards",
     "push_folder": "hub",
     "Evaluator": "evaluation",
-    "compare": "evaluation",
+    "compare": "comparison",
     "OrderMap": "order_maps",
 }
 __all__ = list(_MODULES)  # pyrefly: ignore

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_learned_order.distributions import largest
 from hf_learned_order.generation import decode
 from hf_learned_order.predictions import Step
 from hf_learned_order.rollouts import RolloutObjective, Rollouts
@@ -28,8 +27,8 @@ LARGEST_LOSS = 10.0  # nats a token; what the denoiser had ruled out would other
 class AgreementObjective(RolloutObjective):
     """Maximises the expected agreement of parallel draws. Batch in, loss and measurements out, as `OrderELBO`.
 
-    Of the clean responses it takes the length of the canvas only. A batch costs its decoding, and one call more for
-    each token of the longest response.
+    Of the clean responses it takes the length of the canvas only. A response costs its decoding, and one call more for
+    each of its tokens.
     """
 
     temperature = 1.0  # the most likely tokens would be rewarded for being more likely together than they claimed
@@ -65,14 +64,14 @@ class AgreementObjective(RolloutObjective):
         order, tokens = rollouts.order.flatten(0, 1), rollouts.tokens.flatten(0, 1)
         # ties from the left: what stands behind the first EOS tells nothing to what stands before it
         turn = torch.where(order > 0, order, shape[-1] + 1).argsort(dim=-1, stable=True).argsort(-1)
-        unmasked = int((order > 0).sum(-1).max())
+        # what no step unmasked goes with the last one: it costs no call and no gain is read there
+        turn = turn.minimum((order > 0).sum(-1, keepdim=True) - 1)
         output = decode(
             self.denoiser,
             input_ids.repeat_interleave(shape[1], 0),
             attention_mask.repeat_interleave(shape[1], 0),
             sampler=_InTurn(turn=turn),
             max_new_tokens=shape[-1],
-            max_denoising_steps=min(unmasked + 1, shape[-1]),
             clean=tokens,
         )
         gains = (output.token_log_probs.view(shape) - rollouts.token_log_probs).clamp(min=-LARGEST_LOSS)
@@ -81,12 +80,10 @@ class AgreementObjective(RolloutObjective):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _InTurn(Sampler):
-    """One position a step, the one whose turn [batch, canvas] is the earliest."""
+    """At each step the positions whose turn [rows, canvas] is the earliest."""
 
     turn: Tensor
 
-    def init_state(self, step: Step) -> State:
-        return (self.turn,)
-
     def propose(self, step: Step, state: State) -> Proposal:
-        return Proposal(largest(-state[0].float(), step.masked, step.quota.new_ones(())), state)
+        turn = self.turn[step.rows].masked_fill(~step.masked, step.masked.shape[1])
+        return Proposal(turn == turn.amin(-1, keepdim=True))

@@ -1,29 +1,62 @@
-"""The task metric of an evaluation in training, as `Trainer` takes it: `compute_metrics=AnswerMetrics(tokenizer)`."""
+"""The task metric of an evaluation in training, as `Trainer` takes it: `compute_metrics=AnswerMetrics(tokenizer, ...)`.
 
+Trainer gathers tensors only. So the answer of each row goes with it, as the characters of its text: however rows are
+ordered, split among processes and padded, each is judged by its own.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-from hf_learned_order.gsm8k import answer_of
+from hf_learned_order.gsm8k import answered
+
+PADDING = -100  # what Trainer pads labels with
+
+
+def encoded(texts: Sequence[str]) -> Tensor:
+    """int [rows, longest + 1]: the code points of each text, then padding."""
+    rows = [torch.tensor([*map(ord, text), PADDING]) for text in texts]
+    return pad_sequence(rows, batch_first=True, padding_value=PADDING)
+
+
+def decoded(codes: Sequence[Sequence[int]]) -> list[str]:
+    """The texts of `encoded` rows [rows, width]."""
+    return ["".join(chr(code) for code in row if code != PADDING) for row in codes]
 
 
 class AnswerMetrics:
-    """From token ids of decoded responses and of references [rows, canvas] to what of them is right.
+    """From an evaluation of `OrderTrainer` to what of its decoded responses is right.
 
-    `same`: share of responses whose text, up to the first EOS, is the reference's; `accuracy`: where references have an
-    answer behind a last `#`, as those of GSM8K's equations, the share of those that the response gives.
+    `same`: share of responses whose text, up to the first EOS, is the reference's; `accuracy`: share of those rows that
+    have an answer whose response is right.
+
+    Args:
+        tokenizer: makes text of the responses.
+        is_right: from a response and the row's `answer`, a task's (`tasks.TASKS`); by default the number behind `#` is
+            compared.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, is_right: Callable[[str, str], bool] = answered):
         self.tokenizer = tokenizer
+        self.is_right = is_right
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        responses, references = (
+        """`predictions` are token ids [rows, canvas], `label_ids` those of the references and the `encoded` answers."""
+        labels: Any = prediction.label_ids
+        references, answers = labels
+        texts, expected = (
             # pyrefly: ignore[bad-argument-type] (one array each)
             self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-            for ids in (prediction.predictions, prediction.label_ids)
+            for ids in (prediction.predictions, references)
         )
-        pairs = list(zip(responses, references, strict=True))
-        measured = {"same": sum(response == reference for response, reference in pairs) / len(pairs)}
-        asked = [(response, reference) for response, reference in pairs if answer_of(reference)]
-        if asked:
-            measured["accuracy"] = sum(answer_of(given) == answer_of(right) for given, right in asked) / len(asked)
+        measured = {"same": sum(text == right for text, right in zip(texts, expected, strict=True)) / len(texts)}
+        judged = [
+            self.is_right(text, answer) for text, answer in zip(texts, decoded(answers.tolist()), strict=True) if answer
+        ]
+        if judged:
+            measured["accuracy"] = sum(judged) / len(judged)
         return measured

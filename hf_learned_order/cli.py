@@ -47,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--budget_shares",
         type=float,
         nargs="*",
-        default=[1.0, 1.25, 1.5],
-        help="step budgets that the tuned rows try, times the target NFE; none: no tuned rows",
+        help="step budgets that the tuned rows try, times the target NFE; none: no tuned rows; by default three",
     )
     evaluate.add_argument("--no_bound", action="store_true", help="leave out the bound, which costs as much again")
     evaluate.add_argument("--seeds", type=int, default=3, help="runs of the random samplers")
@@ -152,8 +151,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import track
 
+    from hf_learned_order.comparison import BUDGET_SHARES, compare
     from hf_learned_order.denoisers import Denoiser, load_denoiser, load_tokenizer
-    from hf_learned_order.evaluation import compare
     from hf_learned_order.plotting import trade_off  # noqa: F401 (if it cannot be imported, that is told now)
     from hf_learned_order.results import Sweep
     from hf_learned_order.scorer import OrderScorer
@@ -165,6 +164,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     for scorer in scorers:
         scorer.check_fits(denoiser)
     options.samplers = _names(options.samplers, scorers)
+    if options.budget_shares is None:
+        options.budget_shares = list(BUDGET_SHARES)
     evaluators = _evaluators(options, denoiser, tokenizer)
     folder = Path(options.output_dir)
     sweep = Sweep(folder, _settings(options, model, scorers, evaluators))

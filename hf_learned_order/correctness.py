@@ -135,12 +135,9 @@ class _Observed(LearnedOrderSampler):
     clean: Tensor  # prompt and response
     seen: list[tuple[Tensor, Tensor, Tensor]]  # sums over positions of both losses, and how many positions
 
-    def init_state(self, step: Step) -> State:
-        return (self.clean[:, -step.masked.shape[1] :],)  # the loop drops the rows that finish
-
     def propose(self, step: Step, state: State) -> Proposal:
-        (clean,) = state
+        clean = self.clean[step.rows, -step.masked.shape[1] :]
         with torch.enable_grad():  # decoding is without
             logits = self.scorer(step)
             self.seen.append(losses(step, logits, clean))
-        return Proposal(self.scorer.law(step, logits.detach(), bias=self.bias).sample(), state)
+        return Proposal(self.scorer.law(step, logits.detach(), bias=self.bias).sample())

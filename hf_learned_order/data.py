@@ -16,6 +16,7 @@ from datasets import Dataset, load_dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from hf_learned_order.answers import encoded
 from hf_learned_order.canvas import stacked
 from hf_learned_order.gsm8k import ALPHABET, Chain, ChainError, Resampler, answer_of, read_rows
 
@@ -157,11 +158,13 @@ class CanvasCollator:
     """Rows to a batch: `input_ids`, `attention_mask` [batch, prompt], `clean` [batch, canvas].
 
     Prompts are padded on the left, responses filled up with EOS. Where rows have `given`, so has the batch: bool
-    [batch, canvas], the positions of the response that are known from the start.
+    [batch, canvas], the positions of the response that are known from the start. With `with_answers` it has `answer`,
+    too, the rows' as `answers.encoded` (empty where they have none).
     """
 
     tokenizer: PreTrainedTokenizerBase
     canvas_length: int
+    with_answers: bool = False
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
@@ -174,6 +177,8 @@ class CanvasCollator:
         batch = {"input_ids": prompts, "attention_mask": mask, "clean": torch.tensor(cleans)}
         if "given" in rows[0]:
             batch["given"] = torch.tensor([row["given"] for row in rows])
+        if self.with_answers:
+            batch["answer"] = encoded([row.get("answer", "") for row in rows])
         return batch
 
 

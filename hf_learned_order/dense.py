@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_learned_order.chains import Chains
 from hf_learned_order.counted import IMPOSSIBLE, CountedBernoulli, CountedSubset
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.distributions import SubsetDistribution
-from hf_learned_order.objective import Chains, OrderELBO
+from hf_learned_order.objective import OrderELBO
 from hf_learned_order.predictions import Step
 from hf_learned_order.scorer import OrderScorer
 
@@ -72,7 +73,9 @@ class DenseObjective(OrderELBO):
         self.max_denoising_steps = clean.shape[1]
         return super().chains(input_ids, attention_mask, clean, seeds, given)
 
-    def laws(self, step: Step, clean: Tensor) -> tuple[SubsetDistribution, SubsetDistribution]:
+    def laws(
+        self, step: Step, clean: Tensor, own_scores: Tensor | None = None
+    ) -> tuple[SubsetDistribution, SubsetDistribution]:
         """Both are the law of one position."""
         whole: Any = self.scorer.law(step, self.scorer(step))
         which = whole.scores if isinstance(whole, CountedSubset) else whole.logits

@@ -240,6 +240,7 @@ class _Loop:
             unmasked=canvas.order[rows, window] > 0,
             canvas=canvas.tokens[rows, window],
             token_log_probs=canvas.token_log_probs[rows, window],
+            rows=rows,
             hidden_states=hidden,
             generator=self.generator,
         )

@@ -11,7 +11,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.colors import ListedColormap
 
-from hf_learned_order.evaluation import Evaluator, knob
+from hf_learned_order.comparison import knob
+from hf_learned_order.evaluation import Evaluator
 from hf_learned_order.order_maps import OrderMap, ink, palette, steps_of, visible
 from hf_learned_order.results import Result
 from hf_learned_order.samplers import EntropySampler, Sampler

@@ -219,6 +219,7 @@ class Step:
         canvas: int [batch, canvas], the tokens; the mask token where `masked`. In decoding only.
         token_log_probs: [batch, canvas], log p_theta of each token when it was unmasked, nats; 0 where `masked`. In
             decoding only.
+        rows: int [batch], which rows of the whole batch these are: the others have finished. In decoding only.
         hidden_states: [batch, canvas, hidden], for rules with `needs_hidden_states`.
         generator: source of randomness.
     """
@@ -226,10 +227,11 @@ class Step:
     predictions: Predictions
     masked: Tensor
     steps_left: int
-    # decoding always sets these three; training asks no rule that reads them
+    # decoding always sets these four; training asks no rule that reads them
     unmasked: Tensor = None  # pyrefly: ignore[bad-assignment]
     canvas: Tensor = None  # pyrefly: ignore[bad-assignment]
     token_log_probs: Tensor = None  # pyrefly: ignore[bad-assignment]
+    rows: Tensor = None  # pyrefly: ignore[bad-assignment]
     hidden_states: Tensor | None = None
     generator: torch.Generator | None = None
 

@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 
 from hf_learned_order.canvas import left_padded
+from hf_learned_order.chains import leave_one_out
 from hf_learned_order.correctness import losses
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.generation import decode
-from hf_learned_order.objective import leave_one_out
 from hf_learned_order.predictions import Step
 from hf_learned_order.rollouts import PolicyGradientObjective
 from hf_learned_order.rules import Proposal, State
@@ -121,7 +121,8 @@ class RewardObjective(PolicyGradientObjective):
         self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, response: Tensor, sampler: "_Branching"
     ) -> tuple[Tensor, Tensor]:
         """The sum of log q(r) times its advantage over rows and draws, and that of rewards, both divided by B K."""
-        ((rows, step, values),) = sampler.states
+        ((step, values),) = sampler.states
+        rows = step.rows
         chains = self.num_chains
         law = self.scorer.exploring_law(step, values, bias=sampler.bias, where=response[rows])
         with torch.no_grad():
@@ -179,23 +180,19 @@ class _Branching(LearnedOrderSampler):
     gradient: bool  # decoding is without
     draws: Draws
     seen: list[tuple[Tensor, Tensor, Tensor]]
-    states: list[tuple[Tensor, Step, Tensor]]
+    states: list[tuple[Step, Tensor]]
 
     @property
     def calls(self) -> int:
         """Of the denoiser, up to that step."""
         return self.steps - self.branch + 1
 
-    def init_state(self, step: Step) -> State:
-        return (torch.arange(len(step.masked), device=step.masked.device),)  # the loop drops the rows that finish
-
     def propose(self, step: Step, state: State) -> Proposal:
-        (rows,) = state
         with torch.set_grad_enabled(self.gradient):
             values = self.scorer(step)
             if not self.scorer.is_random:
-                self.seen.append(losses(step, values, self.clean[rows]))
+                self.seen.append(losses(step, values, self.clean[step.rows]))
         if step.steps_left == self.branch:
-            self.states.append((rows, step, values))
-        uniform = self.draws.uniform(step.masked.shape[1] + 1)[rows]
-        return Proposal(self.scorer.law(step, values.detach(), bias=self.bias).draw(uniform), state)
+            self.states.append((step, values))
+        uniform = self.draws.uniform(step.masked.shape[1] + 1)[step.rows]
+        return Proposal(self.scorer.law(step, values.detach(), bias=self.bias).draw(uniform))

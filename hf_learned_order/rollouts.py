@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_learned_order.canvas import through_first
+from hf_learned_order.chains import leave_one_out
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.distributions import everything
 from hf_learned_order.generation import decode
-from hf_learned_order.objective import leave_one_out
 from hf_learned_order.predictions import Step
 from hf_learned_order.rules import Proposal, State
 from hf_learned_order.samplers import LearnedOrderSampler
@@ -143,7 +143,8 @@ class RolloutObjective(PolicyGradientObjective):
             noise=self.noise,
             gradient=torch.is_grad_enabled(),
             draws=draws,
-            seen=tokens,
+            temperature=self.temperature,
+            tokens=tokens,
             log_q=[],
         )
         output = decode(
@@ -153,11 +154,10 @@ class RolloutObjective(PolicyGradientObjective):
             sampler=sampler,
             max_new_tokens=length,
             max_denoising_steps=self.max_denoising_steps + 1,  # see `_Recorded`
-            temperature=self.temperature,
             eos_token_id=self.eos_token_id,
-            generator=draws.generator(),
+            clean=tokens,
         )
-        # the output has padding behind the first EOS, where later steps saw what had been drawn
+        # what was drawn behind the first EOS too, where the output has padding
         tokens = torch.where(tokens == self.denoiser.mask_token_id, output.sequences[:, -length:], tokens)
         return Rollouts(
             tokens=tokens.view(batch, chains, length),
@@ -169,29 +169,45 @@ class RolloutObjective(PolicyGradientObjective):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OrderByRow(LearnedOrderSampler):
+    """The learned order, drawn for each row by itself: the same whatever batch the row is in."""
+
+    draws: Draws
+
+    def propose(self, step: Step, state: State) -> Proposal:
+        uniform = self.draws.uniform(step.masked.shape[1] + 1)[step.rows]
+        return Proposal(self.scorer.law(step, self.scorer(step), bias=self.bias).draw(uniform))
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Recorded(LearnedOrderSampler):
     """The learned order, and of each of its steps the log-probability of what it drew.
 
-    The loop asks no rule at its last step. It is given one step more, so that this sees what stands there at the last
-    of T, and unmasks everything itself.
+    It draws the tokens as well, each prompt's with random numbers of its own, and the loop takes them for given ones.
+    The loop asks no rule at its last step. It is given one step more, so that this is asked at the last of T, and
+    unmasks everything itself.
     """
 
     noise: float
     gradient: bool  # decoding is without
     draws: Draws
-    seen: Tensor  # int [rows, canvas], written: what a step sees
+    temperature: float
+    tokens: Tensor  # int [rows, canvas], written: what was drawn, the mask token where nothing was
     log_q: list[Tensor]  # [rows], one a step
 
-    def init_state(self, step: Step) -> State:
-        return (torch.arange(len(step.masked), device=step.masked.device),)  # the loop drops the rows that finish
+    @property
+    def chains(self) -> int:
+        return len(self.tokens) // self.draws.rows
 
     def propose(self, step: Step, state: State) -> Proposal:
-        (rows,) = state
-        self.seen[rows] = step.canvas
         step = replace(step, steps_left=step.steps_left - 1)
-        if step.steps_left == 1:
-            return Proposal(everything(step.masked), state)
-        chains, length = len(self.seen) // self.draws.rows, step.masked.shape[1]
+        unmask = everything(step.masked) if step.steps_left == 1 else self._set(step)
+        self.tokens[step.rows] = torch.where(unmask, self._drawn(step, unmask), self.tokens[step.rows])
+        return Proposal(unmask)
+
+    def _set(self, step: Step) -> Tensor:
+        """bool [batch, canvas], non-empty; its log-probability is put down."""
+        rows, chains, length = step.rows, self.chains, step.masked.shape[1]
         with torch.set_grad_enabled(self.gradient):
             values = self.scorer(step)
             if self.scorer.is_random:
@@ -203,5 +219,17 @@ class _Recorded(LearnedOrderSampler):
                 drawn = values.detach() + self.noise * self.draws.normal(chains, length).flatten(0, 1)[rows]
                 unmask = self.scorer.law(step, drawn).sample()
                 log_q = -(((drawn - values) / self.noise).square() / 2).masked_fill(~step.masked, 0.0).sum(-1)
-            self.log_q.append(log_q.new_zeros(len(self.seen)).index_put((rows,), log_q))
-        return Proposal(unmask, state)
+            self.log_q.append(log_q.new_zeros(len(self.tokens)).index_put((rows,), log_q))
+        return unmask
+
+    def _drawn(self, step: Step, unmask: Tensor) -> Tensor:
+        """int [batch, canvas]: tokens, drawn from the denoiser at `unmask`."""
+        predictions = step.predictions
+        wanted = unmask.flatten()[predictions.index].nonzero().squeeze(-1)
+        prompt = step.rows[predictions.index[wanted] // unmask.shape[1]] // self.chains
+        tokens = predictions.tokens.flatten()
+        for generator, places in self.draws.apart(prompt):
+            drawn = predictions.draw(wanted[places], temperature=self.temperature, generator=generator).flatten()
+            at = predictions.index[wanted[places]]
+            tokens = tokens.index_copy(0, at, drawn[at])
+        return tokens.view_as(unmask)

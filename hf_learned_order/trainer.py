@@ -23,17 +23,17 @@ from hf_learned_order.cards import TRAINING_FILE, Card, training_file
 from hf_learned_order.data import CanvasCollator
 from hf_learned_order.denoisers import Denoiser, evaluating
 from hf_learned_order.files import replacing, saving
-from hf_learned_order.generation import decode
+from hf_learned_order.generation import decode, start
 from hf_learned_order.hub import generation_config, push_folder
 from hf_learned_order.objective import OrderELBO
 from hf_learned_order.objectives import DEFAULTS, make_objective
 from hf_learned_order.pace import EVERY, Pace
 from hf_learned_order.posteriors import CleanPosterior
 from hf_learned_order.progress import OrderProgress
-from hf_learned_order.samplers import LearnedOrderSampler
+from hf_learned_order.rollouts import OrderByRow
 from hf_learned_order.saved import load_weights, save_weights
 from hf_learned_order.scorer import ELBO_LAWS, OrderScorer
-from hf_learned_order.updates import seeds_of
+from hf_learned_order.updates import Draws, seeds_of
 
 CALIBRATION_ROWS = 256
 
@@ -45,12 +45,14 @@ class OrderTrainer(Trainer):
         model: the denoiser; frozen unless `peft_config` or `args.train_denoiser` says otherwise.
         scorer: the `OrderScorer`; by default a new one that fits `model`.
         args: `OrderTrainingArguments`.
-        train_dataset, eval_dataset: rows of `prompt_ids` and `response_ids` (`hf_learned_order.data`).
+        train_dataset, eval_dataset: rows of `prompt_ids` and `response_ids`, and where there are any `given` and
+            `answer` (`hf_learned_order.data`).
         processing_class: the tokenizer; it must have mask, EOS and padding tokens.
         peft_config: a PEFT configuration, e.g. `LoraConfig`, to tune the denoiser along.
         card: what the model card says of data and command when the scorer is pushed; the seed by default.
-        **kwargs: `Trainer`'s own. With `compute_metrics`, an evaluation decodes its prompts, and the predictions and
-            labels are token ids [rows, canvas]; `answers.AnswerMetrics` is one.
+        **kwargs: `Trainer`'s own. With `compute_metrics`, an evaluation decodes its rows: `predictions` are token ids
+            [rows, canvas], `label_ids` a pair, those of the references and the answers as `answers.decoded` reads them.
+            `answers.AnswerMetrics` is one.
 
     Raises:
         ValueError: the tokenizer has no mask token, the scorer does not fit, both ways of tuning are asked for, or
@@ -128,7 +130,9 @@ class OrderTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            data_collator=CanvasCollator(tokenizer=processing_class, canvas_length=args.canvas_length),
+            data_collator=CanvasCollator(
+                tokenizer=processing_class, canvas_length=args.canvas_length, with_answers=True
+            ),
             **kwargs,
         )
         if not args.disable_tqdm:
@@ -152,19 +156,22 @@ class OrderTrainer(Trainer):
         objective.generate = self._decode
 
     @torch.no_grad()
-    def _decode(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Responses [batch, canvas] and NFE [batch] of the scorer as it is, by generation without a knob."""
-        length, steps = self.args.canvas_length, self.scorer.config.max_denoising_steps
+    def _decode(
+        self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor, given: Tensor | None, seeds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Responses [batch, canvas] and NFE [batch] of the scorer as it is, by generation without a knob.
+
+        Of `clean` it sees what is `given`.
+        """
+        length, steps = clean.shape[1], self.scorer.config.max_denoising_steps
+        draws = Draws(seeds, rows=len(clean), device=clean.device)
         with evaluating(self.denoiser):
             output = decode(
                 self.denoiser,
-                input_ids,
-                attention_mask,
-                sampler=LearnedOrderSampler(scorer=self.scorer),
-                max_new_tokens=length,
+                **start(input_ids, attention_mask, clean, given, mask_token_id=self.denoiser.mask_token_id),
+                sampler=OrderByRow(scorer=self.scorer, draws=draws),
                 max_denoising_steps=None if steps is None else min(steps, length),
                 eos_token_id=self.processing_class.eos_token_id,
-                generator=torch.Generator(input_ids.device).manual_seed(self.args.seed),
             )
         return output.sequences[:, -length:], output.nfe
 
@@ -176,7 +183,8 @@ class OrderTrainer(Trainer):
         if training and self.pace is not None and self._batch == 0 and update % EVERY == 0:
             self._keep_pace(self.pace, inputs)
         self._calls = 0
-        outputs = model(**inputs, seeds=self._seeds(rows, training=training))
+        asked = {name: value for name, value in inputs.items() if name != "answer"}
+        outputs = model(**asked, seeds=self._seeds(rows, training=training))
         outputs = {**outputs, "denoiser_calls": torch.tensor(self._calls / rows)}
         for name, value in outputs.items():
             if name != "loss":
@@ -197,7 +205,7 @@ class OrderTrainer(Trainer):
 
     def _keep_pace(self, pace: Pace, inputs: dict[str, Tensor]) -> None:
         """Measures the NFE of generation on these prompts and moves the scorer's speed towards the target."""
-        _, nfe = self._generated(inputs)
+        _, nfe = self._generated(inputs, self._seeds(len(inputs["clean"]), training=True))
         mean: Any = self.accelerator.reduce(nfe.float().mean(), "mean")
         self._measured["generated_nfe"].append((mean, len(nfe)))
         pace.update(mean.item(), number=self.state.global_step // EVERY)
@@ -206,45 +214,53 @@ class OrderTrainer(Trainer):
         """transformers' own; with `target_nfe` the speed is then set to it, on the first training prompts."""
         output = super().train(*args, **kwargs)
         if self.pace is not None:
-            batches = list(self._first_prompts())
+            batches = list(self._first_rows())
             self.pace.solve(lambda: self._mean_nfe(batches))
         return output
 
-    def _first_prompts(self) -> Iterator[dict[str, Tensor]]:
-        """This process's share of the first training rows."""
+    def _first_rows(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """This process's share of the first training rows, in batches, and their seeds."""
         # pyrefly: ignore[missing-attribute, bad-argument-type] (a Dataset)
         rows = list(self.train_dataset.select(range(min(len(self.train_dataset), CALIBRATION_ROWS))))
-        rows = rows[self.args.process_index :: self.args.world_size]
-        for start in range(0, len(rows), self.args.eval_batch_size):
-            yield self._prepare_inputs(self.data_collator(rows[start : start + self.args.eval_batch_size]))
+        seeds = seeds_of(self.args.seed, self.state.global_step, first=0, rows=len(rows))
+        mine = slice(self.args.process_index, None, self.args.world_size)
+        rows, seeds = rows[mine], seeds[mine]
+        for at in range(0, len(rows), self.args.eval_batch_size):
+            batch = slice(at, at + self.args.eval_batch_size)
+            yield self._prepare_inputs(self.data_collator(rows[batch])), seeds[batch]
 
-    def _mean_nfe(self, batches: list[dict[str, Tensor]]) -> float:
+    def _mean_nfe(self, batches: list[tuple[dict[str, Tensor], Tensor]]) -> float:
         """Of generation without a knob, over the rows of all processes."""
-        nfe = [self._generated(batch)[1] for batch in batches]
+        nfe = [self._generated(*batch)[1] for batch in batches]
         sums = torch.tensor([sum(float(n.sum()) for n in nfe), float(sum(map(len, nfe)))], device=self.args.device)
         summed: Any = self.accelerator.reduce(sums, "sum")
         total, count = summed.tolist()
         return total / count
 
-    def _generated(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _generated(self, batch: dict[str, Tensor], seeds: Tensor) -> tuple[Tensor, Tensor]:
         """`_decode`, by way of the module, see `_lend_to`."""
         model: Any = self.model
-        return model.generate(batch["input_ids"], batch["attention_mask"])
+        return model.generate(
+            batch["input_ids"], batch["attention_mask"], batch["clean"], given=batch.get("given"), seeds=seeds
+        )
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        self._update = None  # whatever came before, its batches count from 0
+        self._update, self._batch = -1, 0
         return super().evaluation_loop(*args, **kwargs)
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None) -> Any:
         inputs = self._prepare_inputs(inputs)
+        seeds = self._seeds(len(inputs["clean"]), training=False)
         with torch.no_grad(), self.compute_loss_context_manager():
             # pyrefly: ignore[missing-attribute] (a pair only with return_outputs)
             loss = self.compute_loss(model, inputs).detach()
             if prediction_loss_only:
                 return loss, None, None
-            responses, nfe = self._generated(inputs)
+            responses, nfe = self._generated(inputs, seeds)
+        # of all processes, without the rows that only fill up the last batch
+        nfe: Any = self.accelerator.gather_for_metrics(nfe)
         self._measured["eval_generated_nfe"].append((nfe.float().mean(), len(nfe)))
-        return loss, responses, inputs["clean"]
+        return loss, responses, (inputs["clean"], inputs["answer"])
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the means since the last call of what the objective measured, over the rows of all processes."""

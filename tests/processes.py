@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from test_trainer import CASES, PROBLEMS, trainer_of
 
+from hf_learned_order.answers import AnswerMetrics, decoded
 from hf_learned_order.data import equation_tokenizer, equations
 from hf_learned_order.gsm8k import chains_of, read_rows
 from hf_learned_order.saved import save_weights
@@ -19,11 +20,11 @@ from hf_learned_order.updates import seeds_of
 OPTIONS = {"optim": "sgd", "learning_rate": 0.3, "max_denoising_steps": 3}
 if "WORLD_SIZE" in os.environ:
     OPTIONS["ddp_backend"] = "gloo"
-# an agreement is of tokens drawn from the denoiser, which generation draws for a whole batch at once
 SPLIT = {
-    **{name: options for name, options in CASES.items() if name != "agreement"},
+    **CASES,
     "range": {"min_denoising_steps": 1},
     "paced": {"law": "factor", "target_nfe": 4.0},
+    "paced_draws": {"posterior": "prior", "target_nfe": 4.0, "max_denoising_steps": 8},
 }
 
 
@@ -43,9 +44,26 @@ def train_all(folder: Path, *, batch: int) -> dict[str, list[dict]]:
     return logs
 
 
+def evaluate(folder: Path, *, batch: int) -> dict:
+    """Metrics of an evaluation whose last batch has to be filled up, and each row's reference, response and answer."""
+    tokenizer, rows = equation_tokenizer(), []
+    metrics = AnswerMetrics(tokenizer, lambda response, answer: len(response) % 3 == len(answer) % 3)
+
+    def keep(prediction) -> dict[str, float]:
+        references, answers = prediction.label_ids
+        texts = map(tokenizer.batch_decode, (references, prediction.predictions))
+        rows.extend(zip(*texts, decoded(answers), strict=True))
+        return metrics(prediction)
+
+    options = {**OPTIONS, "posterior": "prior", "max_denoising_steps": 8, "per_device_eval_batch_size": batch}
+    trainer = trainer_of(folder / "evaluated", tokenizer, rows_of(tokenizer).select(range(7)), **options)
+    trainer.compute_metrics = keep
+    return {**trainer.evaluate(), "rows": [list(row) for row in rows]}
+
+
 def sharded_gradients(case: str, folder: Path) -> None:
     """Loss and gradients of an objective whose weights FSDP has split, next to those of the objective as it is."""
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
     from torch.distributed.tensor import DTensor
 
     tokenizer = equation_tokenizer()
@@ -53,7 +71,11 @@ def sharded_gradients(case: str, folder: Path) -> None:
     plain = trainer.model.train()
     rank, rows = dist.get_rank(), 2
     batch = trainer.data_collator(list(rows_of(tokenizer).select(range(rank * rows, (rank + 1) * rows))))
+    del batch["answer"]
     batch["seeds"] = seeds_of(0, 0, first=rank * rows, rows=rows)
+    begun = {name: batch[name] for name in ("input_ids", "attention_mask", "clean", "seeds")}
+    begun["given"] = (torch.arange(32) % 4 == 0).expand(rows, -1)
+    generated = plain.generate(**begun)
     loss = plain(**batch)["loss"]
     loss.backward()
     expected = {}
@@ -75,6 +97,9 @@ def sharded_gradients(case: str, folder: Path) -> None:
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+    register_fsdp_forward_method(split, "generate")  # as Trainer does
+    for tensor, before in zip(split.generate(**begun), generated, strict=True):
+        assert torch.equal(tensor, before)
     state = {
         name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in split.state_dict().items()
     }
@@ -86,7 +111,7 @@ if __name__ == "__main__":
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # as pyproject.toml
     folder = Path(sys.argv[1])
-    logs = train_all(folder, batch=2)
+    logs = {**train_all(folder, batch=2), "evaluation": evaluate(folder, batch=2)}
     assert dist.get_world_size() == 2
     for case in ("clean", "lora", "train_denoiser"):
         sharded_gradients(case, folder)

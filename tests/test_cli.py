@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from hf_learned_order import cli
 from hf_learned_order.cli import main
-from hf_learned_order.evaluation import knob
+from hf_learned_order.comparison import knob
 from hf_learned_order.results import load_results
 from hf_learned_order.samplers import SAMPLERS
 from hf_learned_order.tasks import TASKS

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import SPLIT, train_all
+from processes import SPLIT, evaluate, train_all
 from safetensors.torch import load_file
+
+from hf_learned_order.gsm8k import answered
 
 TESTS = Path(__file__).parent
 # losses that are means over what differs between rows are as exact as the others
@@ -24,6 +26,9 @@ SAME = (
     "exact",
     "denoiser_calls",
     "law_bound",
+    "law_bias",
+    "generated_nfe",
+    "agreement",
 )
 
 
@@ -42,7 +47,8 @@ def runs(tmp_path_factory):
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-6000:]
-    return (one, train_all(one, batch=4)), (two, json.loads((two / "logs.json").read_text()))
+    logs = {**train_all(one, batch=4), "evaluation": evaluate(one, batch=4)}
+    return (one, logs), (two, json.loads((two / "logs.json").read_text()))
 
 
 @pytest.mark.parametrize("case", SPLIT)
@@ -57,11 +63,26 @@ def test_two_processes_are_one_with_twice_the_batch(case, runs):
             torch.testing.assert_close(
                 split[name], weight, rtol=1e-4, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}"
             )
+    # a target is solved for behind the last log
+    whole, split = (json.loads((folder / case / "config.json").read_text()) for folder in (one, two))
+    for name in ("bound", "law_bias"):
+        assert split.get(name) == pytest.approx(whole.get(name), rel=2e-3), name
     assert len(single[case]) == len(double[case]) == 3
     for alone, shared in zip(single[case], double[case], strict=True):
         assert {name: shared[name] for name in SAME if name in shared} == pytest.approx(
             {name: alone[name] for name in SAME if name in alone}, rel=2e-3, abs=2e-4
         )
+
+
+def test_two_processes_evaluate_the_same_rows(runs):
+    (_, single), (_, double) = runs
+    alone, shared = single["evaluation"], double["evaluation"]
+    assert shared["rows"] == alone["rows"]
+    assert len(shared["rows"]) == 7
+    assert all(answered(reference.partition("[EOS]")[0], answer) for reference, _, answer in shared["rows"])
+    for name in ("eval_accuracy", "eval_same", "eval_generated_nfe"):
+        assert shared[name] == pytest.approx(alone[name], abs=1e-4), name
+    assert 0 < shared["eval_accuracy"] < 1
 
 
 @pytest.mark.parametrize("case", ["clean", "lora", "train_denoiser"])

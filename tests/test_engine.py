@@ -8,12 +8,13 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from datasets import concatenate_datasets
 from test_trainer import CANVAS, CASES, PROBLEMS, changed, quiet, trainer_of, weights_of  # noqa: F401 (a fixture)
 from transformers import EarlyStoppingCallback, EvalPrediction
 
-from hf_learned_order.answers import AnswerMetrics
+from hf_learned_order.answers import AnswerMetrics, decoded, encoded
 from hf_learned_order.data import equation_tokenizer, equations
-from hf_learned_order.gsm8k import chains_of, read_rows
+from hf_learned_order.gsm8k import answered, chains_of, read_rows
 from hf_learned_order.predictions import Predictions
 from hf_learned_order.progress import OrderProgress, trend
 from hf_learned_order.updates import Draws, mean_of, seeds_of
@@ -122,6 +123,31 @@ def test_without_seeds_draws_are_torchs():
     assert torch.equal(Draws(None, rows=3, device=torch.device("cpu")).uniform(2), expected)
 
 
+def test_draws_on_the_device_are_apart_too():
+    device, row = torch.device("cpu"), torch.tensor([0, 2, 1, 2, 0])
+
+    def drawn(draws: Draws, row: torch.Tensor) -> torch.Tensor:
+        numbers = torch.full(row.shape, torch.nan)
+        for generator, places in draws.apart(row):
+            numbers[places] = torch.rand(len(places), generator=generator)
+        return numbers
+
+    whole = Draws(seeds_of(3, 7, first=0, rows=3), rows=3, device=device)
+    numbers = [drawn(whole, row) for _ in range(2)]
+    assert len(torch.cat(numbers).unique()) == 10
+    for number in range(3):
+        part = Draws(seeds_of(3, 7, first=number, rows=1), rows=1, device=device)
+        for found in numbers:
+            assert torch.equal(drawn(part, row[row == number] - number), found[row == number])
+    # they are not those that the row draws itself
+    own = Draws(seeds_of(3, 7, first=0, rows=3), rows=3, device=device).uniform(100)
+    assert not torch.isin(torch.cat(numbers), own).any()
+    torch.manual_seed(5)
+    expected = torch.rand(5)
+    torch.manual_seed(5)
+    assert torch.equal(drawn(Draws(None, rows=3, device=device), row), expected)
+
+
 def test_mean_of_one_process():
     assert mean_of(torch.tensor(6.0), torch.tensor(4)) == 1.5
     assert mean_of(torch.tensor(0.0), torch.tensor(0)) == 0
@@ -142,6 +168,7 @@ def test_repeated_predictions_are_those_of_repeated_rows():
 def test_budgets_are_drawn_from_the_range(tmp_path, tokenizer, dataset):
     trainer = trainer_of(tmp_path, tokenizer, dataset, min_denoising_steps=2, max_denoising_steps=4)
     batch = trainer.data_collator(list(dataset.select(range(2))))
+    del batch["answer"]
     with torch.no_grad():
         steps = [
             len(trainer.model.chains(**batch, seeds=seeds_of(0, n, first=0, rows=2)).step_terms) for n in range(40)
@@ -177,10 +204,54 @@ def test_an_evaluation_decodes_for_its_metrics(tmp_path, tokenizer, dataset):
     for name in ("eval_loss", "eval_exact", "eval_nfe", "eval_same", "eval_generated_nfe"):
         assert first[name] == second[name]  # each evaluation draws the same
     batch = trainer.data_collator(list(dataset))
-    responses, nfe = trainer.model.generate(batch["input_ids"], batch["attention_mask"])
+    answers = batch.pop("answer")
+    responses, nfe = trainer.model.generate(**batch, given=None, seeds=seeds_of(0, 0, first=0, rows=len(dataset)))
     assert torch.equal(torch.tensor(seen[0].predictions), responses)
-    assert torch.equal(torch.tensor(seen[0].label_ids), batch["clean"])
+    assert torch.equal(torch.tensor(seen[0].label_ids[0]), batch["clean"])
+    assert decoded(seen[0].label_ids[1]) == decoded(answers.tolist()) == dataset["answer"][:]
     assert first["eval_generated_nfe"] == pytest.approx(nfe.float().mean().item(), abs=1e-4)
+
+
+def test_rows_of_any_order_keep_their_answers(tmp_path, tokenizer, dataset):
+    seen, asked = [], []
+    options = {"per_device_eval_batch_size": 5, "train_sampling_strategy": "group_by_length"}
+    trainer = trainer_of(tmp_path, tokenizer, dataset, law="factor", **options)
+    metrics = AnswerMetrics(tokenizer, lambda response, answer: asked.append((response, answer)) or answer > "3")
+    trainer.compute_metrics = lambda prediction: seen.append(prediction) or metrics(prediction)
+    share = trainer.evaluate()["eval_accuracy"]
+    references, answers = seen[0].label_ids
+    texts = tokenizer.batch_decode(references, skip_special_tokens=True)
+    pairs = list(zip(texts, decoded(answers), strict=True))
+    rows = [(tokenizer.decode(row["response_ids"]), row["answer"]) for row in dataset]
+    assert pairs != rows  # long ones first
+    assert sorted(pairs) == sorted(rows)
+    assert all(answered(*pair) for pair in pairs)
+    responses = tokenizer.batch_decode(seen[0].predictions, skip_special_tokens=True)
+    assert asked == list(zip(responses, decoded(answers), strict=True))
+    assert share == sum(answer > "3" for answer in dataset["answer"]) / len(dataset)
+
+
+def test_rows_without_answers_are_not_judged(tmp_path, tokenizer, dataset):
+    trainer = trainer_of(tmp_path, tokenizer, dataset.remove_columns("answer"), law="factor")
+    trainer.compute_metrics = AnswerMetrics(tokenizer)
+    metrics = trainer.evaluate()
+    assert "eval_same" in metrics
+    assert "eval_accuracy" not in metrics
+
+
+def test_evaluations_draw_anew_in_each_batch_and_the_same_each_time(tmp_path, tokenizer, dataset):
+    twice = concatenate_datasets([dataset.select(range(4))] * 2)
+    trainer, seen = trainer_of(tmp_path, tokenizer, twice, posterior="prior", max_denoising_steps=8), []
+    trainer.compute_metrics = lambda prediction: seen.append(prediction.predictions) or {}
+    trainer.evaluate()
+    trainer.train()
+    with torch.no_grad():
+        for name, parameter in trainer.scorer.named_parameters():
+            if "head" in name:
+                parameter.zero_()  # as before the training
+    trainer.evaluate()
+    assert (seen[0] == seen[1]).all()
+    assert (seen[0][:4] != seen[0][4:]).any(-1).sum() > 1  # some begin with an EOS
 
 
 def test_evaluation_loss_of_the_elbo_is_the_bound(tmp_path, tokenizer, dataset):
@@ -196,9 +267,13 @@ def test_answers():
         return torch.tensor([row + [tokenizer.eos_token_id] * (12 - len(row)) for row in rows]).numpy()
 
     right, given = ids("1+1=2 #2", "2*3=6 #6", "8-1=7 #7", "5=5"), ids("1+1=2 #2", "3*2=6 #6", "8-1=7 #8", "5=5")
-    metrics = AnswerMetrics(tokenizer)(EvalPrediction(predictions=given, label_ids=right))
+    answers = encoded(["2", "6", "7", ""]).numpy()
+    metrics = AnswerMetrics(tokenizer)(EvalPrediction(predictions=given, label_ids=(right, answers)))
     assert metrics == {"same": 0.5, "accuracy": pytest.approx(2 / 3)}  # the last one has no answer to compare
-    assert AnswerMetrics(tokenizer)(EvalPrediction(predictions=given[3:], label_ids=right[3:])) == {"same": 1.0}
+    rest = EvalPrediction(predictions=given[3:], label_ids=(right[3:], answers[3:]))
+    assert AnswerMetrics(tokenizer)(rest) == {"same": 1.0}
+    longer = AnswerMetrics(tokenizer, lambda response, answer: len(response) > int(answer))
+    assert longer(EvalPrediction(predictions=given, label_ids=(right, answers)))["accuracy"] == 1
 
 
 @pytest.mark.parametrize("case", ["clean", "lora", "train_denoiser", "dependent"])

@@ -6,9 +6,10 @@ import pytest
 import torch
 from files import equation_model, scorer_of, write_rows
 
+from hf_learned_order.comparison import compare, knob
 from hf_learned_order.data import equation_tokenizer, equations
 from hf_learned_order.denoisers import Denoiser
-from hf_learned_order.evaluation import Evaluator, compare, fingerprint, knob
+from hf_learned_order.evaluation import Evaluator, fingerprint
 from hf_learned_order.generation import decode
 from hf_learned_order.gsm8k import chains_of, read_rows
 from hf_learned_order.samplers import (

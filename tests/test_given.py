@@ -7,10 +7,12 @@ import torch
 from models import MASK as MODEL_MASK
 from models import tiny_model
 from problems import ExactPairs, Scripted
-from test_correctness import RIGHT, entropies, fixed, slowly
+from test_correctness import RIGHT, WRONG, entropies, fixed, slowly
 from test_correctness import objective_of as correctness_of
 from test_objective import objective_of as elbo_of
+from test_trainer import arguments, quiet  # noqa: F401 (a fixture)
 
+from hf_learned_order.answers import AnswerMetrics
 from hf_learned_order.data import CanvasCollator
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.dependence import DependenceObjective
@@ -18,9 +20,10 @@ from hf_learned_order.evaluation import Evaluator
 from hf_learned_order.generation import decode, start
 from hf_learned_order.imitation import ImitationObjective
 from hf_learned_order.predictions import Predictions
-from hf_learned_order.samplers import EntropyBoundSampler, ThresholdSampler, TopProbSampler
+from hf_learned_order.samplers import EntropyBoundSampler, LearnedOrderSampler, ThresholdSampler, TopProbSampler
 from hf_learned_order.scorer import OrderScorer, OrderScorerConfig
 from hf_learned_order.tasks import TASKS, Source
+from hf_learned_order.trainer import OrderTrainer
 
 EMPTY = torch.zeros(2, 0, dtype=torch.long)
 CLEAN = torch.tensor([[0, 1, 1, 0, 1, 1], [1, 1, 0, 1, 1, 0]])  # pairs, n = 3
@@ -74,6 +77,19 @@ def test_what_is_given_is_not_learned_from(width, monkeypatch):
     assert outputs["loss"].item() == pytest.approx(sum(expected) / 5, rel=1e-4)
     assert outputs["nfe"] == 3
     assert outputs["exact"] == 1
+
+
+def test_a_row_without_masks_takes_nothing_from_another():
+    objective = correctness_of(fixed((RIGHT, 0.9), (RIGHT, 0.6), (WRONG, 0.8), (RIGHT, 0.7)))
+    clean = torch.full((3, 4), RIGHT)
+    clean[0] = WRONG
+    given = torch.tensor([[True] * 4, [False] * 4, [False] * 4])
+    prompt = torch.zeros(3, 0, dtype=torch.long)
+    losses = []
+    for rows in (slice(None), slice(1, None)):
+        torch.manual_seed(0)
+        losses.append(objective(prompt[rows], prompt[rows], clean[rows], given=given[rows])["loss"].item())
+    assert losses[0] == losses[1] > 0
 
 
 def test_imitation_of_what_is_left():
@@ -164,3 +180,62 @@ def test_evaluation_of_puzzles(tmp_path, monkeypatch):
     drawn, again, other = (next(iter(warm.outputs(ThresholdSampler(), seed=seed)))[0].sequences for seed in (0, 0, 1))
     assert drawn.tolist() == again.tolist() != other.tolist()
     assert warm.quick(ThresholdSampler()).accuracy == 1
+
+
+# ---- in training -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sudoku(tmp_path, monkeypatch):
+    """A trainer on puzzles of 12 clues, and what measures as `hf-learned-order evaluate` does."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    task = TASKS["sudoku_12"]
+    tokenizer = task.tokenizer()
+    rows = task.load(tokenizer, Source(split="train", count=12, canvas_length=36))
+    model = tiny_model("bert", vocab_size=len(tokenizer)).float()
+
+    def make(**options):
+        torch.manual_seed(0)
+        denoiser = Denoiser(model, mask_token_id=tokenizer.mask_token_id)
+        scorer = OrderScorer.for_denoiser(denoiser, law="factor", hidden_size=8, num_attention_heads=2)
+        options = {"canvas_length": 36, "max_denoising_steps": 24, "per_device_eval_batch_size": 5, **options}
+        trainer = OrderTrainer(
+            model=model,
+            scorer=scorer,
+            args=arguments(tmp_path, **options),
+            processing_class=tokenizer,
+            train_dataset=rows,
+            eval_dataset=rows,
+        )
+        options = {"canvas_length": 36, "is_right": task.is_right}
+        return trainer, Evaluator(trainer.denoiser, tokenizer, rows, **options)
+
+    return make
+
+
+def test_training_decodes_what_evaluation_decodes(sudoku):
+    trainer, evaluator = sudoku()
+    trainer.scorer.config.bound, seen = 3.0, []
+    metrics = AnswerMetrics(trainer.processing_class, TASKS["sudoku_12"].is_right)
+    trainer.compute_metrics = lambda prediction: seen.append(prediction) or metrics(prediction)
+    measured = trainer.evaluate()
+    sampler = LearnedOrderSampler(scorer=trainer.scorer)
+    output, rows = next(evaluator.outputs(sampler))
+    found = [row["response_ids"] for row in trainer.eval_dataset], [row["response_ids"] for row in rows]
+    assert found[0] == found[1]  # all are of one length: in the same order
+    assert seen[0].predictions.tolist() == output.sequences.tolist()
+    for tokens, row in zip(seen[0].predictions.tolist(), rows, strict=True):
+        assert all(t == c for t, c, g in zip(tokens, row["response_ids"], row["given"], strict=True) if g)
+    assert measured["eval_generated_nfe"] == pytest.approx(output.nfe.float().mean().item(), abs=1e-4)
+    assert measured["eval_accuracy"] == evaluator.measure(sampler, name="").accuracy == 0
+    trainer.compute_metrics = AnswerMetrics(trainer.processing_class, lambda response, puzzle: "." in puzzle)
+    assert trainer.evaluate()["eval_accuracy"] == 1
+
+
+def test_the_speed_is_that_of_the_clued_grid(sudoku):
+    trainer, evaluator = sudoku(target_nfe=6.0, max_steps=2)
+    trainer.train()
+    nfe = evaluator.measure(LearnedOrderSampler(scorer=trainer.scorer), name="", with_bound=False).nfe
+    assert nfe == pytest.approx(6.0, rel=0.03)
+    logged = next(log["generated_nfe"] for log in trainer.state.log_history if "generated_nfe" in log)
+    assert 1 <= logged <= 24  # an empty grid has 36 cells

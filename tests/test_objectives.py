@@ -20,6 +20,7 @@ from hf_learned_order.predictions import Predictions, Step
 from hf_learned_order.rollouts import RolloutObjective
 from hf_learned_order.samplers import LeftToRightSampler
 from hf_learned_order.scorer import LAWS, OrderScorer, OrderScorerConfig
+from hf_learned_order.updates import seeds_of
 
 RIGHT, WRONG = Scripted.RIGHT, Scripted.WRONG
 # the most likely bits one by one are 1 1, one after the other 1 0 (the first one first) or 0 1
@@ -206,6 +207,34 @@ class TestAgreement:
         exact = gradient(Decodings(objective, agreement_of(denoiser)).value(), objective)
         batch = batch_of((0, 0), 1024)
         check_gradient(objective, exact, lambda: -2 * objective(*batch)["loss"], repeats=12, precision=3)
+
+    @pytest.mark.parametrize(("law", "eos"), [("non_empty", None), ("factor", 1)])
+    def test_a_row_is_the_same_in_whatever_batch(self, law, eos):
+        denoiser = random_table(3)
+        options = {"max_denoising_steps": 3, "num_chains": 3, "eos_token_id": eos}
+        objective = randomised(rollouts_of(AgreementObjective, denoiser, law, **options))
+        seeds, calls = seeds_of(0, 0, first=0, rows=5), []
+        denoiser.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+
+        def found(rows: slice) -> tuple:
+            ids = batch_of((0, 0, 0), len(seeds[rows]))[:2]
+            rollouts = objective.rollouts(*ids, 3, seeds[rows])
+            before = sum(calls)
+            gains = objective.gains(*ids, rollouts)
+            # one call for each token
+            assert sum(calls) - before == (rollouts.order > 0).sum()
+            return rollouts, gains
+
+        whole, gains = found(slice(None))
+        assert len(whole.tokens.flatten(0, 1).unique(dim=0)) > 3
+        for number in range(5):
+            alone, its_gains = found(slice(number, number + 1))
+            for name in ("tokens", "order", "nfe"):
+                assert torch.equal(getattr(alone, name)[0], getattr(whole, name)[number]), name
+            steps = len(alone.log_q)
+            torch.testing.assert_close(alone.log_q[:, 0], whole.log_q[:steps, number])
+            assert not whole.log_q[steps:, number].any()
+            torch.testing.assert_close(its_gains[0], gains[number])
 
     def test_of_pairs(self):
         """Two partners at once disagree half of the time, which costs at most 10 nats; else log 2 is gained."""
