@@ -51,11 +51,11 @@ class OrderNetwork(nn.Module):
         super().__init__()
         size, pairs = config.hidden_size, law == "dependent"
         self.features = nn.Linear(width_of(config.seen) + extra, size)
-        self.hidden_states = (
-            nn.Sequential(nn.LayerNorm(config.denoiser_hidden_size), nn.Linear(config.denoiser_hidden_size, size))
-            if config.denoiser_hidden_size > 0
-            else None
-        )
+        self.hidden_states, width = None, config.denoiser_hidden_size
+        self.layers_seen = len(config.layers_seen)
+        if self.layers_seen > 0:
+            # a projection of each layer, summed; each is normed by itself, or the largest would hide the others
+            self.hidden_states = nn.Sequential(nn.LayerNorm(width), nn.Linear(self.layers_seen * width, size))
         layer = nn.TransformerEncoderLayer(
             size,
             config.num_attention_heads,
@@ -80,7 +80,7 @@ class OrderNetwork(nn.Module):
         self.counts = CountHead(size) if law in COUNTED else None
 
     def scores(self, features: Tensor, hidden_states: Tensor) -> Tensor:
-        """s [batch, canvas] from features [batch, canvas, columns + extra] and hidden states [batch, canvas, hidden].
+        """s [batch, canvas] from features [batch, canvas, columns + extra], hidden states [..., layers * hidden].
 
         Where the law asks for more, [batch, canvas, columns]: s, then the log-weight of a count of 1, 2, ... or A_i.
         """
@@ -107,7 +107,9 @@ class OrderNetwork(nn.Module):
         dtype = self.features.weight.dtype
         inputs = self.features(features.to(dtype))
         if self.hidden_states is not None:
-            inputs = inputs + self.hidden_states(hidden_states.to(dtype))
+            norm, project = self.hidden_states
+            each = hidden_states.to(dtype).unflatten(-1, (self.layers_seen, -1))
+            inputs = inputs + project(norm(each).flatten(-2))
         return self.encoder(inputs)
 
 
@@ -155,7 +157,7 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
         """What the law is made of: scores; of the dependent law A [batch, canvas, canvas], of the factor law logits."""
         features, predictions = features_of(step, self.config.seen), step.predictions
         if self.config.law == "dependent":
-            # pyrefly: ignore[bad-argument-type] (`needs_hidden_states` asks for them)
+            # pyrefly: ignore[bad-argument-type] (`layers_seen` asks for them)
             return self.network.dependence(features, step.hidden_states, predictions.entropy)
         # pyrefly: ignore[bad-argument-type]
         scores = self.network.scores(features, step.hidden_states)
@@ -194,7 +196,7 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
         return NonEmptyBernoulli(torch.where(where, (values - edge) / temperature, 120.0 * own - 60.0), step.masked)
 
     def check_fits(self, denoiser: Denoiser) -> None:
-        """Raises `ValueError` unless this scorer was made for a denoiser of this shape."""
+        """Raises `ValueError` unless this scorer was made for a denoiser of this shape and with these layers."""
         mine, config = self.config, denoiser.model.config
         for name, expected, got in (
             ("hidden size", mine.denoiser_hidden_size or denoiser.hidden_size, denoiser.hidden_size),
@@ -206,6 +208,8 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
                     f"scorer was made for another denoiser ({mine.base_model_name_or_path or 'unnamed'}): "
                     f"its {name} must be {expected}, but this model's is {got}"
                 )
+        if mine.hidden_layers is not None:
+            denoiser.layer_numbers(mine.hidden_layers)
         expected, got = mine.base_model_revision, getattr(config, "_commit_hash", None)
         if expected and got and expected != got:
             warnings.warn(
