@@ -92,7 +92,9 @@ def arguments(folder, **options) -> OrderTrainingArguments:
     return OrderTrainingArguments(output_dir=str(folder), **{**defaults, **options})
 
 
-def trainer_of(folder, tokenizer, dataset, *, law="non_empty", hidden_layers=None, lora=False, callbacks=None, **options) -> OrderTrainer:
+def trainer_of(
+    folder, tokenizer, dataset, *, law="non_empty", hidden_layers=None, lora=False, callbacks=None, **options
+) -> OrderTrainer:
     model = denoising_model(tokenizer)
     torch.manual_seed(0)
     peft_config = LoraConfig(r=2, target_modules="all-linear", task_type=None) if lora else None
