@@ -39,6 +39,13 @@ COUNTED = {"count": CountedBernoulli, "plackett_luce": CountedPlackettLuce}
 REACH = 64  # distances between positions beyond this are one
 
 
+class EachNorm(nn.LayerNorm):
+    """Norms each of several layers' hidden states, side by side [..., layers * hidden]: the largest hides no other."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.unflatten(-1, (-1, *self.normalized_shape))).flatten(-2)
+
+
 class OrderNetwork(nn.Module):
     """From features of the state at each canvas position: projections, a small transformer, a head.
 
@@ -52,10 +59,9 @@ class OrderNetwork(nn.Module):
         size, pairs = config.hidden_size, law == "dependent"
         self.features = nn.Linear(width_of(config.seen) + extra, size)
         self.hidden_states, width = None, config.denoiser_hidden_size
-        self.layers_seen = len(config.layers_seen)
-        if self.layers_seen > 0:
-            # a projection of each layer, summed; each is normed by itself, or the largest would hide the others
-            self.hidden_states = nn.Sequential(nn.LayerNorm(width), nn.Linear(self.layers_seen * width, size))
+        if config.layers_seen:
+            # a projection of each layer, summed
+            self.hidden_states = nn.Sequential(EachNorm(width), nn.Linear(len(config.layers_seen) * width, size))
         layer = nn.TransformerEncoderLayer(
             size,
             config.num_attention_heads,
@@ -107,9 +113,7 @@ class OrderNetwork(nn.Module):
         dtype = self.features.weight.dtype
         inputs = self.features(features.to(dtype))
         if self.hidden_states is not None:
-            norm, project = self.hidden_states
-            each = hidden_states.to(dtype).unflatten(-1, (self.layers_seen, -1))
-            inputs = inputs + project(norm(each).flatten(-2))
+            inputs = inputs + self.hidden_states(hidden_states.to(dtype))
         return self.encoder(inputs)
 
 
