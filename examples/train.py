@@ -46,6 +46,9 @@ class ScriptArguments:
     entropy_weight: float = field(default=1.5, metadata={"help": "dependent law: cost of a position by itself"})
     scorer_size: int = field(default=64, metadata={"help": "width of the scorer"})
     scorer_layers: int = 2
+    hidden_layers: list[int] | None = field(
+        default=None, metadata={"help": "hidden states of the denoiser that the scorer sees, e.g. 3 -1; default: -1"}
+    )
     use_lora: bool = field(default=False, metadata={"help": "tune the denoiser along, by LoRA"})
     lora_rank: int = 8
     lora_target_modules: str = field(default="all-linear", metadata={"help": "comma-separated, as in peft"})
@@ -93,6 +96,7 @@ def main() -> None:
             entropy_weight=script.entropy_weight,
             hidden_size=script.scorer_size,
             num_hidden_layers=script.scorer_layers,
+            hidden_layers=script.hidden_layers,
         )
     trainer = OrderTrainer(
         model=model,

@@ -11,6 +11,7 @@ A column of the sequence is kept or it is sent to the model, with its position i
 logits of a window of a shifted model stand one column before it, so that column is always sent.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ class WindowedDenoiser:
         rows: Tensor,
         group: int,
         at: tuple[Tensor, Tensor],
-        hidden_states: bool = False,
+        hidden_states: bool | Sequence[int] = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Logits [n, vocab] of n positions and, if wanted, hidden states [batch, window, hidden].
 
@@ -116,7 +117,7 @@ class WindowedDenoiser:
             rows: int [batch], their numbers, rising. The first call of a window is about all rows that later ones are.
             group: as in `Part`; each has its own cache.
             at: int [n] twice, the row among these and the position in the window.
-            hidden_states: whether they are wanted.
+            hidden_states: as in `Denoiser.forward`.
 
         Raises:
             ValueError: the model does not write to the cache that it is given.

@@ -4,6 +4,7 @@ What differs between model families is a few facts, and they stand in one table,
 """
 
 import inspect
+from collections.abc import Sequence
 from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
@@ -29,6 +30,7 @@ from transformers import (
 from hf_learned_order.checkpoints import LAYOUTS, check_inv_freq, load_native
 from hf_learned_order.families import Family, find_family, refuse_encoder_decoder
 from hf_learned_order.hooks import Seen, evaluating
+from hf_learned_order.layers import LAST, layer_numbers, layers_of
 from hf_learned_order.predictions import Predictions
 
 
@@ -97,22 +99,26 @@ class Denoiser(nn.Module):
         attention_mask: Tensor,
         start: int,
         *,
-        hidden_states: bool = False,
+        hidden_states: bool | Sequence[int] = False,
         at: tuple[Tensor, Tensor] | None = None,
         columns: slice | None = None,
         past_key_values: Cache | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Logits [batch, length - start, vocab] of the positions from `start` on, and their last hidden states.
+        """Logits [batch, length - start, vocab] of the positions from `start` on, and their hidden states.
 
         Args:
             input_ids: [batch, length], masks included.
             attention_mask: [batch, length], 0 at padding, which stands on the left.
-            hidden_states: whether the hidden states [batch, length - start, hidden] are wanted.
+            hidden_states: whether the last hidden states [batch, length - start, hidden] are wanted; or the numbers of
+                several (`layers.py`), which are then side by side, [batch, length - start, numbers * hidden].
             at: logits [n, vocab] of these positions only: int [n] twice, the row and the position, from `start` on.
                 The model's head is not asked for others, where it is a module of its own.
             columns: with `past_key_values`, the only ones that the model is sent; logits and hidden states end with
                 them.
             past_key_values: keys and values of the other columns, in the order of the sequence.
+
+        Raises:
+            ValueError: the model takes no padding and is given some; hidden states that it does not have are wanted.
         """
         taken, length = self._parameters_taken, input_ids.shape[1]
         columns = slice(0, length) if columns is None else columns
@@ -130,36 +136,59 @@ class Denoiser(nn.Module):
         before = self.family.shift + columns.start
         window = slice(start - before, length - before)
         place = None if at is None else (at[0], at[1] + window.start)
-        logits, hidden = self._call(input_ids[:, columns], arguments, hidden_states, place)
-        return logits if place else logits[:, window], None if hidden is None else hidden[:, window]
+        indices = (LAST,) if hidden_states is True else hidden_states or ()
+        logits, hidden = self._call(input_ids[:, columns], arguments, self.layer_numbers(indices), place)
+        seen = torch.cat([states[:, window] for states in hidden], -1) if hidden else None
+        return logits if place else logits[:, window], seen
+
+    def layer_numbers(self, indices: Sequence[int]) -> tuple[int, ...]:
+        """What `hidden_states` of a call may be, made unique; raises `ValueError` where the model has no such ones."""
+        return layer_numbers(_base_of(self.model), indices) if indices else ()
 
     def _call(
-        self, input_ids: Tensor, arguments: dict[str, Any], hidden_states: bool, place: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Logits of every place of the sequence, or of those at `place` only, and every hidden state if wanted."""
-        head, trunk = self.model.get_output_embeddings(), self._trunk
+        self,
+        input_ids: Tensor,
+        arguments: dict[str, Any],
+        numbers: tuple[int, ...],
+        place: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Logits of every place of the sequence, or of those at `place` only, and the hidden states of these numbers.
+
+        All hidden states together can be as large as the logits: only those that are wanted are kept.
+        """
+        head, trunk, last = self.model.get_output_embeddings(), self._trunk, LAST in numbers
         seen = Seen(shape=input_ids.shape, place=place if self._cuts else None)
         with ExitStack() as hooks:
             if head is not None:
                 hooks.enter_context(head.register_forward_pre_hook(seen.before_head))
-            if hidden_states and trunk is not None:
-                # all hidden states together can be as large as the logits: only the last is kept
+            for number in set(numbers) - {LAST}:
+                layer = layers_of(_base_of(self.model))[number]
+                hooks.enter_context(layer.register_forward_pre_hook(seen.before_layer(number), with_kwargs=True))
+            if last and trunk is not None:
                 hooks.enter_context(trunk.register_forward_hook(seen.after_trunk))
-            elif hidden_states and not self.family.head_input:
+            elif last and not self.family.head_input:
                 arguments = {**arguments, "output_hidden_states": True}
             output = self.model(input_ids=input_ids, **arguments)
-        logits, hidden = output.logits, None
-        if hidden_states:
-            states = seen.trunk or seen.head
-            hidden = states[0] if seen.trunk or self.family.head_input else output.hidden_states[-1]
+        logits, hidden = output.logits, [self._hidden(number, seen, output) for number in numbers]
         if place is None:
             return logits, hidden
         if not seen.cut:
             return logits[place], hidden
         if logits.shape[:-1] != (1, len(place[0])):  # the model does more with them than return them
             self._cuts = False
-            return self._call(input_ids, arguments, hidden_states, place)
+            return self._call(input_ids, arguments, numbers, place)
         return logits[0], hidden
+
+    def _hidden(self, number: int, seen: Seen, output: Any) -> Tensor:
+        if number == LAST:
+            return (seen.trunk or seen.head)[0] if seen.trunk or self.family.head_input else output.hidden_states[-1]
+        expected, states = (*seen.shape, self.hidden_size), seen.layers[number]
+        if [tuple(getattr(state, "shape", ())) for state in states] != [expected]:
+            raise ValueError(
+                f"hidden_layers must be None or [-1] with {type(self.model).__name__}: its layer {number} is not given "
+                f"hidden states {list(expected)} once a call"
+            )
+        return states[0]
 
     @property
     def _trunk(self) -> nn.Module | None:
@@ -257,7 +286,12 @@ def _is_masked_lm(model: nn.Module) -> bool:
 
 
 def predict(
-    denoiser: Denoiser, prompt: Tensor, prompt_mask: Tensor, canvas: Tensor, *, hidden_states: bool
+    denoiser: Denoiser,
+    prompt: Tensor,
+    prompt_mask: Tensor,
+    canvas: Tensor,
+    *,
+    hidden_states: bool | Sequence[int],
 ) -> tuple[Predictions, Tensor | None]:
     """One call: predictions and, if wanted, hidden states of the canvas [batch, canvas] behind a left-padded prompt."""
     logits, hidden = denoiser(

@@ -99,7 +99,8 @@ class DependenceObjective(nn.Module):
     @torch.no_grad()
     def _step(self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, masked: Tensor) -> Step:
         canvas = clean.masked_fill(masked, self.denoiser.mask_token_id)
-        predictions, hidden = predict(self.denoiser, prompt, prompt_mask, canvas, hidden_states=True)
+        layers = self.scorer.config.layers_seen
+        predictions, hidden = predict(self.denoiser, prompt, prompt_mask, canvas, hidden_states=layers)
         return Step(predictions=predictions, masked=masked, steps_left=1, hidden_states=hidden)  # no budget here
 
 

@@ -1,6 +1,6 @@
 """What is done to a model around its calls: its head sees chosen places only, and it is in evaluation mode."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock, get_ident
@@ -20,6 +20,7 @@ class Seen:
         place: the only places that go on into the head; None for all.
         head: what goes into the head.
         trunk: what comes out of the trunk.
+        layers: what goes into the layers of these numbers.
         cut: the head got `place` only.
     """
 
@@ -27,6 +28,7 @@ class Seen:
     place: tuple[Tensor, Tensor] | None
     head: list[Tensor] = field(default_factory=list)
     trunk: list[Tensor] = field(default_factory=list)
+    layers: dict[int, list[Tensor]] = field(default_factory=dict)
     cut: bool = False
     thread: int = field(default_factory=get_ident)
 
@@ -42,6 +44,16 @@ class Seen:
     def after_trunk(self, _module: nn.Module, _inputs: tuple, output: Any) -> None:
         if get_ident() == self.thread:
             self.trunk.append(output[0])
+
+    def before_layer(self, number: int) -> Callable[..., None]:
+        """The hook for the layer of that number; it takes the layer's keyword arguments too."""
+        states = self.layers.setdefault(number, [])
+
+        def hook(_module: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
+            if get_ident() == self.thread:
+                states.append(next(iter((*inputs, *named.values()))))
+
+        return hook
 
 
 # of each model: how many calls hold it in evaluation mode, and what was in training mode before the first

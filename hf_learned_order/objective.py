@@ -246,16 +246,16 @@ class OrderELBO(nn.Module):
         canvas = clean.masked_fill(masked, self.denoiser.mask_token_id)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_denoiser()):
             asked = (part[::alike] for part in (prompt, prompt_mask, canvas))
-            predictions, hidden = predict(self.denoiser, *asked, hidden_states=True)
+            predictions, hidden = predict(self.denoiser, *asked, hidden_states=self.scorer.config.layers_seen)
             if alike > 1:
-                # pyrefly: ignore[missing-attribute] (they were asked for)
-                predictions, hidden = predictions.repeated(alike), hidden.repeat_interleave(alike, 0)
+                predictions = predictions.repeated(alike)
+                hidden = None if hidden is None else hidden.repeat_interleave(alike, 0)
         # The order laws do not train the denoiser through their inputs, only through the token term.
         step = Step(
             predictions=predictions.detach(),
             masked=masked,
             steps_left=steps_left,
-            hidden_states=hidden.detach(),  # pyrefly: ignore[missing-attribute] (they were asked for)
+            hidden_states=None if hidden is None else hidden.detach(),
         )
         return step, predictions.log_prob(clean)
 

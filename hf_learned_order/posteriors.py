@@ -25,7 +25,7 @@ class CleanNetwork(nn.Module):
         log_prob = step.predictions.log_prob(clean).clamp(min=-20.0)
         extra = torch.cat([self.clean(clean), log_prob.exp()[..., None], log_prob[..., None] / 4], -1)
         features = torch.cat([features_of(step, self.config.seen), extra.to(step.predictions.confidence.dtype)], -1)
-        # pyrefly: ignore[bad-argument-type] (training always has hidden states)
+        # pyrefly: ignore[bad-argument-type] (`layers_seen` asks for them)
         return self.network.scores(features, step.hidden_states)
 
 

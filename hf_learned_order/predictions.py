@@ -220,7 +220,8 @@ class Step:
         token_log_probs: [batch, canvas], log p_theta of each token when it was unmasked, nats; 0 where `masked`. In
             decoding only.
         rows: int [batch], which rows of the whole batch these are: the others have finished. In decoding only.
-        hidden_states: [batch, canvas, hidden], for rules with `needs_hidden_states`.
+        hidden_states: [batch, canvas, hidden], for rules with `needs_hidden_states`; those of several layers are side
+            by side, [batch, canvas, layers * hidden].
         generator: source of randomness.
     """
 

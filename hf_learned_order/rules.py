@@ -35,14 +35,15 @@ class Sampler:
     """A rule. It keeps nothing between steps but its state, so one sampler serves any number of generations at once.
 
     Attributes:
-        needs_hidden_states: the rule reads `step.hidden_states`.
+        needs_hidden_states: the rule reads `step.hidden_states`, the denoiser's last ones; or a tuple, the numbers of
+            those that it reads (`layers.py`).
         is_random: the rule draws, so that several responses to one prompt can differ.
         remasks: the rule may propose to mask an unmasked position again.
         reads_unmasked: the rule reads `step.predictions` at positions that are not masked too; for others they are
             computed, and the denoiser's head is asked, where `step.masked` only.
     """
 
-    needs_hidden_states: ClassVar[bool] = False
+    needs_hidden_states: ClassVar[bool | tuple[int, ...]] = False
     is_random: ClassVar[bool] = False
     remasks: ClassVar[bool] = False
     reads_unmasked: ClassVar[bool] = False

@@ -250,9 +250,9 @@ class LearnedOrderSampler(Sampler):
     reads_unmasked: ClassVar[bool] = True
 
     @property
-    def needs_hidden_states(self) -> bool:  # pyrefly: ignore[bad-override]
-        """Unless the scorer looks at predictions only."""
-        return self.scorer.config.denoiser_hidden_size > 0
+    def needs_hidden_states(self) -> tuple[int, ...]:  # pyrefly: ignore[bad-override]
+        """Those that the scorer sees; none, if it looks at predictions only."""
+        return self.scorer.config.layers_seen
 
     @property
     def is_random(self) -> bool:  # pyrefly: ignore[bad-override]

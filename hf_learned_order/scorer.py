@@ -39,6 +39,13 @@ COUNTED = {"count": CountedBernoulli, "plackett_luce": CountedPlackettLuce}
 REACH = 64  # distances between positions beyond this are one
 
 
+class EachNorm(nn.LayerNorm):
+    """Norms each of several layers' hidden states, side by side [..., layers * hidden]: the largest hides no other."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.unflatten(-1, (-1, *self.normalized_shape))).flatten(-2)
+
+
 class OrderNetwork(nn.Module):
     """From features of the state at each canvas position: projections, a small transformer, a head.
 
@@ -51,11 +58,10 @@ class OrderNetwork(nn.Module):
         super().__init__()
         size, pairs = config.hidden_size, law == "dependent"
         self.features = nn.Linear(width_of(config.seen) + extra, size)
-        self.hidden_states = (
-            nn.Sequential(nn.LayerNorm(config.denoiser_hidden_size), nn.Linear(config.denoiser_hidden_size, size))
-            if config.denoiser_hidden_size > 0
-            else None
-        )
+        self.hidden_states, width = None, config.denoiser_hidden_size
+        if config.layers_seen:
+            # a projection of each layer, summed
+            self.hidden_states = nn.Sequential(EachNorm(width), nn.Linear(len(config.layers_seen) * width, size))
         layer = nn.TransformerEncoderLayer(
             size,
             config.num_attention_heads,
@@ -80,7 +86,7 @@ class OrderNetwork(nn.Module):
         self.counts = CountHead(size) if law in COUNTED else None
 
     def scores(self, features: Tensor, hidden_states: Tensor) -> Tensor:
-        """s [batch, canvas] from features [batch, canvas, columns + extra] and hidden states [batch, canvas, hidden].
+        """s [batch, canvas] from features [batch, canvas, columns + extra], hidden states [..., layers * hidden].
 
         Where the law asks for more, [batch, canvas, columns]: s, then the log-weight of a count of 1, 2, ... or A_i.
         """
@@ -155,7 +161,7 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
         """What the law is made of: scores; of the dependent law A [batch, canvas, canvas], of the factor law logits."""
         features, predictions = features_of(step, self.config.seen), step.predictions
         if self.config.law == "dependent":
-            # pyrefly: ignore[bad-argument-type] (`needs_hidden_states` asks for them)
+            # pyrefly: ignore[bad-argument-type] (`layers_seen` asks for them)
             return self.network.dependence(features, step.hidden_states, predictions.entropy)
         # pyrefly: ignore[bad-argument-type]
         scores = self.network.scores(features, step.hidden_states)
@@ -194,7 +200,7 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
         return NonEmptyBernoulli(torch.where(where, (values - edge) / temperature, 120.0 * own - 60.0), step.masked)
 
     def check_fits(self, denoiser: Denoiser) -> None:
-        """Raises `ValueError` unless this scorer was made for a denoiser of this shape."""
+        """Raises `ValueError` unless this scorer was made for a denoiser of this shape and with these layers."""
         mine, config = self.config, denoiser.model.config
         for name, expected, got in (
             ("hidden size", mine.denoiser_hidden_size or denoiser.hidden_size, denoiser.hidden_size),
@@ -206,6 +212,8 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
                     f"scorer was made for another denoiser ({mine.base_model_name_or_path or 'unnamed'}): "
                     f"its {name} must be {expected}, but this model's is {got}"
                 )
+        if mine.hidden_layers is not None:
+            denoiser.layer_numbers(mine.hidden_layers)
         expected, got = mine.base_model_revision, getattr(config, "_commit_hash", None)
         if expected and got and expected != got:
             warnings.warn(

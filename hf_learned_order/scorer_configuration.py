@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.features import FEATURES
 from hf_learned_order.files import read_json, reading
+from hf_learned_order.layers import LAST
 from hf_learned_order.warm_starts import WARM_STARTS
 
 ELBO_LAWS = ("non_empty", "max_normalized", "count", "plackett_luce", "repulsive")  # have a density to differentiate
@@ -37,6 +38,8 @@ class OrderScorerConfig(PreTrainedConfig):
             laws with a temperature only, and the nearer, the lower that is.
         features: what the scorer sees of each position beside whether it is masked, among `FEATURES`; None: all but
             the position, and the budget only with laws that decide by it.
+        hidden_layers: which of the denoiser's hidden states the scorer sees, as indices into the tuple `hidden_states`
+            that transformers' models return: 0 the embeddings, -1 the last. None: the last alone.
         law_bias: added to the `bias` of every draw, of laws that are not deterministic. `target_nfe` moves it.
         max_denoising_steps: T, the budget that the scorer was trained for, the largest if it was trained for several;
             None if it serves any.
@@ -69,6 +72,7 @@ class OrderScorerConfig(PreTrainedConfig):
         entropy_weight: float = 1.5,
         warm_start: str | None = None,
         features: list[str] | None = None,
+        hidden_layers: list[int] | None = None,
         law_bias: float = 0.0,
         max_denoising_steps: int | None = None,
         hidden_size: int = 64,
@@ -97,9 +101,11 @@ class OrderScorerConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be 0 or more, got {value!r}")
         _check_start(law, warm_start)
         _check_features(features)
+        _check_layers(hidden_layers, denoiser_hidden_size)
         self.law = law
         self.warm_start = warm_start
         self.features = None if features is None else list(features)
+        self.hidden_layers = None if hidden_layers is None else list(hidden_layers)
         self.bound = bound
         self.entropy_weight = entropy_weight
         self.law_bias = law_bias
@@ -124,18 +130,30 @@ class OrderScorerConfig(PreTrainedConfig):
         chosen = set(FEATURES) - left_out if self.features is None else set(self.features)
         return tuple(name for name in FEATURES if name in chosen)
 
+    @property
+    def layers_seen(self) -> tuple[int, ...]:
+        """The numbers of the hidden states that the scorer sees; empty, if it looks at predictions only."""
+        return tuple(self.hidden_layers or (LAST,)) if self.denoiser_hidden_size > 0 else ()
+
     @classmethod
     def for_denoiser(cls, denoiser: Denoiser, **kwargs: Any) -> "OrderScorerConfig":
-        """The configuration of a scorer that fits `denoiser`."""
+        """The configuration of a scorer that fits `denoiser`.
+
+        Raises:
+            ValueError: the denoiser has no such `hidden_layers`.
+        """
         config = denoiser.model.config
         kwargs.setdefault("denoiser_hidden_size", denoiser.hidden_size)
-        return cls(
+        mine = cls(
             vocab_size=config.vocab_size,
             mask_token_id=denoiser.mask_token_id,
             base_model_name_or_path=getattr(config, "_name_or_path", None) or None,
             base_model_revision=getattr(config, "_commit_hash", None),
             **kwargs,
         )
+        if mine.hidden_layers is not None:
+            denoiser.layer_numbers(mine.hidden_layers)
+        return mine
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -168,7 +186,7 @@ _FIELDS: dict[str, tuple[Any, float, float]] = {
     **dict.fromkeys(
         ("base_model_name_or_path", "base_model_revision", "warm_start", "denoiser_tuning"), (str | None, 0, 0)
     ),
-    "features": (list | tuple | None, 0, 0),
+    **dict.fromkeys(("features", "hidden_layers"), (list | tuple | None, 0, 0)),
 }
 
 
@@ -199,3 +217,16 @@ def _check_features(features: list[str] | None) -> None:
     unknown = [name for name in features or () if name not in FEATURES]
     if unknown:
         raise ValueError(f"features must be among {', '.join(FEATURES)}, got {', '.join(map(repr, unknown))}")
+
+
+def _check_layers(hidden_layers: list[int] | None, denoiser_hidden_size: int) -> None:
+    if hidden_layers is None:
+        return
+    if any(isinstance(index, bool) or not isinstance(index, int) for index in hidden_layers):
+        raise TypeError(f"hidden_layers must hold integers, got {hidden_layers!r}")
+    if not hidden_layers:
+        raise ValueError("hidden_layers must not be empty: a scorer with denoiser_hidden_size 0 sees no hidden states")
+    if len(set(hidden_layers)) < len(hidden_layers):
+        raise ValueError(f"hidden_layers must be different ones, got {hidden_layers!r}")
+    if denoiser_hidden_size == 0:
+        raise ValueError(f"hidden_layers must be None with denoiser_hidden_size 0, got {hidden_layers!r}")

@@ -3,6 +3,8 @@
 The file is copied beside a tiny checkpoint and loaded with `trust_remote_code`, so it imports nothing of the tests.
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -82,6 +84,25 @@ class Rotary(nn.Module):
         return torch.cat([part * angle.cos() + torch.cat([-second, first], -1) * angle.sin(), rest], -1)
 
 
+class Layer(nn.Module):
+    """Attention with a gate, added to what goes in, [batch, length, size]."""
+
+    def __init__(self, size, heads, number):
+        super().__init__()
+        self.heads, self.number = heads, number
+        self.mixer = nn.Linear(size, 4 * size, bias=False)
+
+    def forward(self, states, norm, turn, mask=None, cache=None):
+        batch, length, _ = states.shape
+        parts = self.mixer(norm(states)).chunk(4, -1)
+        q, k, v, gate = (p.view(batch, length, self.heads, -1).transpose(1, 2) for p in parts)
+        q, k = turn(q), turn(k)
+        if cache is not None:
+            k, v = cache.update(k, v, self.number)
+        mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask) * gate.tanh()
+        return states + mixed.transpose(1, 2).reshape(states.shape)
+
+
 class _Model(PreTrainedModel):
     """A pre-norm transformer without MLPs."""
 
@@ -92,7 +113,8 @@ class _Model(PreTrainedModel):
         super().__init__(config)
         size = getattr(config, "hidden_size", None) or config.hidden_dim
         self.embed = nn.Embedding(config.vocab_size, size)
-        self.mixers = nn.ModuleList(nn.Linear(size, 4 * size, bias=False) for _ in range(config.num_hidden_layers))
+        heads, count = config.num_attention_heads, config.num_hidden_layers
+        self.layers = nn.ModuleList(Layer(size, heads, number) for number in range(count))
         self.norm = nn.RMSNorm(size, eps=1e-6)
         self.rotary = Rotary(config, self.persistent_rotary)
         self.lm_head = nn.Linear(size, config.vocab_size, bias=False)
@@ -109,21 +131,16 @@ class _Model(PreTrainedModel):
 
     def trunk(self, input_ids, mask, positions=None, cache=None):
         """Hidden states, the last of them normed. `mask` broadcasts to [batch, heads, length, keys]."""
-        batch, length = input_ids.shape
+        length = input_ids.shape[1]
         if self.config.forced is not None:
             mask = torch.ones(length, length, dtype=torch.bool)
             mask = mask.tril() if self.config.forced == "causal" else mask
         if positions is None:
             positions = torch.arange(length)[None]
         states = [self.embed(input_ids)]
-        for layer, mixer in enumerate(self.mixers):
-            parts = mixer(self.norm(states[-1])).chunk(4, -1)
-            q, k, v, gate = (p.view(batch, length, self.config.num_attention_heads, -1).transpose(1, 2) for p in parts)
-            q, k = self.rotary(q, positions), self.rotary(k, positions)
-            if cache is not None:
-                k, v = cache.update(k, v, layer)
-            mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask) * gate.tanh()
-            states.append(states[-1] + mixed.transpose(1, 2).reshape(states[-1].shape))
+        for layer in self.layers:
+            turn = partial(self.rotary, positions=positions)
+            states.append(layer(states[-1], self.norm, turn, mask=mask, cache=cache))
         return [*states[:-1], self.norm(states[-1])]
 
 

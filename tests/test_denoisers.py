@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import DECODERS, EOS, FAMILIES, HIDDEN, MASK, MAX_LENGTH, PAD, VOCAB, WORDS, tiny_model, tiny_tokenizer
 from peft import LoraConfig, get_peft_model
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import (
+    AlbertConfig,
+    AlbertForMaskedLM,
+    BloomConfig,
+    BloomForCausalLM,
+    LongformerConfig,
+    LongformerForMaskedLM,
+)
 
 from hf_learned_order.denoisers import Denoiser, load_denoiser
 from hf_learned_order.families import Family
@@ -102,12 +109,38 @@ class TestEveryFamily:
         torch.testing.assert_close(same, hidden)
         assert widths == [(1, 3, VOCAB)], "the head is asked for these only"
 
-    def test_only_the_last_hidden_state_is_kept(self, family):
+    @pytest.mark.parametrize("wanted", [True, (0, -1)])
+    def test_only_hidden_states_that_are_wanted_are_kept(self, family, wanted):
         denoiser, seen = denoiser_of(family), []
         hook = denoiser.model.register_forward_hook(lambda _m, _i, out: seen.append(out.hidden_states))
-        call(denoiser, words(1, 5), hidden_states=True)
+        call(denoiser, words(1, 5), hidden_states=wanted)
         hook.remove()
         assert seen == [None]
+        # nothing stays behind on the layers
+        assert not any(module._forward_pre_hooks for module in denoiser.model.modules())
+
+    @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (-1,), (-2,), (-3,), (-1, 0), (1, -3, 2)])
+    def test_hidden_states_by_number(self, family, wanted):
+        """Those of transformers' own tuple, side by side in the order in which they are wanted."""
+        denoiser, ids = denoiser_of(family), words(2, 9)
+        mask = torch.ones(2, 1, 9, 9, dtype=torch.bool) if family in DECODERS else torch.ones_like(ids)
+        with torch.no_grad():
+            every = denoiser.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+        start = 4 - SHIFTS.get(family, 0)
+        expected = torch.cat([every[index][:, start : start + 5] for index in wanted], -1)
+        logits, hidden = call(denoiser, ids, 4, hidden_states=wanted)
+        torch.testing.assert_close(hidden, expected)
+        assert len({state.sum().item() for state in every}) == 3
+        torch.testing.assert_close(logits, call(denoiser, ids, 4)[0])
+        at = (torch.tensor([0, 1]), torch.tensor([3, 0]))
+        torch.testing.assert_close(call(denoiser, ids, 4, hidden_states=wanted, at=at)[1], hidden)
+
+    def test_hidden_states_of_padded_rows(self, family):
+        ids, mask = words(2, 12), torch.ones(2, 12, dtype=torch.long)
+        mask[1, :4] = 0
+        _, hidden = call(denoiser_of(family), ids, 6, mask, hidden_states=(0, 1))
+        alone = call(denoiser_of(family), ids[1:, 4:], 2, hidden_states=(0, 1))[1]
+        torch.testing.assert_close(hidden[1], alone[0])
 
     def test_hidden_states_only_on_request(self, family):
         assert call(denoiser_of(family), words(1, 4))[1] is None
@@ -124,7 +157,9 @@ class TestEveryFamily:
         wrapped = get_peft_model(tiny_model(family), LoraConfig(r=2, target_modules="all-linear"))
         denoiser = Denoiser(wrapped.eval(), mask_token_id=MASK)
         assert (denoiser.hidden_size, denoiser.max_length) == (HIDDEN, MAX_LENGTH)
-        torch.testing.assert_close(call(denoiser, ids, 4, mask)[0], expected)
+        logits, hidden = call(denoiser, ids, 4, mask, hidden_states=(1, -1))
+        torch.testing.assert_close(logits, expected)
+        torch.testing.assert_close(hidden, call(denoiser_of(family), ids, 4, mask, hidden_states=(1, -1))[1])
 
     def test_gradients_reach_the_model(self, family):
         denoiser = Denoiser(tiny_model(family), mask_token_id=MASK)
@@ -193,6 +228,46 @@ class TestWholeLogits:
         model = tiny_model("llama")
         model.__class__ = Doubled
         self.assert_same(Denoiser(model, mask_token_id=MASK, family=Family(attention="4d")))
+
+
+class TestLayersThatAreNotThere:
+    @pytest.mark.parametrize("index", [3, -4, 40])
+    def test_out_of_range(self, index):
+        message = rf"hidden_layers must be in \[-3, 2\] with BertForMaskedLM of 2 layers, got \[0, {index}\]"
+        with pytest.raises(ValueError, match=message):
+            call(denoiser_of("bert"), words(1, 4), hidden_states=(0, index))
+
+    @pytest.mark.parametrize("indices", [(2, -1), (0, 1, -3)])
+    def test_the_same_one_twice(self, indices):
+        with pytest.raises(
+            ValueError, match=r"hidden_layers must be different ones, got .* with 2 layers these are \["
+        ):
+            call(denoiser_of("bert"), words(1, 4), hidden_states=indices)
+
+    def test_layers_that_share_one_module(self):
+        shape = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 8, "embedding_size": 8}
+        albert = AlbertForMaskedLM(AlbertConfig(vocab_size=VOCAB, intermediate_size=8, **shape))
+        denoiser = Denoiser(albert, mask_token_id=MASK)
+        assert call(denoiser, words(1, 4), hidden_states=(-1,))[1].shape == (1, 3, 8)
+        message = r"must be None or \[-1\] with AlbertForMaskedLM: its layers, .* counts 2, are not its first .* \(1\)"
+        with pytest.raises(ValueError, match=message):
+            call(denoiser, words(1, 4), hidden_states=(1,))
+
+    def test_layers_that_are_no_list(self):
+        denoiser = Denoiser(tiny_model("bert"), mask_token_id=MASK)
+        encoder = denoiser.model.bert.encoder
+        encoder.layer = torch.nn.Sequential(*encoder.layer)
+        with pytest.raises(ValueError, match=r"BertForMaskedLM: its layers, .* counts 2, are not .* \(none\)"):
+            call(denoiser, words(1, 4), hidden_states=(1,))
+
+    def test_layers_that_see_another_sequence(self):
+        """Longformer pads it to its window."""
+        shape = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "intermediate_size": 8}
+        config = LongformerConfig(vocab_size=VOCAB, attention_window=8, max_position_embeddings=32, **shape)
+        denoiser = Denoiser(LongformerForMaskedLM(config).eval(), mask_token_id=MASK)
+        message = r"with LongformerForMaskedLM: its layer 0 is not given hidden states \[1, 6, 8\] once a call"
+        with pytest.raises(ValueError, match=message):
+            call(denoiser, words(1, 6), hidden_states=(0,))
 
 
 def test_family_given_by_hand_wins():

@@ -75,7 +75,7 @@ def test_train(tmp_path):
             *(sys.executable, EXAMPLES / "train.py", "--model_name_or_path", tmp_path / "denoiser"),
             *("--train_file", tmp_path / "train.jsonl", "--output_dir", tmp_path / "out", "--law", "dependent"),
             *("--num_problems", "8", "--scorer_size", "16", "--scorer_layers", "1", "--max_steps", "1"),
-            *("--per_device_train_batch_size", "2", "--eval_strategy", "no"),
+            *("--per_device_train_batch_size", "2", "--eval_strategy", "no", "--hidden_layers", "1", "-1"),
         ],
         capture_output=True,
         text=True,
@@ -83,6 +83,7 @@ def test_train(tmp_path):
     assert done.returncode == 0, done.stderr
     scorer = OrderScorer.from_pretrained(tmp_path / "out")
     assert (scorer.config.law, scorer.config.hidden_size) == ("dependent", 16)
+    assert scorer.config.layers_seen == (1, -1)
 
 
 def test_curves(tmp_path, monkeypatch, capsys):

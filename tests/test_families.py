@@ -87,6 +87,17 @@ class TestRemoteCode:
         torch.testing.assert_close(model.lm_head(hidden), logits)
         assert denoiser.max_length == 64
 
+    def test_hidden_states_by_number(self, name):
+        """Those of the trunk, also of models that return none."""
+        model, ids, kept = remote(name), words(1, 11), []
+        trunk = model.trunk
+        model.trunk = lambda *args, **kwargs: kept.append(trunk(*args, **kwargs)) or kept[-1]
+        _, hidden = Denoiser(model)(ids, torch.ones_like(ids), 3, hidden_states=(1, -1, 0))
+        start = 3 - REMOTE[name][1]
+        expected = [kept[0][index][:, start : start + 8] for index in (1, -1, 0)]
+        assert torch.equal(hidden, torch.cat(expected, -1))
+        assert len({state.sum().item() for state in kept[0]}) == 3
+
     def test_padding(self, name):
         """Rows of unequal length: the same as alone, on a grid that starts at their first token; or refused."""
         denoiser, ids, mask = Denoiser(remote(name)), words(2, 11), torch.ones(2, 11, dtype=torch.long)

@@ -1,6 +1,7 @@
 """The scorer: configuration, laws, the learned dependence, and what training finds on a problem with an answer."""
 
 import dataclasses
+import json
 import math
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import EOS, MASK, VOCAB, tiny_model, tiny_tokenizer
+from models import ENCODERS, EOS, MASK, VOCAB, tiny_model, tiny_tokenizer
 from problems import ExactPairs
 from transformers import AutoConfig, AutoModel
 from transformers.utils import logging
@@ -121,6 +122,90 @@ def test_another_denoiser_is_refused(name, message):
     setattr(scorer.config, name, getattr(scorer.config, name) + 1)
     with pytest.raises(ValueError, match=message):
         scorer.check_fits(denoiser)
+
+
+@pytest.mark.parametrize(
+    ("layers", "error", "message"),
+    [
+        (3, TypeError, r"hidden_layers must be of type .*, got 3"),
+        (["last"], TypeError, r"hidden_layers must hold integers, got \['last'\]"),
+        ([True], TypeError, r"hidden_layers must hold integers, got \[True\]"),
+        ([], ValueError, "hidden_layers must not be empty: a scorer with denoiser_hidden_size 0 sees no hidden states"),
+        ([1, -1, 1], ValueError, r"hidden_layers must be different ones, got \[1, -1, 1\]"),
+    ],
+)
+def test_hidden_layers_are_checked(layers, error, message):
+    with pytest.raises(error, match=message):
+        OrderScorerConfig(hidden_layers=layers)
+
+
+def test_hidden_layers_of_a_scorer_of_predictions_only():
+    with pytest.raises(ValueError, match=r"hidden_layers must be None with denoiser_hidden_size 0, got \[1\]"):
+        OrderScorerConfig(hidden_layers=[1], denoiser_hidden_size=0)
+
+
+def test_hidden_layers_of_another_denoiser_are_refused():
+    denoiser = Denoiser(tiny_model("bert"), mask_token_id=MASK)
+    message = r"hidden_layers must be in \[-3, 2\] with BertForMaskedLM of 2 layers, got \[3, -1\]"
+    with pytest.raises(ValueError, match=message):
+        OrderScorer.for_denoiser(denoiser, hidden_layers=[3, -1], **SMALL)
+    with pytest.raises(ValueError, match=r"hidden_layers must be different ones, got \[2, -1\]"):
+        OrderScorer.for_denoiser(denoiser, hidden_layers=[2, -1], **SMALL)
+    deep = Denoiser(tiny_model("bert", num_hidden_layers=3), mask_token_id=MASK)
+    scorer = OrderScorer.for_denoiser(deep, hidden_layers=[3, 0], **SMALL)
+    scorer.check_fits(deep)
+    with pytest.raises(ValueError, match=message.replace("-1", "0")):
+        scorer.check_fits(denoiser)
+
+
+def test_a_configuration_from_before_hidden_layers(tmp_path):
+    scorer_of("factor").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    assert fields.pop("hidden_layers") is None
+    path.write_text(json.dumps(fields))
+    loaded, step = OrderScorer.from_pretrained(tmp_path).eval(), step_of()
+    assert loaded.config.layers_seen == (-1,)
+    assert torch.equal(loaded(step), scorer_of("factor")(step))
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_several_hidden_states(law, tmp_path):
+    """Each matters, whatever its scale; the last one alone is the default, to the bit."""
+    scorer, step = scorer_of(law, hidden_layers=[0, -1]), step_of()
+    more = torch.randn(step.hidden_states.shape, generator=torch.Generator().manual_seed(1))
+    both = dataclasses.replace(step, hidden_states=torch.cat([more, 100 * step.hidden_states], -1))
+    values = scorer(both)
+    same = dataclasses.replace(step, hidden_states=torch.cat([more, 200 * step.hidden_states], -1))
+    torch.testing.assert_close(scorer(same), values, rtol=1e-3, atol=1e-3)
+    for other in ((more.flip(0), step.hidden_states), (more, step.hidden_states.flip(0)), (step.hidden_states, more)):
+        assert not torch.allclose(scorer(dataclasses.replace(step, hidden_states=torch.cat(other, -1))), values)
+    scorer.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    assert loaded.config.layers_seen == (0, -1)
+    assert torch.equal(loaded(both), values)
+    assert torch.equal(scorer_of(law, hidden_layers=[-1])(step), scorer_of(law)(step))
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "qwen2"])
+def test_what_a_scorer_is_shown_in_generate(family, monkeypatch):
+    """Hidden states of the chosen layers at the canvas, with and without a cache of the prompt."""
+    model, tokenizer, seen = tiny_model(family), tiny_tokenizer(), []
+    denoiser = Denoiser(model, mask_token_id=MASK)
+    scorer = OrderScorer.for_denoiser(denoiser, law="factor", hidden_layers=[1, -1], **SMALL)
+    attach(model, scorer, tokenizer=tokenizer)
+    forward = OrderScorer.forward
+    monkeypatch.setattr(OrderScorer, "forward", lambda self, step: seen.append(step) or forward(self, step))
+    inputs = tokenizer("w5 w6 w7", return_tensors="pt")
+    caches = (None,) if family in ENCODERS else (None, "prefix")
+    for cache in caches:
+        seen.clear()
+        options = {"block_length": 3, "kv_cache": cache, "max_new_tokens": 6}
+        model.generate(**inputs, sampler="learned_order", sampler_config={"bias": -8.0}, **options)
+        ids = torch.cat([inputs["input_ids"], seen[0].canvas, torch.full((1, 3), MASK)], 1)
+        expected = denoiser(ids, torch.ones_like(ids), 3, hidden_states=(1, -1))[1][:, :3]
+        torch.testing.assert_close(seen[0].hidden_states, expected)
+        assert all(step.hidden_states.shape == (1, 3, 64) for step in seen)
 
 
 # ---- the network and its laws ------------------------------------------------------------------------------------

@@ -92,14 +92,16 @@ def arguments(folder, **options) -> OrderTrainingArguments:
     return OrderTrainingArguments(output_dir=str(folder), **{**defaults, **options})
 
 
-def trainer_of(folder, tokenizer, dataset, *, law="non_empty", lora=False, callbacks=None, **options) -> OrderTrainer:
+def trainer_of(
+    folder, tokenizer, dataset, *, law="non_empty", hidden_layers=None, lora=False, callbacks=None, **options
+) -> OrderTrainer:
     model = denoising_model(tokenizer)
     torch.manual_seed(0)
     peft_config = LoraConfig(r=2, target_modules="all-linear", task_type=None) if lora else None
     scorer = None
     if law != "default":
         shape = {"denoiser_hidden_size": 32, "vocab_size": 40, "mask_token_id": tokenizer.mask_token_id}
-        scorer = OrderScorer(OrderScorer.config_class(law=law, **shape, **SMALL))
+        scorer = OrderScorer(OrderScorer.config_class(law=law, hidden_layers=hidden_layers, **shape, **SMALL))
     return OrderTrainer(
         model=model,
         scorer=scorer,
@@ -179,6 +181,26 @@ def test_trains_and_saves(case, tmp_path, tokenizer, dataset):
         # q starts at p; without a posterior it stays there
         assert steps[0]["kl"] == 0
         assert case in POSTERIOR or all(logs["kl"] == 0 for logs in steps)
+
+
+@pytest.mark.parametrize("case", ["clean", "factor", "dependent", "lora"])
+def test_an_update_on_several_hidden_states(case, tmp_path, tokenizer, dataset):
+    """What is learned hangs on each of them, in the scorer and, where there is one, in the posterior."""
+    options = {**CASES[case], "hidden_layers": [1, -1], "max_steps": 2}
+    trainer = trainer_of(tmp_path, tokenizer, dataset, **options)
+    before = weights_of(trainer.model)
+    trainer.train()
+    names = [name for name in before if name.endswith("network.hidden_states.1.weight")]
+    assert len(names) == (2 if case in POSTERIOR else 1)
+    for name in names:
+        moved = before[name] != weights_of(trainer.model)[name]
+        assert moved.shape == (16, 64)
+        assert moved[:, :32].any()
+        assert moved[:, 32:].any()
+    trainer.save_model()
+    loaded = OrderScorer.from_pretrained(tmp_path)
+    assert loaded.config.layers_seen == (1, -1)
+    assert changed(weights_of(trainer.scorer), weights_of(loaded)) == set()
 
 
 def test_means_are_over_what_was_measured_since_the_last_log(tmp_path, tokenizer, dataset):
