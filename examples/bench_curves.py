@@ -1,4 +1,4 @@
-r"""Whole trade-off curves of a task with drawn problems: every rule at settings of its own, and nothing is tuned.
+r"""Whole trade-off curves of a task: every rule at settings of its own, and nothing is tuned.
 
     python examples/bench_curves.py --model runs/sudoku-denoiser --scorer runs/scorer-0 runs/scorer-1 --task sudoku
 
@@ -33,7 +33,7 @@ from hf_learned_order.samplers import (
 from hf_learned_order.scorer import OrderScorer
 from hf_learned_order.tasks import Source, find_task
 
-BOUNDS = (6.0, 4.0, 3.0, 2.0, 1.4, 1.0, 0.7, 0.4, 0.3, 0.2, 0.13, 0.08, 0.05, 0.025)
+BOUNDS = (30.0, 12.0, 6.0, 4.0, 3.0, 2.0, 1.4, 1.0, 0.7, 0.4, 0.3, 0.2, 0.13, 0.08, 0.05, 0.025, 0.005)
 CONFIDENCES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
 SETTINGS = {
     "entropy_bound": [EntropyBoundSampler(gamma=bound) for bound in BOUNDS],
@@ -100,6 +100,9 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="the denoiser")
     parser.add_argument("--scorer", nargs="*", default=[], help="one or more that differ in seed")
     parser.add_argument("--task", default="sudoku")
+    parser.add_argument("--dataset_name", help="GSM8K on the Hub, for its tasks")
+    parser.add_argument("--train_file", help="GSM8K's train.jsonl, instead of dataset_name")
+    parser.add_argument("--test_file", help="GSM8K's test.jsonl")
     parser.add_argument("--samplers", nargs="+", default=["learned_order", *SETTINGS, *COUNTED])
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--entropy_weight", type=float, help="of scorers with the dependent law, in place of their own")
@@ -113,7 +116,8 @@ def main() -> None:
 
     tokenizer, task = load_tokenizer(options.model), find_task(options.task)
     denoiser = Denoiser(load_denoiser(options.model, dtype=options.dtype).eval(), mask_token_id=tokenizer.mask_token_id)
-    source = Source(split=options.split, count=options.limit, canvas_length=task.canvas_length)
+    files = {name: getattr(options, name) for name in ("dataset_name", "train_file", "test_file")}
+    source = Source(split=options.split, count=options.limit, canvas_length=task.canvas_length, **files)
     evaluator = Evaluator(
         denoiser,
         tokenizer,
