@@ -261,20 +261,20 @@ class TestGradient:
     )
     def test_so_it_is_with_exploration(self, prior, posterior, baseline):
         objective = objective_of(
-            ExactPairs(2), prior, posterior, max_denoising_steps=3, num_chains=4, exploration=0.7, baseline=baseline
+            ExactPairs(2), prior, posterior, max_denoising_steps=3, num_chains=4, exploration=1.5, baseline=baseline
         )
         enumeration, clean = Enumeration(objective, [0, 1, 0, 1]), [0, 1, 0, 1]
         exact = gradient(enumeration.elbo(), objective)
         objective.exploration = 0.0
         without = gradient(enumeration.elbo(), objective)
         bound = enumeration.elbo().detach()
-        objective.exploration = 0.7
+        objective.exploration = 1.5
         chains = [chains_of(objective, clean, 128) for _ in range(12)]
         estimates = torch.stack([gradient(objective.surrogate(c), objective) for c in chains])
         for direction in (exact, without, exact - without):
             assert z_score(estimates @ direction, exact @ direction) < 4.5
         error = (estimates @ (exact - without)).std() / math.sqrt(len(estimates))
-        assert (exact - without) @ (exact - without) > 10 * error  # precise enough to tell the two apart
+        assert (exact - without) @ (exact - without) > 5 * error  # precise enough to tell the two apart
         # the bound is that of the ELBO itself
         assert z_score(torch.stack([c.bound.detach().mean() for c in chains]), bound) < 4.5
 
