@@ -13,6 +13,7 @@ POSTERIORS = ("clean", "clean_once", "prior")
 # arguments that an objective may have
 OBJECTIVE_SETTINGS = (
     *("max_denoising_steps", "min_denoising_steps", "num_chains", "baseline", "returns", "gradient_steps"),
+    "exploration",
     *("noise", "speed_exponent", "teacher"),
 )
 
@@ -32,7 +33,7 @@ class OrderTrainingArguments(TrainingArguments):
     max_denoising_steps: int = field(default=5, metadata={"help": "T, the step budget"})
     min_denoising_steps: int | None = field(
         default=None,
-        metadata={"help": "each update draws its T from this to max_denoising_steps; default: fixed, factor law: 2"},
+        metadata={"help": "T is drawn from this to max_denoising_steps; default: fixed, factor law: 2"},
     )
     target_nfe: float | None = field(
         default=None, metadata={"help": "mean denoiser calls that generation without a knob is to take"}
@@ -48,6 +49,9 @@ class OrderTrainingArguments(TrainingArguments):
     baseline: str = field(default="leave_one_out", metadata={"help": "or 'value' (learned along), 'none'"})
     returns: str = field(default="per_step", metadata={"help": "or 'trajectory': the whole chain's at each step"})
     gradient_steps: str = field(default="all", metadata={"help": "or 'one': a random step, times their number"})
+    exploration: float = field(
+        default=0.0, metadata={"help": "elbo: weight at the start of the KL to the untrained law, falling to 0; nats"}
+    )
     noise: float = field(default=0.5, metadata={"help": "agreement: of the factor law's logits, in training"})
     speed_exponent: float = field(default=1.0, metadata={"help": "reward: how much speed counts, 0 not at all"})
     teacher: str = field(default="top_prob", metadata={"help": "imitation: the rule of the slow decoding"})
@@ -73,6 +77,8 @@ class OrderTrainingArguments(TrainingArguments):
         for name in ("max_denoising_steps", "num_chains", "canvas_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if not self.exploration >= 0:
+            raise ValueError(f"exploration must be 0 or more, got {self.exploration}")
         low, high = self.min_denoising_steps, self.max_denoising_steps
         if low is not None and not 1 <= low <= high:
             raise ValueError(f"min_denoising_steps must be in [1, max_denoising_steps = {high}], got {low}")

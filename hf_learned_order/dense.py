@@ -75,11 +75,11 @@ class DenseObjective(OrderELBO):
 
     def laws(
         self, step: Step, clean: Tensor, own_scores: Tensor | None = None
-    ) -> tuple[SubsetDistribution, SubsetDistribution]:
-        """Both are the law of one position."""
+    ) -> tuple[SubsetDistribution, SubsetDistribution, None]:
+        """Both are the law of one position, without exploration."""
         whole: Any = self.scorer.law(step, self.scorer(step))
         which = whole.scores if isinstance(whole, CountedSubset) else whole.logits
         counts = torch.full_like(which, IMPOSSIBLE)
         counts[..., 0] = 0.0
         law = CountedBernoulli(counts, which, step.masked)
-        return law, law
+        return law, law, None

@@ -14,10 +14,15 @@ Where a law has no closed marginals, or a pair of laws no closed KL, that part o
 sum of r_t^i log p_theta(x^i | x_t) or -(log q(r_t) - log p_psi(r_t)), and is part of G_t: log q(r_t) is held constant
 there, as the mean of its gradient is 0.
 
-What the defaults are compared with: no baseline, or a learned value V(x_t, x) in its place; the return of the whole
-trajectory in the place of G_t; and the gradient of one random step times the number of steps. All are unbiased.
+What the defaults are compared with: no baseline, or a learned value in its place; the return of the whole trajectory in
+the place of G_t; and the gradient of one random step times the number of steps. All are unbiased.
 
-Source: Fox et al., arXiv 2602.23968; leave-one-out: Kool et al., Buy 4 REINFORCE samples, get a baseline for free.
+The learned value says of each masked position what it is still worth, v^i(x_t, x), and of a draw V(r_t) = sum of v^i
+over M_t without r_t. With closed marginals its mean is sum_i (1 - pi_t^i) v^i, whose gradient makes up for what V takes
+away; and each G_t has E V(r_u) - V(r_u) added for every u > t, whose mean is 0: what later draws happened to do.
+
+Source: Fox et al., arXiv 2602.23968; leave-one-out: Kool et al., Buy 4 REINFORCE samples, get a baseline for free;
+baselines that see the draw: Gu et al., arXiv 1611.02247; those of later steps: Cheng et al., arXiv 1908.03263.
 Symbols: `x` clean, `x_t` canvas, `M_t` masked, `r_t` unmask, `pi` q.mean, `T` max_denoising_steps, `K` num_chains.
 """
 
@@ -39,6 +44,12 @@ from hf_learned_order.updates import Draws, mean_over_processes
 BASELINES = ("leave_one_out", "value", "none")
 RETURNS = ("per_step", "trajectory")
 GRADIENT_STEPS = ("all", "one")
+EXPLORING = 0.85  # of a training, the share with exploration
+
+
+def remaining(progress: float) -> float:
+    """What is left of exploration after a share of the training: it falls as a square, to 0 at `EXPLORING`."""
+    return max(0.0, 1.0 - progress / EXPLORING) ** 2
 
 
 class OrderELBO(nn.Module):
@@ -49,13 +60,15 @@ class OrderELBO(nn.Module):
         scorer: p_psi.
         posterior: q_phi; None shares the scorer's law (q = p, no KL).
         max_denoising_steps: T.
-        min_denoising_steps: each update draws its T from this to `max_denoising_steps`; None: always the latter.
+        min_denoising_steps: each response draws its T from this to `max_denoising_steps`; None: always the latter.
         num_chains: K.
         eos_token_id: a chain is finished when everything before the first EOS is settled, as in generation.
         baseline: what is subtracted from the returns: "leave_one_out", "value" (learned along), or "none".
         returns: "per_step", G_t, or "trajectory", the bound of the whole chain at each of its steps.
         gradient_steps: "all", or "one": a random one, the same for the batch, times the number of steps. It saves the
             memory of the others.
+        exploration: beta, nats: the gradient is that of ELBO - beta E_q sum_t KL(q || the untrained scorer's law). As
+            an attribute it can be changed between updates; `remaining` says how a training lets it fall to 0.
 
     Raises:
         ValueError: a choice is unknown, a number out of range, the law has no ELBO, or a posterior is combined with a
@@ -75,6 +88,7 @@ class OrderELBO(nn.Module):
         baseline: str = "leave_one_out",
         returns: str = "per_step",
         gradient_steps: str = "all",
+        exploration: float = 0.0,
     ):
         super().__init__()
         for name, choice, choices in (
@@ -92,6 +106,8 @@ class OrderELBO(nn.Module):
         ):
             if value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}")
+        if not exploration >= 0:
+            raise ValueError(f"exploration must be 0 or more, got {exploration}")
         if least > max_denoising_steps:
             raise ValueError(
                 f"min_denoising_steps must be at most max_denoising_steps, got {least} and {max_denoising_steps}"
@@ -101,6 +117,8 @@ class OrderELBO(nn.Module):
                 f"law must be one of {', '.join(ELBO_LAWS)}, got {scorer.config.law!r}, "
                 "which has no ELBO and is fitted by another objective"
             )
+        if exploration and scorer.config.law == "max_normalized":
+            raise ValueError('exploration must be 0 with law "max_normalized": the KL to where it starts is infinite')
         if posterior is not None and scorer.config.law == "max_normalized":
             raise ValueError(
                 'law must not be "max_normalized" for a prior with a posterior of its own: '
@@ -116,6 +134,7 @@ class OrderELBO(nn.Module):
         self.baseline = baseline
         self.returns = returns
         self.gradient_steps = gradient_steps
+        self.exploration = exploration
         self.value = ValueBaseline(scorer.config) if baseline == "value" else None
         self.holds_speed = False  # whether updates leave the NFE to the law's bias (`pace`)
 
@@ -181,37 +200,38 @@ class OrderELBO(nn.Module):
         """Draw K chains of each response from q and evaluate every term."""
         draws = Draws(seeds, rows=len(clean), device=clean.device)
         batch, repeats, steps = len(clean), self.num_chains, self.max_denoising_steps
-        if self.min_denoising_steps is not None:
-            steps = draws.integer(self.min_denoising_steps, steps)
+        budget = self._budgets(draws).repeat_interleave(repeats, 0)
         prompt, prompt_mask = left_padded(input_ids, attention_mask)
         prompt, prompt_mask, clean = (tensor.repeat_interleave(repeats, 0) for tensor in (prompt, prompt_mask, clean))
         masked = torch.ones_like(clean, dtype=torch.bool)
         if given is not None:
             masked = ~given.repeat_interleave(repeats, 0)
-        nfe = torch.zeros(len(clean), dtype=torch.long, device=clean.device)
         chosen, choices = self._chosen(draws, steps)
         own_scores = None
-        everything_seen = []
+        zeros = torch.zeros(len(clean), device=clean.device)
+        everything_seen, everything_active = [], []
         for number in range(1, steps + 1):
-            rows = masked.any(-1).nonzero().squeeze(-1)  # finished chains cost nothing
-            zeros = torch.zeros(len(clean), device=clean.device)
-            seen = [zeros] * 5
+            left = steps - number + 1
+            active = masked.any(-1) & (budget >= left)  # all end together: one of a smaller budget starts later
+            rows = active.nonzero().squeeze(-1)
+            seen = [zeros] * 7
             uniform = None
-            if number < steps:  # of finished chains too, or what is drawn for one would hang on the others
+            if left > 1:  # of finished chains too, or what is drawn for one would hang on the others
                 uniform = draws.uniform(repeats, clean.shape[1] + 1).flatten(0, 1)
             if len(rows):
-                nfe[rows] += 1
                 with torch.set_grad_enabled(torch.is_grad_enabled() and chosen in (None, number)):
-                    # before the first draw the chains of a response are one
                     step, log_prob = self._step(
                         *(part[rows] for part in (prompt, prompt_mask, clean, masked)),
-                        steps_left=steps - number + 1,
-                        alike=repeats if number == 1 else 1,
+                        steps_left=left,
+                        fresh=budget[rows] == left,
                     )
-                if number == 1 and self.posterior is not None and self.posterior.once:
+                fresh = budget[rows] == left
+                if self.posterior is not None and self.posterior.once and fresh.any():
                     # outside: the one step with a gradient may be a later one
-                    scores = self.posterior.scores(step, clean[rows])
-                    own_scores = scores.new_zeros(len(clean), *scores.shape[1:]).index_put((rows,), scores)
+                    scores = self.posterior.scores(step, clean[rows])[fresh]
+                    if own_scores is None:
+                        own_scores = scores.new_zeros(len(clean), *scores.shape[1:])
+                    own_scores = own_scores.index_put((rows[fresh],), scores)
                 with torch.set_grad_enabled(torch.is_grad_enabled() and chosen in (None, number)):
                     unmask, *values = self._terms(
                         step,
@@ -225,8 +245,17 @@ class OrderELBO(nn.Module):
                 if self.eos_token_id is not None:
                     masked = masked & ~settled(clean == self.eos_token_id, masked)[:, None]
             everything_seen.append(torch.stack(seen))
-        terms, log_q, kl, drawn, values = torch.stack(everything_seen, 1).view(5, steps, batch, repeats)
-        return Chains(terms, log_q, nfe.view(batch, repeats), kl, drawn, values, choices)
+            everything_active.append(active)
+        terms, log_q, *rest = torch.stack(everything_seen, 1).view(7, steps, batch, repeats)
+        active = torch.stack(everything_active).view(steps, batch, repeats)
+        return Chains(terms, log_q, active, *rest, choices=choices)
+
+    def _budgets(self, draws: Draws) -> Tensor:
+        """T of each response, int [batch]."""
+        low, high = self.min_denoising_steps, self.max_denoising_steps
+        if low is None:
+            return torch.full((draws.rows,), high, device=draws.device)
+        return low + (draws.uniform(1).squeeze(-1) * (high - low + 1)).long()
 
     def _chosen(self, draws: Draws, steps: int) -> tuple[int | None, int]:
         """The number of the one step with a gradient, None for all; and of how many."""
@@ -240,16 +269,25 @@ class OrderELBO(nn.Module):
         return any(p.requires_grad for p in self.denoiser.parameters())
 
     def _step(
-        self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, masked: Tensor, *, steps_left: int, alike: int
+        self,
+        prompt: Tensor,
+        prompt_mask: Tensor,
+        clean: Tensor,
+        masked: Tensor,
+        *,
+        steps_left: int,
+        fresh: Tensor,
     ) -> tuple[Step, Tensor]:
-        """What the denoiser says; of each `alike` rows in a row, which are the same, it is asked about one."""
+        """What the denoiser says; where `fresh`, the K chains of a response are one still, and asked about once."""
         canvas = clean.masked_fill(masked, self.denoiser.mask_token_id)
+        times = torch.where(fresh, self.num_chains, 1)
+        asked = ~fresh | ((fresh.cumsum(0) - 1) % self.num_chains == 0)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_denoiser()):
-            asked = (part[::alike] for part in (prompt, prompt_mask, canvas))
-            predictions, hidden = predict(self.denoiser, *asked, hidden_states=self.scorer.config.layers_seen)
-            if alike > 1:
-                predictions = predictions.repeated(alike)
-                hidden = None if hidden is None else hidden.repeat_interleave(alike, 0)
+            parts = (part[asked] for part in (prompt, prompt_mask, canvas))
+            predictions, hidden = predict(self.denoiser, *parts, hidden_states=self.scorer.config.layers_seen)
+            if self.num_chains > 1 and fresh.any():
+                predictions = predictions.repeated(times[asked])
+                hidden = None if hidden is None else hidden.repeat_interleave(times[asked], 0)
         # The order laws do not train the denoiser through their inputs, only through the token term.
         step = Step(
             predictions=predictions.detach(),
@@ -261,40 +299,62 @@ class OrderELBO(nn.Module):
 
     def laws(
         self, step: Step, clean: Tensor, own_scores: Tensor | None = None
-    ) -> tuple[SubsetDistribution, SubsetDistribution]:
-        """q and p of a state; one and the same where the law is shared. `own_scores` as in `CleanPosterior.law`."""
+    ) -> tuple[SubsetDistribution, SubsetDistribution, SubsetDistribution | None]:
+        """q, p, and what exploration pulls q to, of a state; q and p are one and the same where the law is shared.
+
+        `own_scores` as in `CleanPosterior.law`.
+        """
         scores = self.scorer(step)
         prior = self.scorer.law(step, scores)
+        # an untrained scorer's values are 0
+        start = self.scorer.law(step, torch.zeros_like(scores)) if self.exploration else None
         if self.posterior is None:
-            return prior, prior
-        return self.posterior.law(step, clean, scores, own_scores=own_scores, tilt=self.scorer.tilt), prior
+            return prior, prior, start
+        return self.posterior.law(step, clean, scores, own_scores=own_scores, tilt=self.scorer.tilt), prior, start
 
     def _terms(
         self, step: Step, clean: Tensor, log_prob: Tensor, *, uniform: Tensor | None, own_scores: Tensor | None
     ) -> tuple[Tensor, ...]:
-        """The positions drawn, and for each row step_t, log q(r_t), the KL, the drawn part of step_t, V(x_t, x).
+        """The positions drawn, and for each row step_t, log q(r_t), the KL, the drawn part of step_t, V, E V, the pull.
 
         `uniform` [batch, canvas + 1] makes the draw; None at the last step, where there is none.
         """
         log_prob = log_prob.masked_fill(~step.masked, 0.0)
         none = torch.zeros_like(log_prob[:, 0])
         if uniform is None:
-            return everything(step.masked), log_prob.sum(-1), none, none, none, none
-        law, prior = self.laws(step, clean, own_scores)
+            return everything(step.masked), log_prob.sum(-1), *[none] * 6
+        law, prior, start = self.laws(step, clean, own_scores)
         with torch.no_grad():
             unmask = law.draw(uniform)
         log_q = law.log_prob(unmask)
-        drawn = none
         mean = _closed(lambda: law.mean)
         tokens = ((unmask if mean is None else mean) * log_prob).sum(-1)
+        drawn = none if mean is not None else tokens.detach()
+        kl, kl_drawn = (none, none) if law is prior else _divergence(law, prior, unmask, log_q)
+        pull, pull_drawn = (none, none) if start is None else _divergence(law, start, unmask, log_q)
+        drawn = drawn - kl_drawn - self.exploration * pull_drawn
+        values = (none, none) if self.value is None else self._values(step, clean, unmask, mean)
+        return unmask, tokens - kl, log_q, kl, drawn, *values, self.exploration * pull
+
+    def _values(self, step: Step, clean: Tensor, unmask: Tensor, mean: Tensor | None) -> tuple[Tensor, Tensor]:
+        """V of each row after its draw, and the mean of that; without closed marginals V before the draw, twice."""
+        # pyrefly: ignore[not-callable] (called with a value baseline only)
+        left = self.value(step, clean)
         if mean is None:
-            drawn = drawn + tokens.detach()
-        kl = none if law is prior else _closed(lambda: kl_divergence(law, prior))
-        if kl is None:
-            kl = log_q.detach() - prior.log_prob(unmask)
-            drawn = drawn - kl.detach()
-        value = none if self.value is None else self.value(step, clean)
-        return unmask, tokens - kl, log_q, kl, drawn, value
+            value = left.sum(-1)
+            return value, value.detach()
+        return left.masked_fill(unmask, 0.0).sum(-1), (left.detach() * (1 - mean)).sum(-1)
+
+
+def _divergence(
+    law: SubsetDistribution, other: SubsetDistribution, unmask: Tensor, log_q: Tensor
+) -> tuple[Tensor, Tensor]:
+    """KL(law || other) of each row, nats, and 0; without a closed form log q - log p of the draw, twice."""
+    kl = _closed(lambda: kl_divergence(law, other))
+    if kl is not None:
+        return kl, torch.zeros_like(kl)
+    kl = log_q.detach() - other.log_prob(unmask)
+    return kl, kl.detach()
 
 
 def _closed(form: Callable[[], Tensor]) -> Tensor | None:

@@ -76,11 +76,11 @@ class CleanPosterior(CleanNetwork):
 
 
 class ValueBaseline(CleanNetwork):
-    """V(x_t, x): what is still to be gained from a state, a sum over its masked positions, nats; 0 at the start."""
+    """v^i(x_t, x): what each masked position is still to bring if it stays masked, nats; 0 at the start."""
 
     def __init__(self, config: OrderScorerConfig):
         super().__init__(config, law="non_empty")  # one number a position
 
     def forward(self, step: Step, clean: Tensor) -> Tensor:
-        """[batch]."""
-        return self.scores(step, clean).masked_fill(~step.masked, 0.0).sum(-1)
+        """[batch, canvas]; 0 outside the masked positions."""
+        return self.scores(step, clean).masked_fill(~step.masked, 0.0)

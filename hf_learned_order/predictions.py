@@ -159,8 +159,8 @@ class Predictions:
             values.append(terms.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf).sum(-1))
         return _place(torch.cat(values), self.index, self.tokens.shape, torch.nan)
 
-    def repeated(self, times: int) -> "Predictions":
-        """Each row `times` times, where the denoiser was asked about every position."""
+    def repeated(self, times: int | Tensor) -> "Predictions":
+        """Each row `times` times, or as often as int [batch] says; the denoiser was asked about every position."""
         batch, length = self.tokens.shape
         at_positions = {
             name: getattr(self, name).repeat_interleave(times, 0)
@@ -170,7 +170,7 @@ class Predictions:
             self,
             **at_positions,
             logits=self.logits.view(batch, length, -1).repeat_interleave(times, 0).flatten(0, 1),
-            index=torch.arange(batch * times * length, device=self.index.device),
+            index=torch.arange(at_positions["tokens"].numel(), device=self.index.device),
             log_peak=self.log_peak.view(batch, length).repeat_interleave(times, 0).flatten(),
         )
 

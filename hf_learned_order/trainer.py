@@ -25,7 +25,7 @@ from hf_learned_order.denoisers import Denoiser, evaluating
 from hf_learned_order.files import replacing, saving
 from hf_learned_order.generation import decode, start
 from hf_learned_order.hub import generation_config, push_folder
-from hf_learned_order.objective import OrderELBO
+from hf_learned_order.objective import OrderELBO, remaining
 from hf_learned_order.objectives import DEFAULTS, make_objective
 from hf_learned_order.pace import EVERY, Pace
 from hf_learned_order.posteriors import CleanPosterior
@@ -117,6 +117,7 @@ class OrderTrainer(Trainer):
         self.pace = None if args.target_nfe is None else Pace.of_run(scorer, args)
         if isinstance(objective, OrderELBO):
             objective.holds_speed = self.pace is not None
+            self._exploration = objective.exploration
         self._objective = objective
         self._lend_to(objective)
         # name -> what was measured in each batch since the last log, and in how many rows
@@ -182,6 +183,9 @@ class OrderTrainer(Trainer):
             self._update, self._batch = update, 0
         if training and self.pace is not None and self._batch == 0 and update % EVERY == 0:
             self._keep_pace(self.pace, inputs)
+        if isinstance(self._objective, OrderELBO):
+            left = remaining(update / self.state.max_steps) if training else 0.0
+            self._objective.exploration = self._exploration * left
         self._calls = 0
         asked = {name: value for name, value in inputs.items() if name != "answer"}
         outputs = model(**asked, seeds=self._seeds(rows, training=training))

@@ -48,10 +48,10 @@ class ExactPairs(nn.Module):
         """The best bound, nats."""
         return -self.n * math.log(2) * (2 if steps == 1 else 1)
 
-    def optimal(self, prompt: Tensor, clean: Tensor, order: Tensor, steps: int) -> Tensor:
-        """bool [batch]: is this the order of an optimal chain? No pair was unmasked at once, if it could be avoided."""
+    def regret(self, prompt: Tensor, clean: Tensor, order: Tensor, steps: int) -> Tensor:
+        """[batch], nats: what an order loses, on average over the responses: log 2 for each pair unmasked at once."""
         first, second = order.view(-1, 2, self.n).unbind(1)
-        return ((first != second) | (steps == 1)).all(-1)
+        return math.log(2) * ((first == second) & (steps > 1)).sum(-1)
 
 
 class ExactTable(nn.Module):
@@ -125,33 +125,34 @@ class ExactWords(nn.Module):
 
     def optimum(self, steps: int) -> float:
         """The best bound of an order that does not see the response, nats."""
-        return self._best(self.n, steps)[0]
+        return self._best(self.n, steps)
 
-    def counts(self, masked: int, steps: int) -> set[int]:
-        """How many to unmask with `steps` left, to be optimal, while nothing has been settled for good."""
-        return self._best(masked, steps)[1]
+    def regret(self, prompt: Tensor, clean: Tensor, order: Tensor, steps: int) -> Tensor:
+        """[batch], nats: what the numbers of positions lose against the best ones, on average over the responses.
 
-    def optimal(self, prompt: Tensor, clean: Tensor, order: Tensor, steps: int) -> Tensor:
-        """bool [batch]: does every step unmask an optimal number, until the rest is certain?"""
+        Its mean is how far the mean log-likelihood is from the optimum, without the noise of the responses drawn: the
+        best that is possible behind a step takes their place.
+        """
         found = []
         for row, last in zip(order.tolist(), self.decided(prompt, clean, order).tolist(), strict=True):
             masked = [sum(t >= number for t in row) for number in range(1, last + 2)]
-            taken = [(m, m - after, steps - number) for number, (m, after) in enumerate(pairwise(masked))]
-            found.append(all(k in self.counts(m, left) for m, k, left in taken))
-        return torch.tensor(found)
+            values = [self._values(m, steps - number) for number, m in enumerate(masked[:-1])]
+            taken = [m - after for m, after in pairwise(masked)]
+            found.append(sum(max(value.values()) - value[k] for value, k in zip(values, taken, strict=True)))
+        return torch.tensor(found, dtype=torch.float)
 
     def decided(self, prompt: Tensor, clean: Tensor, order: Tensor) -> Tensor:
         """[batch], the last step whose number of positions matters."""
         return order.amax(-1)
 
     @lru_cache  # noqa: B019 (a handful of problems)
-    def _best(self, masked: int, steps: int) -> tuple[float, set[int]]:
-        if masked == 0:
-            return 0.0, set()
+    def _values(self, masked: int, steps: int) -> dict[int, float]:
+        """How many to unmask with `steps` left -> the most that can follow, nats, while nothing is settled for good."""
         counts = [masked] if steps == 1 else range(1, masked + 1)
-        values = {k: self.step(masked, k) + self.open(masked, k) * self._best(masked - k, steps - 1)[0] for k in counts}
-        best = max(values.values())
-        return best, {k for k, value in values.items() if value > best - 1e-9}
+        return {k: self.step(masked, k) + self.open(masked, k) * self._best(masked - k, steps - 1) for k in counts}
+
+    def _best(self, masked: int, steps: int) -> float:
+        return max(self._values(masked, steps).values()) if masked else 0.0
 
     def step(self, masked: int, k: int) -> float:
         """Mean log-likelihood of k of the masked positions, nats."""

@@ -172,11 +172,13 @@ def test_budgets_are_drawn_from_the_range(tmp_path, tokenizer, dataset):
     batch = trainer.data_collator(list(dataset.select(range(2))))
     del batch["answer"]
     with torch.no_grad():
-        steps = [
-            len(trainer.model.chains(**batch, seeds=seeds_of(0, n, first=0, rows=2)).step_terms) for n in range(40)
-        ]
+        active = [trainer.model.chains(**batch, seeds=seeds_of(0, n, first=0, rows=2)).active for n in range(40)]
+    steps = (4 - torch.cat(active, 1).int().argmax(0)).tolist()  # the first call of a chain says how many are left
+    assert all(len(set(chains)) == 1 for chains in steps)
+    steps = [chains[0] for chains in steps]
     assert set(steps) == {2, 3, 4}
-    assert all(10 < 3 * steps.count(n) < 70 for n in (2, 3, 4))
+    assert all(30 < 3 * steps.count(n) < 130 for n in (2, 3, 4))
+    assert any(first != second for first, second in zip(steps[::2], steps[1::2], strict=True))
     assert trainer.scorer.config.max_denoising_steps == 4
     fixed = trainer_of(tmp_path, tokenizer, dataset, max_denoising_steps=4)
     assert len(fixed.model.chains(**batch).step_terms) == 4

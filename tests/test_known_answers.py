@@ -57,10 +57,12 @@ def test_bounds_are_measured_against_the_optimum(name, law):
     torch.manual_seed(0)
     problem = PROBLEMS[name](4)
     scorer = OrderScorer.for_denoiser(problem, law=law, **SMALL).eval()
-    bound, optimal, nfe = measure(problem, scorer, 1, 512)
+    bound, regret, optimal, nfe = measure(problem, scorer, 1, 512)
     assert nfe == optimal == 1
+    assert regret == 0
     assert bound == pytest.approx(problem.optimum(1), abs=0.15)
-    bound, optimal, _ = measure(problem, scorer, 2, 512)
+    bound, regret, optimal, _ = measure(problem, scorer, 2, 512)
+    assert bound == pytest.approx(problem.optimum(2) - regret, abs=0.15)
     lossless = name in ("copy", "replace_at")
     assert (bound == 0) == (optimal == 1) == lossless
     assert bound < problem.optimum(2) or lossless

@@ -72,7 +72,8 @@ def finished(clean: list[int], masked: tuple[bool, ...], eos: int | None) -> boo
 class Enumeration:
     """Sums over every trajectory r_1..r_T of one response, differentiable.
 
-    `elbo`: E_q sum_t [ log p(x^i | x_t) of the set + log p(r_t) - log q(r_t) ], nothing Rao-Blackwellised.
+    `elbo`: E_q sum_t [ log p(x^i | x_t) of the set + log p(r_t) - log q(r_t) ], nothing Rao-Blackwellised; with
+    exploration beta also - beta [ log q(r_t) - log p_0(r_t) ], p_0 being the law of an untrained scorer.
     `log_likelihood`: log sum over trajectories of p(r_t) p(x^i | x_t), what the model itself gives to x.
     """
 
@@ -91,10 +92,10 @@ class Enumeration:
         if finished(self.clean[0].tolist(), masked, self.eos):
             return torch.tensor(0.0)
         if (masked, left) not in known:
-            unmask, tokens, log_p, log_q = self._choices(masked, left)
-            q = log_q.exp()
+            unmask, tokens, log_p, log_q, log_start = self._choices(masked, left)
+            q, beta = log_q.exp(), self.objective.exploration
             follow = self._following(self._elbo, masked, unmask, left, score_term, known)
-            own = (q * (tokens + log_p - log_q)).sum()
+            own = (q * (tokens + log_p - log_q - beta * (log_q - log_start))).sum()
             known[masked, left] = own + ((q if score_term else q.detach()) * follow).sum()
         return known[masked, left]
 
@@ -102,7 +103,7 @@ class Enumeration:
         if finished(self.clean[0].tolist(), masked, self.eos):
             return torch.tensor(0.0)
         if (masked, left) not in known:
-            unmask, tokens, log_p, _ = self._choices(masked, left, every=True)
+            unmask, tokens, log_p, *_ = self._choices(masked, left, every=True)
             follow = self._following(self._log_likelihood, masked, unmask, left, known)
             known[masked, left] = (tokens + log_p + follow).logsumexp(0)
         return known[masked, left]
@@ -125,7 +126,7 @@ class Enumeration:
         state, log_prob = step.masked, step.predictions.log_prob(self.clean)[0]
         if left == 1:
             zero = torch.zeros(1)
-            return state, log_prob[state[0]].sum()[None], zero, zero
+            return state, log_prob[state[0]].sum()[None], zero, zero, zero
         scorer, posterior = self.objective.scorer, self.objective.posterior
         if self.rule is None:
             scores = scorer(step)
@@ -137,10 +138,16 @@ class Enumeration:
             own = posterior.scores(self._step((True,) * len(masked), self.objective.max_denoising_steps), self.clean)
         q = prior if posterior is None else posterior.law(step, self.clean, scores, own_scores=own)
         unmask = sets(masked)
+        untrained = OrderScorer.for_denoiser(
+            self.objective.denoiser, law=scorer.config.law, law_temperature=1.0, **SMALL
+        )
+        start = untrained.law(step, untrained(step)).log_prob(unmask).detach()
         log_q, log_p = q.log_prob(unmask), prior.log_prob(unmask)
         possible = log_p.isfinite() if every else log_q.isfinite()
-        unmask, log_p, log_q = unmask[possible], log_p[possible], log_q[possible]
-        return unmask, (unmask * log_prob.masked_fill(~state[0], 0.0)).sum(-1), log_p, log_q
+        unmask, log_p, log_q, start = (part[possible] for part in (unmask, log_p, log_q, start))
+        # 0 times what exploration of 0 makes infinite
+        start = start.clamp(min=-1e4)
+        return unmask, (unmask * log_prob.masked_fill(~state[0], 0.0)).sum(-1), log_p, log_q, start
 
 
 def chains_of(objective: OrderELBO, clean: list[int], rows: int):
@@ -231,9 +238,10 @@ class TestGradient:
         assert chains.nfe.max() == 3
         assert len(calls) == 1
 
-    def test_scores_computed_once_stay_with_their_response(self):
-        """Whatever else is in the batch, and when others have finished."""
-        kinds = {"max_denoising_steps": 4, "num_chains": 3, "once": True}
+    @pytest.mark.parametrize("least", [None, 2])
+    def test_scores_computed_once_stay_with_their_response(self, least):
+        """Whatever else is in the batch, when others have finished, and when they start later."""
+        kinds = {"max_denoising_steps": 4, "min_denoising_steps": least, "num_chains": 3, "once": True}
         objective = objective_of(ExactPairs(2), "non_empty", "max_normalized", **kinds)
         clean, seeds = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 1]]), seeds_of(0, 0, first=0, rows=3)
         empty = torch.zeros(3, 0, dtype=torch.long)
@@ -243,6 +251,33 @@ class TestGradient:
             alone = objective.chains(empty[:1], empty[:1], clean[row, None], seeds[row, None])
             torch.testing.assert_close(together.log_q[:, row, None], alone.log_q)
             torch.testing.assert_close(together.step_terms[:, row, None], alone.step_terms)
+
+    @pytest.mark.parametrize(
+        ("prior", "posterior", "baseline"),
+        [
+            ("count", None, "value"),
+            ("non_empty", "max_normalized", "leave_one_out"),
+            ("repulsive", None, "leave_one_out"),
+        ],
+    )
+    def test_so_it_is_with_exploration(self, prior, posterior, baseline):
+        objective = objective_of(
+            ExactPairs(2), prior, posterior, max_denoising_steps=3, num_chains=4, exploration=1.5, baseline=baseline
+        )
+        enumeration, clean = Enumeration(objective, [0, 1, 0, 1]), [0, 1, 0, 1]
+        exact = gradient(enumeration.elbo(), objective)
+        objective.exploration = 0.0
+        without = gradient(enumeration.elbo(), objective)
+        bound = enumeration.elbo().detach()
+        objective.exploration = 1.5
+        chains = [chains_of(objective, clean, 128) for _ in range(12)]
+        estimates = torch.stack([gradient(objective.surrogate(c), objective) for c in chains])
+        for direction in (exact, without, exact - without):
+            assert z_score(estimates @ direction, exact @ direction) < 4.5
+        error = (estimates @ (exact - without)).std() / math.sqrt(len(estimates))
+        assert (exact - without) @ (exact - without) > 5 * error  # precise enough to tell the two apart
+        # the bound is that of the ELBO itself
+        assert z_score(torch.stack([c.bound.detach().mean() for c in chains]), bound) < 4.5
 
     @each_of([("non_empty", "non_empty"), ("repulsive", None)])
     def test_value_baseline_learns_the_mean_return(self, prior, posterior):
@@ -534,6 +569,12 @@ class TestBadInput:
     def test_max_normalized_prior_with_a_posterior_of_its_own(self, posterior):
         with pytest.raises(ValueError, match=r'law must not be "max_normalized" for a prior .* the KL .* is infinite'):
             objective_of(ExactPairs(1), "max_normalized", posterior)
+
+    def test_exploration(self):
+        with pytest.raises(ValueError, match=r"exploration must be 0 or more, got -0\.1"):
+            objective_of(ExactPairs(1), "non_empty", None, exploration=-0.1)
+        with pytest.raises(ValueError, match='exploration must be 0 with law "max_normalized"'):
+            objective_of(ExactPairs(1), "max_normalized", None, exploration=0.1)
 
     def test_a_law_without_an_elbo(self):
         with pytest.raises(ValueError, match=r"law must be one of non_empty, .*, got 'dependent', which has no ELBO"):

@@ -274,6 +274,18 @@ def test_untrained_bound_is_that_of_ancestral_sampling(tmp_path, tokenizer, data
     assert abs(metrics["eval_nfe"] - output.nfe.float().mean()) < 0.1
 
 
+def test_exploration_falls_to_nothing(tmp_path, tokenizer, dataset):
+    """As a square, to 0 at 85 % of the updates; an evaluation has none, nor has what is measured after training."""
+    trainer = trainer_of(tmp_path, tokenizer, dataset, exploration=2.0, max_steps=10)
+    seen: dict[bool, list[float]] = {True: [], False: []}
+    objective = trainer.model
+    objective.register_forward_pre_hook(lambda module, _: seen[module.training].append(module.exploration))
+    trainer.train()
+    trainer.evaluate()
+    assert seen[True] == pytest.approx([2 * max(0.0, 1 - update / 10 / 0.85) ** 2 for update in range(10)])
+    assert set(seen[False]) == {0.0}
+
+
 def test_scorer_is_made_where_none_is_given(tmp_path, tokenizer, dataset):
     trainer = trainer_of(tmp_path, tokenizer, dataset, law="default")
     assert trainer.scorer.config.denoiser_hidden_size == 32
@@ -293,6 +305,7 @@ def test_scorer_is_made_where_none_is_given(tmp_path, tokenizer, dataset):
             "posterior_law must be one of None, non_empty, .*, got 'dependent'",
         ),
         ({"baseline": "mean"}, "baseline must be one of leave_one_out, value, none, got 'mean'"),
+        ({"exploration": -0.5}, r"exploration must be 0 or more, got -0\.5"),
         ({"max_denoising_steps": 0}, "max_denoising_steps must be 1 or more, got 0"),
         ({"num_chains": 0}, "num_chains must be 1 or more, got 0"),
         ({"canvas_length": -1}, "canvas_length must be 1 or more, got -1"),
