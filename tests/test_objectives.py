@@ -270,7 +270,7 @@ class OnePosition(Enumeration):
         scores = self.objective.scorer(step)
         scores = scores[..., 0] if scores.dim() == 3 else scores
         log_q = (scores[state] / self.objective.scorer.config.law_temperature).log_softmax(-1)
-        return unmask, predictions.log_prob(self.clean)[state], log_q, log_q
+        return unmask, predictions.log_prob(self.clean)[state], log_q, log_q, torch.zeros_like(log_q)
 
 
 class TestDense:
