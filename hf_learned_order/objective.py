@@ -219,13 +219,13 @@ class OrderELBO(nn.Module):
             if left > 1:  # of finished chains too, or what is drawn for one would hang on the others
                 uniform = draws.uniform(repeats, clean.shape[1] + 1).flatten(0, 1)
             if len(rows):
+                fresh = budget[rows] == left
                 with torch.set_grad_enabled(torch.is_grad_enabled() and chosen in (None, number)):
                     step, log_prob = self._step(
                         *(part[rows] for part in (prompt, prompt_mask, clean, masked)),
                         steps_left=left,
-                        fresh=budget[rows] == left,
+                        fresh=fresh,
                     )
-                fresh = budget[rows] == left
                 if self.posterior is not None and self.posterior.once and fresh.any():
                     # outside: the one step with a gradient may be a later one
                     scores = self.posterior.scores(step, clean[rows])[fresh]

@@ -33,7 +33,7 @@ from hf_learned_order.correctness import losses
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.generation import decode
 from hf_learned_order.predictions import Step
-from hf_learned_order.rollouts import PolicyGradientObjective
+from hf_learned_order.rollouts import OrderByRow, PolicyGradientObjective
 from hf_learned_order.rules import Proposal, State
 from hf_learned_order.samplers import LearnedOrderSampler
 from hf_learned_order.scorer import OrderScorer
@@ -171,14 +171,13 @@ class RewardObjective(PolicyGradientObjective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Branching(LearnedOrderSampler):
+class _Branching(OrderByRow):
     """The learned order, what the law was made of at one of its steps, and what there is to learn at each."""
 
     clean: Tensor
     branch: int  # steps left at that step, it included
     steps: int
     gradient: bool  # decoding is without
-    draws: Draws
     seen: list[tuple[Tensor, Tensor, Tensor]]
     states: list[tuple[Step, Tensor]]
 
@@ -194,5 +193,4 @@ class _Branching(LearnedOrderSampler):
                 self.seen.append(losses(step, values, self.clean[step.rows]))
         if step.steps_left == self.branch:
             self.states.append((step, values))
-        uniform = self.draws.uniform(step.masked.shape[1] + 1)[step.rows]
-        return Proposal(self.scorer.law(step, values.detach(), bias=self.bias).draw(uniform))
+        return self.drawn(step, values.detach())

@@ -175,8 +175,12 @@ class OrderByRow(LearnedOrderSampler):
     draws: Draws
 
     def propose(self, step: Step, state: State) -> Proposal:
+        return self.drawn(step, self.scorer(step))
+
+    def drawn(self, step: Step, values: Tensor) -> Proposal:
+        """A draw from the law of `values`, which the scorer gave."""
         uniform = self.draws.uniform(step.masked.shape[1] + 1)[step.rows]
-        return Proposal(self.scorer.law(step, self.scorer(step), bias=self.bias).draw(uniform))
+        return Proposal(self.scorer.law(step, values, bias=self.bias).draw(uniform))
 
 
 @dataclass(frozen=True, kw_only=True)

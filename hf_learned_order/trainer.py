@@ -117,7 +117,6 @@ class OrderTrainer(Trainer):
         self.pace = None if args.target_nfe is None else Pace.of_run(scorer, args)
         if isinstance(objective, OrderELBO):
             objective.holds_speed = self.pace is not None
-            self._exploration = objective.exploration
         self._objective = objective
         self._lend_to(objective)
         # name -> what was measured in each batch since the last log, and in how many rows
@@ -185,7 +184,7 @@ class OrderTrainer(Trainer):
             self._keep_pace(self.pace, inputs)
         if isinstance(self._objective, OrderELBO):
             left = remaining(update / self.state.max_steps) if training else 0.0
-            self._objective.exploration = self._exploration * left
+            self._objective.exploration = self.args.exploration * left
         self._calls = 0
         asked = {name: value for name, value in inputs.items() if name != "answer"}
         outputs = model(**asked, seeds=self._seeds(rows, training=training))
