@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 
 from hf_learned_order.objective import BASELINES, GRADIENT_STEPS, RETURNS
 from hf_learned_order.objectives import OBJECTIVES
-from hf_learned_order.scorer import ELBO_LAWS
+from hf_learned_order.scorer import RANDOM_LAWS
 
 POSTERIORS = ("clean", "clean_once", "prior")
 # arguments that an objective may have
@@ -65,7 +65,7 @@ class OrderTrainingArguments(TrainingArguments):
         choices_of = {
             "objective": (None, *OBJECTIVES),
             "posterior": POSTERIORS,
-            "posterior_law": (None, *ELBO_LAWS),
+            "posterior_law": (None, *RANDOM_LAWS),
             "baseline": BASELINES,
             "returns": RETURNS,
             "gradient_steps": GRADIENT_STEPS,

@@ -14,6 +14,9 @@ Where a law has no closed marginals, or a pair of laws no closed KL, that part o
 sum of r_t^i log p_theta(x^i | x_t) or -(log q(r_t) - log p_psi(r_t)), and is part of G_t: log q(r_t) is held constant
 there, as the mean of its gradient is 0.
 
+The factor law is one set. In training a random law around that set takes its place, by `OrderScorer.exploring_law`,
+whose edge is held constant; in evaluation the bound is that of the set.
+
 What the defaults are compared with: no baseline, or a learned value in its place; the return of the whole trajectory in
 the place of G_t; and the gradient of one random step times the number of steps. All are unbiased.
 
@@ -44,6 +47,7 @@ from hf_learned_order.updates import Draws, mean_over_processes
 BASELINES = ("leave_one_out", "value", "none")
 RETURNS = ("per_step", "trajectory")
 GRADIENT_STEPS = ("all", "one")
+UNREACHED = ("max_normalized", "factor")  # laws that rule sets out: the KL to them is infinite
 EXPLORING = 0.85  # of a training, the share with exploration
 
 
@@ -71,8 +75,8 @@ class OrderELBO(nn.Module):
             an attribute it can be changed between updates; `remaining` says how a training lets it fall to 0.
 
     Raises:
-        ValueError: a choice is unknown, a number out of range, the law has no ELBO, or a posterior is combined with a
-            max-normalised prior, from which its KL would be infinite.
+        ValueError: a choice is unknown, a number out of range, the law has no ELBO, or posterior or exploration are
+            combined with a law from which their KL would be infinite: "max_normalized", "factor".
     """
 
     def __init__(
@@ -117,13 +121,15 @@ class OrderELBO(nn.Module):
                 f"law must be one of {', '.join(ELBO_LAWS)}, got {scorer.config.law!r}, "
                 "which has no ELBO and is fitted by another objective"
             )
-        if exploration and scorer.config.law == "max_normalized":
-            raise ValueError('exploration must be 0 with law "max_normalized": the KL to where it starts is infinite')
-        if posterior is not None and scorer.config.law == "max_normalized":
-            raise ValueError(
-                'law must not be "max_normalized" for a prior with a posterior of its own: '
-                "the KL from any other law to it is infinite"
-            )
+        if scorer.config.law in UNREACHED:
+            law = scorer.config.law
+            if exploration:
+                raise ValueError(f'exploration must be 0 with law "{law}": the KL to where it starts is infinite')
+            if posterior is not None:
+                raise ValueError(
+                    f'law must not be "{law}" for a prior with a posterior of its own: '
+                    "the KL from any other law to it is infinite"
+                )
         self.denoiser = denoiser
         self.scorer = scorer
         self.posterior = posterior
@@ -305,7 +311,10 @@ class OrderELBO(nn.Module):
         `own_scores` as in `CleanPosterior.law`.
         """
         scores = self.scorer(step)
-        prior = self.scorer.law(step, scores)
+        if self.training:
+            prior = self.scorer.exploring_law(step, scores, where=step.masked)
+        else:
+            prior = self.scorer.law(step, scores)
         # an untrained scorer's values are 0
         start = self.scorer.law(step, torch.zeros_like(scores)) if self.exploration else None
         if self.posterior is None:

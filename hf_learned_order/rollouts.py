@@ -28,8 +28,6 @@ from hf_learned_order.samplers import LearnedOrderSampler
 from hf_learned_order.scorer import ELBO_LAWS, OrderScorer
 from hf_learned_order.updates import Draws
 
-LAWS = (*ELBO_LAWS, "factor")
-
 
 class Rollouts(NamedTuple):
     """K decodings of each of B prompts.
@@ -81,8 +79,8 @@ class PolicyGradientObjective(nn.Module):
         eos_token_id: int | None,
     ):
         super().__init__()
-        if scorer.config.law not in LAWS:
-            raise ValueError(f"law must be one of {', '.join(LAWS)}, got {scorer.config.law!r}, which draws nothing")
+        if scorer.config.law not in ELBO_LAWS:
+            raise ValueError(f"law must be one of {', '.join(ELBO_LAWS)}, got {scorer.config.law!r}, which draws nothing")
         for name, value in (("max_denoising_steps", max_denoising_steps), ("num_chains", num_chains)):
             if value < 2:
                 raise ValueError(f"{name} must be 2 or more, got {value}")

@@ -33,6 +33,7 @@ from hf_learned_order.repulsion import RepulsiveBernoulli
 from hf_learned_order.scorer_configuration import DETERMINISTIC_LAWS, OrderScorerConfig
 from hf_learned_order.scorer_configuration import ELBO_LAWS as ELBO_LAWS
 from hf_learned_order.scorer_configuration import LAWS as LAWS
+from hf_learned_order.scorer_configuration import RANDOM_LAWS as RANDOM_LAWS
 from hf_learned_order.warm_starts import WarmStart, warm_start
 
 COUNTED = {"count": CountedBernoulli, "plackett_luce": CountedPlackettLuce}
@@ -195,9 +196,10 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
         """
         if self.config.law != "factor":
             return self.law(step, values, bias=bias)
+        tilt = 0.0 if self.tilt is None else self.tilt
         edge = factor_edge(values.detach(), step.masked, self.config.bound * math.exp(bias))
         own = self.law(step, values.detach(), bias=bias).mean
-        return NonEmptyBernoulli(torch.where(where, (values - edge) / temperature, 120.0 * own - 60.0), step.masked)
+        return NonEmptyBernoulli(torch.where(where, (values - edge + tilt) / temperature, 120.0 * own - 60.0), step.masked)
 
     def check_fits(self, denoiser: Denoiser) -> None:
         """Raises `ValueError` unless this scorer was made for a denoiser of this shape and with these layers."""

@@ -15,9 +15,10 @@ from hf_learned_order.files import read_json, reading
 from hf_learned_order.layers import LAST
 from hf_learned_order.warm_starts import WARM_STARTS
 
-ELBO_LAWS = ("non_empty", "max_normalized", "count", "plackett_luce", "repulsive")  # have a density to differentiate
+RANDOM_LAWS = ("non_empty", "max_normalized", "count", "plackett_luce", "repulsive")  # have a density to differentiate
 DETERMINISTIC_LAWS = ("dependent", "factor")
-LAWS = (*ELBO_LAWS, *DETERMINISTIC_LAWS)
+ELBO_LAWS = (*RANDOM_LAWS, "factor")  # the last one by a random law around it
+LAWS = (*RANDOM_LAWS, *DETERMINISTIC_LAWS)
 TUNINGS = (None, "adapter", "denoiser")
 
 

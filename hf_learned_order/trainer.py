@@ -32,7 +32,7 @@ from hf_learned_order.posteriors import CleanPosterior
 from hf_learned_order.progress import OrderProgress
 from hf_learned_order.rollouts import OrderByRow
 from hf_learned_order.saved import load_weights, save_weights
-from hf_learned_order.scorer import ELBO_LAWS, OrderScorer
+from hf_learned_order.scorer import ELBO_LAWS, RANDOM_LAWS, OrderScorer
 from hf_learned_order.updates import Draws, seeds_of
 
 CALIBRATION_ROWS = 256
@@ -110,7 +110,7 @@ class OrderTrainer(Trainer):
             **{setting: getattr(args, setting) for setting in OBJECTIVE_SETTINGS},
         )
         self.value = getattr(objective, "value", None)
-        if law in ELBO_LAWS:
+        if law in RANDOM_LAWS:
             # one token a step leaves the budget to decoding
             scorer.config.max_denoising_steps = None if name == "dense" else args.max_denoising_steps
         scorer.config.denoiser_tuning = "adapter" if peft_config else "denoiser" if args.train_denoiser else None

@@ -23,7 +23,7 @@ from hf_learned_order.updates import seeds_of
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 # law of the prior, law of the posterior (None: it shares the prior's)
 LAWS = [("non_empty", None), ("max_normalized", None), ("non_empty", "non_empty"), ("non_empty", "max_normalized")]
-EXACT = [*LAWS, ("count", None), ("count", "count")]
+EXACT = [*LAWS, ("count", None), ("count", "count"), ("factor", None)]
 # without closed marginals, or a pair without a closed KL
 DRAWN = [
     ("plackett_luce", None),
@@ -131,6 +131,8 @@ class Enumeration:
         if self.rule is None:
             scores = scorer(step)
             prior = scorer.law(step, scores)
+            if self.objective.training:  # the same but for the factor law
+                prior = scorer.exploring_law(step, scores, where=state)
         else:
             prior = self.rule.law(step)
         own = None
@@ -410,7 +412,7 @@ class TestBound:
         assert not chains.kl.any()
         assert not chains.log_q.any()
 
-    @each_of([pair for pair in [*LAWS, *MORE] if "max_normalized" not in pair])
+    @each_of([pair for pair in [*LAWS, *MORE] if not {"max_normalized", "factor"} & {*pair}])
     @pytest.mark.parametrize("steps", [2, 3])
     def test_untrained_is_ancestral_sampling(self, steps, prior, posterior):
         denoiser, clean = ExactTable.random(3, seed=0), [1, 0, 1]
@@ -572,15 +574,17 @@ class TestBadInput:
             objective_of(ExactPairs(1), "non_empty", None, **{name: "mean"})
 
     @pytest.mark.parametrize("posterior", ["non_empty", "max_normalized"])
-    def test_max_normalized_prior_with_a_posterior_of_its_own(self, posterior):
-        with pytest.raises(ValueError, match=r'law must not be "max_normalized" for a prior .* the KL .* is infinite'):
-            objective_of(ExactPairs(1), "max_normalized", posterior)
+    @pytest.mark.parametrize("law", ["max_normalized", "factor"])
+    def test_prior_that_rules_sets_out_with_a_posterior_of_its_own(self, law, posterior):
+        with pytest.raises(ValueError, match=rf'law must not be "{law}" for a prior .* the KL .* is infinite'):
+            objective_of(ExactPairs(1), law, posterior)
 
     def test_exploration(self):
         with pytest.raises(ValueError, match=r"exploration must be 0 or more, got -0\.1"):
             objective_of(ExactPairs(1), "non_empty", None, exploration=-0.1)
-        with pytest.raises(ValueError, match='exploration must be 0 with law "max_normalized"'):
-            objective_of(ExactPairs(1), "max_normalized", None, exploration=0.1)
+        for law in ("max_normalized", "factor"):
+            with pytest.raises(ValueError, match=f'exploration must be 0 with law "{law}"'):
+                objective_of(ExactPairs(1), law, None, exploration=0.1)
 
     def test_a_law_without_an_elbo(self):
         with pytest.raises(ValueError, match=r"law must be one of non_empty, .*, got 'dependent', which has no ELBO"):

@@ -90,7 +90,7 @@ def gradient(value: Tensor, objective: RewardObjective) -> Tensor:
     return torch.cat([g.flatten() for g in found])
 
 
-@pytest.mark.parametrize("law", [*ELBO_LAWS, "factor"])
+@pytest.mark.parametrize("law", ELBO_LAWS)
 def test_the_mean_of_the_gradient_is_that_of_the_expected_reward(law, monkeypatch):
     """With the factor law: of the sum, over steps, of the expected reward where that step alone explores."""
     monkeypatch.setattr(reward, "CORRECTNESS", 0.0)

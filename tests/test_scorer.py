@@ -23,7 +23,7 @@ from hf_learned_order.integration import attach
 from hf_learned_order.posteriors import CleanPosterior
 from hf_learned_order.predictions import Predictions, Step
 from hf_learned_order.samplers import FactorSampler, LearnedOrderSampler
-from hf_learned_order.scorer import ELBO_LAWS, LAWS, OrderScorer, OrderScorerConfig
+from hf_learned_order.scorer import LAWS, RANDOM_LAWS, OrderScorer, OrderScorerConfig
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 SIZE = 12  # width of a made-up denoiser
@@ -230,7 +230,7 @@ def test_law_is_over_the_masked_positions(law, bias):
 
 
 def test_untrained_scores_are_zero():
-    for law in ELBO_LAWS:
+    for law in RANDOM_LAWS:
         assert (scorer_of(law, trained=False)(step_of()) == 0).all()
 
 
@@ -337,7 +337,7 @@ def test_the_factor_law_does_not_see_the_budget():
     torch.testing.assert_close(scorer(step_of(steps_left=1)), scorer(step_of(steps_left=9)), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("law", ELBO_LAWS)
+@pytest.mark.parametrize("law", RANDOM_LAWS)
 def test_a_bias_of_scores_may_be_larger_than_exp_takes(law):
     scorer, step = scorer_of(law), step_of()
     unmask = scorer.law(step, scorer(step), bias=1000.0).sample()

@@ -16,7 +16,7 @@ from hf_learned_order.objective import OrderELBO
 from hf_learned_order.posteriors import CleanPosterior
 from hf_learned_order.predictions import Predictions
 from hf_learned_order.samplers import SAMPLERS, LearnedOrderSampler, make_sampler
-from hf_learned_order.scorer import ELBO_LAWS, LAWS, OrderScorer, OrderScorerConfig
+from hf_learned_order.scorer import LAWS, RANDOM_LAWS, OrderScorer, OrderScorerConfig
 from hf_learned_order.warm_starts import WARM_STARTS, warm_start
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -37,7 +37,7 @@ def start_of(law: str, rule: str, tau: float) -> OrderScorer:
 
 
 @pytest.mark.parametrize("rule", WARM_STARTS)
-@pytest.mark.parametrize("law", ELBO_LAWS)
+@pytest.mark.parametrize("law", RANDOM_LAWS)
 def test_a_cold_start_is_the_rule(law, rule):
     """At nearly no temperature the draws are the choices of the rule, with as many positions, at every budget."""
     assert rule in SAMPLERS
@@ -51,7 +51,7 @@ def test_a_cold_start_is_the_rule(law, rule):
 
 
 @pytest.mark.parametrize("rule", WARM_STARTS)
-@pytest.mark.parametrize("law", ELBO_LAWS)
+@pytest.mark.parametrize("law", RANDOM_LAWS)
 def test_a_warm_start_is_near_the_rule(law, rule):
     """At tau = 0.1 nearly all rows are those of the rule; the others are one position away. The warmer, the more."""
     step, means = step_of(rows=64, steps_left=3), []
@@ -74,7 +74,7 @@ def test_it_decodes_as_the_rule_does():
     assert torch.equal(*orders)
 
 
-@pytest.mark.parametrize("law", [law for law in ELBO_LAWS if law != "max_normalized"])
+@pytest.mark.parametrize("law", [law for law in RANDOM_LAWS if law != "max_normalized"])
 def test_bias_still_moves_the_count(law):
     scorer, step = start_of(law, "entropy", 0.1), step_of(rows=64)
     counts = [scorer.law(step, scorer(step), bias=bias).sample().sum(-1).float().mean() for bias in (-9.0, 0.0, 9.0)]
