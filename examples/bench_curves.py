@@ -11,8 +11,9 @@ chosen with `--split validation`. A scorer whose law draws has the step budget a
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -20,7 +21,9 @@ from rich.table import Table
 
 from hf_learned_order.denoisers import Denoiser, load_denoiser, load_tokenizer
 from hf_learned_order.evaluation import Evaluator
+from hf_learned_order.plotting import trade_off
 from hf_learned_order.remasking import WINOSampler
+from hf_learned_order.results import Result
 from hf_learned_order.samplers import (
     EntropyBoundSampler,
     FactorSampler,
@@ -35,33 +38,38 @@ from hf_learned_order.tasks import Source, find_task
 
 BOUNDS = (30.0, 12.0, 6.0, 4.0, 3.0, 2.0, 1.4, 1.0, 0.7, 0.4, 0.3, 0.2, 0.13, 0.08, 0.05, 0.025, 0.005)
 CONFIDENCES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
-SETTINGS = {
-    "entropy_bound": [EntropyBoundSampler(gamma=bound) for bound in BOUNDS],
-    "threshold": [ThresholdSampler(threshold=confidence) for confidence in CONFIDENCES],
-    "factor": [FactorSampler(factor=bound) for bound in BOUNDS],
-    "klass": [KLASSSampler(threshold=confidence) for confidence in CONFIDENCES],
-    "wino": [WINOSampler(draft=confidence) for confidence in CONFIDENCES],
+BOUNDED: dict[str, Callable[[float], Sampler]] = {
+    "entropy_bound": lambda bound: EntropyBoundSampler(gamma=bound),
+    "factor": lambda bound: FactorSampler(factor=bound),
+}
+SURE: dict[str, Callable[[float], Sampler]] = {
+    "threshold": lambda confidence: ThresholdSampler(threshold=confidence),
+    "klass": lambda confidence: KLASSSampler(threshold=confidence),
+    "wino": lambda confidence: WINOSampler(draft=confidence),
 }
 COUNTED = ("top_prob", "margin", "entropy", "iid", "remdm")
 BUDGETS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 30)
 
 
 def points(
-    name: str, scorers: list[str], entropy_weight: float | None = None
+    name: str, scorers: list[str], bounds: Sequence[float], entropy_weight: float | None = None
 ) -> Iterator[tuple[str, Sampler, int | None]]:
     """A label, the rule and its step budget, for each setting of a rule."""
     if name == "learned_order":
         for path in scorers:
-            yield from points_of_scorer(path, entropy_weight)
+            yield from points_of_scorer(path, bounds, entropy_weight)
     elif name in COUNTED:
         for budget in BUDGETS:
             yield f"{name} T={budget}", make_sampler(name), budget
     else:
-        for sampler in SETTINGS[name]:
+        made = map(BOUNDED[name], bounds) if name in BOUNDED else map(SURE[name], CONFIDENCES)
+        for sampler in made:
             yield repr(sampler), sampler, None
 
 
-def points_of_scorer(path: str, entropy_weight: float | None) -> Iterator[tuple[str, Sampler, int | None]]:
+def points_of_scorer(
+    path: str, bounds: Sequence[float], entropy_weight: float | None
+) -> Iterator[tuple[str, Sampler, int | None]]:
     """The bound of a law that is deterministic, the step budget of one that draws."""
     scorer = OrderScorer.from_pretrained(path).eval()
     if scorer.is_random:
@@ -72,7 +80,7 @@ def points_of_scorer(path: str, entropy_weight: float | None) -> Iterator[tuple[
     if entropy_weight is not None:
         scorer.config.entropy_weight = entropy_weight
         path = f"{path},w={entropy_weight:g}"
-    for bound in BOUNDS:
+    for bound in bounds:
         bias = float(np.log(bound / scorer.config.bound))
         yield f"{path} {bound}", LearnedOrderSampler(scorer=scorer, bias=bias), None
 
@@ -95,6 +103,13 @@ def table(rows: list[dict], nfes: list[float], column: str, title: str) -> Table
     return out
 
 
+def drawn(row: dict, count: int) -> Result:
+    """A point of the figure; each scorer has a line of its own."""
+    name = " ".join(filter(None, (row["sampler"], Path(row["curve"]).name)))
+    unseen: dict[str, Any] = {"budget": 0, "nfe_min": 0, "nfe_max": 0, "bound": None}
+    return Result(sampler=name, accuracy=row["right"], nfe=row["nfe"], count=count, **unseen)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="the denoiser")
@@ -103,15 +118,20 @@ def main() -> None:
     parser.add_argument("--dataset_name", help="GSM8K on the Hub, for its tasks")
     parser.add_argument("--train_file", help="GSM8K's train.jsonl, instead of dataset_name")
     parser.add_argument("--test_file", help="GSM8K's test.jsonl")
-    parser.add_argument("--samplers", nargs="+", default=["learned_order", *SETTINGS, *COUNTED])
+    parser.add_argument("--samplers", nargs="+", default=["learned_order", *BOUNDED, *SURE, *COUNTED])
+    parser.add_argument(
+        "--bounds", nargs="+", type=float, default=BOUNDS, help="of the rules and scorers that have one"
+    )
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--entropy_weight", type=float, help="of scorers with the dependent law, in place of their own")
+    parser.add_argument("--max_denoising_steps", type=int, help="step budget of rules with a knob, None: as they need")
     parser.add_argument("--split", choices=["validation", "test"], default="test")
     parser.add_argument("--limit", type=int, default=400, help="problems")
     parser.add_argument("--nfe", nargs="+", type=float, default=[3, 4, 5, 6, 7, 8.5, 10, 12, 16, 30])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--bound", action="store_true", help="measure the bound, which costs as much again")
     parser.add_argument("--output", default="runs/curves.jsonl", help="where points are added")
+    parser.add_argument("--figure", help="where to draw the share that is right over the NFE, a PNG")
     options = parser.parse_args()
 
     tokenizer, task = load_tokenizer(options.model), find_task(options.task)
@@ -131,7 +151,10 @@ def main() -> None:
     path.touch()
     there = {row["label"] for row in map(json.loads, path.read_text().splitlines())}
     for name in options.samplers:
-        for setting, sampler, budget in points(name, options.scorer, options.entropy_weight):
+        for setting, sampler, budget in points(name, options.scorer, options.bounds, options.entropy_weight):
+            if budget is None and options.max_denoising_steps is not None:
+                budget = options.max_denoising_steps
+                setting = f"{setting} T={budget}"
             label = f"{options.task} {options.split} {options.temperature} {setting}"
             if label in there:
                 continue
@@ -150,6 +173,8 @@ def main() -> None:
         Console(width=150).print(table(mine, options.nfe, "right", f"{title}: right"))
         if any(row["bound"] is not None for row in mine):
             Console(width=150).print(table(mine, options.nfe, "bound", f"{title}: bound, nats"))
+        if options.figure and temperature == options.temperature:
+            trade_off([drawn(row, len(evaluator.dataset)) for row in mine], options.figure, title=title)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def generate_custom(
     options = getattr(model, "denoiser_options", {"mask_token_id": mask_token_id})
     warpers = (TemperatureLogitsWarper, *(kind for kind, _ in WARPERS.values()))
     output = run(
-        Denoiser(model, **options),
+        Denoiser(model, **options),  # pyrefly: ignore[bad-unpacking] (a dict: a module may have anything as attribute)
         sampler,
         replace(resolved, num_return_sequences=1),
         input_ids=input_ids,

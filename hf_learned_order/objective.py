@@ -116,20 +116,7 @@ class OrderELBO(nn.Module):
             raise ValueError(
                 f"min_denoising_steps must be at most max_denoising_steps, got {least} and {max_denoising_steps}"
             )
-        if scorer.config.law not in ELBO_LAWS:
-            raise ValueError(
-                f"law must be one of {', '.join(ELBO_LAWS)}, got {scorer.config.law!r}, "
-                "which has no ELBO and is fitted by another objective"
-            )
-        if scorer.config.law in UNREACHED:
-            law = scorer.config.law
-            if exploration:
-                raise ValueError(f'exploration must be 0 with law "{law}": the KL to where it starts is infinite')
-            if posterior is not None:
-                raise ValueError(
-                    f'law must not be "{law}" for a prior with a posterior of its own: '
-                    "the KL from any other law to it is infinite"
-                )
+        _check_law(scorer.config.law, posterior, exploration)
         self.denoiser = denoiser
         self.scorer = scorer
         self.posterior = posterior
@@ -353,6 +340,21 @@ class OrderELBO(nn.Module):
             value = left.sum(-1)
             return value, value.detach()
         return left.masked_fill(unmask, 0.0).sum(-1), (left.detach() * (1 - mean)).sum(-1)
+
+
+def _check_law(law: str, posterior: CleanPosterior | None, exploration: float) -> None:
+    if law not in ELBO_LAWS:
+        raise ValueError(
+            f"law must be one of {', '.join(ELBO_LAWS)}, got {law!r}, "
+            "which has no ELBO and is fitted by another objective"
+        )
+    if law in UNREACHED and exploration:
+        raise ValueError(f'exploration must be 0 with law "{law}": the KL to where it starts is infinite')
+    if law in UNREACHED and posterior is not None:
+        raise ValueError(
+            f'law must not be "{law}" for a prior with a posterior of its own: '
+            "the KL from any other law to it is infinite"
+        )
 
 
 def _divergence(

@@ -28,7 +28,7 @@ OBJECTIVES: dict[str, type[nn.Module]] = {
     "imitation": ImitationObjective,
     "dense": DenseObjective,
 }
-# of the laws that have no ELBO
+# of laws with an objective of their own; the others have the ELBO
 DEFAULTS = {"factor": "correctness", "dependent": "dependence"}
 
 

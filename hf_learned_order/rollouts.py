@@ -80,7 +80,9 @@ class PolicyGradientObjective(nn.Module):
     ):
         super().__init__()
         if scorer.config.law not in ELBO_LAWS:
-            raise ValueError(f"law must be one of {', '.join(ELBO_LAWS)}, got {scorer.config.law!r}, which draws nothing")
+            raise ValueError(
+                f"law must be one of {', '.join(ELBO_LAWS)}, got {scorer.config.law!r}, which draws nothing"
+            )
         for name, value in (("max_denoising_steps", max_denoising_steps), ("num_chains", num_chains)):
             if value < 2:
                 raise ValueError(f"{name} must be 2 or more, got {value}")

@@ -199,7 +199,9 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
         tilt = 0.0 if self.tilt is None else self.tilt
         edge = factor_edge(values.detach(), step.masked, self.config.bound * math.exp(bias))
         own = self.law(step, values.detach(), bias=bias).mean
-        return NonEmptyBernoulli(torch.where(where, (values - edge + tilt) / temperature, 120.0 * own - 60.0), step.masked)
+        return NonEmptyBernoulli(
+            torch.where(where, (values - edge + tilt) / temperature, 120.0 * own - 60.0), step.masked
+        )
 
     def check_fits(self, denoiser: Denoiser) -> None:
         """Raises `ValueError` unless this scorer was made for a denoiser of this shape and with these layers."""

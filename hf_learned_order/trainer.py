@@ -348,4 +348,5 @@ def _layers(model: nn.Module) -> list[str]:
     """Classes of the layers that FSDP may split each by itself: those that share no weight with another part."""
     times = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     shared = {type(part).__name__ for part in model.modules() if any(times[id(p)] > 1 for p in part.parameters())}
-    return sorted({*(getattr(model, "_no_split_modules", None) or ())} - shared)
+    whole = getattr(model, "_no_split_modules", None) or ()
+    return sorted({*whole} - shared)  # pyrefly: ignore[not-iterable] (names: a module may have anything as attribute)

@@ -89,9 +89,8 @@ def test_train(tmp_path):
 def test_curves(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr(bench_curves, "BUDGETS", (2, 4))
-    monkeypatch.setattr(bench_curves, "BOUNDS", (0.2,))
     models = ["--model", str(EXAMPLES / "sudoku-denoiser"), "--scorer", str(EXAMPLES / "sudoku-scorer")]
-    small = ["--limit", "6", "--samplers", "top_prob", "learned_order", "--nfe", "3", "--bound"]
+    small = ["--limit", "6", "--samplers", "top_prob", "learned_order", "--nfe", "3", "--bound", "--bounds", "0.2"]
     monkeypatch.setattr(sys, "argv", ["bench_curves.py", *models, *small, "--output", str(tmp_path / "curves.jsonl")])
     bench_curves.main()
     rows = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
@@ -100,8 +99,13 @@ def test_curves(tmp_path, monkeypatch, capsys):
     assert 3 < rows[2]["nfe"] < 8
     assert rows[2]["right"] >= 0.5  # about 80 % of 400 test puzzles
     assert "bound, nats" in capsys.readouterr().out
-    bench_curves.main()  # nothing is missing, nothing is measured
-    assert len((tmp_path / "curves.jsonl").read_text().splitlines()) == 3
+    more = ["--figure", str(tmp_path / "curves.png"), "--max_denoising_steps", "3"]
+    monkeypatch.setattr(sys, "argv", [*sys.argv, *more])
+    bench_curves.main()  # what is there is not measured again
+    rows = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
+    assert [row["sampler"] for row in rows[3:]] == ["learned_order"]
+    assert rows[3]["nfe"] == 3
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_curves_have_a_setting_for_every_law(tmp_path):
@@ -109,9 +113,9 @@ def test_curves_have_a_setting_for_every_law(tmp_path):
     shape = {"vocab_size": 9, "denoiser_hidden_size": 8, "hidden_size": 8, "num_attention_heads": 2}
     for law, budget in (("count", 6), ("dependent", None)):
         OrderScorer(OrderScorerConfig(law=law, max_denoising_steps=budget, **shape)).save_pretrained(tmp_path / law)
-    drawn = list(bench_curves.points("learned_order", [str(tmp_path / "count")]))
+    drawn = list(bench_curves.points("learned_order", [str(tmp_path / "count")], []))
     assert [budget for _, _, budget in drawn] == [1, 2, 3, 4, 5, 6]
-    bounded = list(bench_curves.points("learned_order", [str(tmp_path / "dependent")], 0.0))
+    bounded = list(bench_curves.points("learned_order", [str(tmp_path / "dependent")], [2, 0.5], 0.0))
     assert {(sampler.scorer.config.entropy_weight, budget) for _, sampler, budget in bounded} == {(0.0, None)}
     bounds = [sampler.scorer.config.bound * math.exp(sampler.bias) for _, sampler, _ in bounded]
-    assert bounds == pytest.approx(bench_curves.BOUNDS)
+    assert bounds == pytest.approx([2, 0.5])
