@@ -116,7 +116,12 @@ def test_what_cannot_be_met_is_approached():
 
 @pytest.mark.parametrize(
     ("law", "target", "options"),
-    [("factor", 6.0, {"max_denoising_steps": 12}), ("dependent", 6.0, {}), ("non_empty", 3.0, {"posterior": "clean"})],
+    [
+        ("factor", 6.0, {"max_denoising_steps": 12}),
+        ("factor", 6.0, {"max_denoising_steps": 12, "objective": "elbo", "posterior": "prior", "num_chains": 2}),
+        ("dependent", 6.0, {}),
+        ("non_empty", 3.0, {"posterior": "clean"}),
+    ],
 )
 def test_trainer_lands_on_the_target(law, target, options, tmp_path):
     tokenizer = equation_tokenizer()
