@@ -20,10 +20,10 @@ export MALLOC_MMAP_THRESHOLD_ ?= 100000000000
 export MALLOC_TOP_PAD_ ?= 1000000000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check docs bench clean
+.PHONY: help setup demo test check docs bench results clean
 
 help:
-	@echo "make setup | demo | test | check | docs | bench | clean"
+	@echo "make setup | demo | test | check | docs | bench | results | clean"
 
 setup: $(STAMP)
 
@@ -64,6 +64,15 @@ docs: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python examples/bench.py $(ARGS)
 	$(BIN)/python examples/bench_training.py $(ARGS)
+
+# the tables of docs/results.md that need nothing trained before: two hours of a core, a row at a time
+results: export PYTHONPATH = tests
+results: $(STAMP)
+	$(BIN)/python examples/bench_estimators.py
+	$(BIN)/python examples/bench_ablation.py --updates 150
+	$(BIN)/python examples/bench_known_answers.py
+	$(BIN)/python examples/bench_curves.py --model examples/sudoku-denoiser --scorer examples/sudoku-scorer \
+		--task sudoku --bound --figure runs/sudoku.png
 
 clean:
 	rm -rf dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -26,6 +26,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "law count": {"law": "count"},
     "law plackett_luce": {"law": "plackett_luce"},
     "law repulsive": {"law": "repulsive"},
+    "law factor": {"law": "factor"},
     "law max_normalized": {"law": "max_normalized"},
     "posterior clean": {"posterior": True},
     "posterior clean, law count": {"posterior": True, "law": "count"},
