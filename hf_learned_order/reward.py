@@ -91,11 +91,15 @@ class RewardObjective(PolicyGradientObjective):
         draws = Draws(seeds, rows=len(clean), device=clean.device)
         prompt = left_padded(input_ids, attention_mask)
         steps, bias = self._budget(draws)
+        branch = draws.integer(2, steps)
+        # before any decoding, which is as long as the slowest row of the batch: [batch, K, branch, canvas + 1], of the
+        # step that explores and those behind it
+        numbers = draws.uniform(self.num_chains, branch, clean.shape[1] + 1)
         sampler = _Branching(
             scorer=self.scorer,
             bias=bias,
             clean=clean,
-            branch=draws.integer(2, steps),
+            branch=branch,
             steps=steps,
             gradient=torch.is_grad_enabled(),
             draws=draws,
@@ -108,7 +112,7 @@ class RewardObjective(PolicyGradientObjective):
         exact = ((output.sequences[:, -clean.shape[1] :] == clean) | ~response).all(-1)
         surrogate, reward = clean.new_zeros((), dtype=torch.float), clean.new_zeros((), dtype=torch.float)
         if sampler.states:  # else every row had finished before
-            surrogate, reward = self._explore(*prompt, clean, response, sampler)
+            surrogate, reward = self._explore(*prompt, clean, response, sampler, numbers)
         loss = -(steps - 1) * surrogate
         if sampler.seen:
             observed, _, counts = (torch.stack(parts).sum() for parts in zip(*sampler.seen, strict=True))
@@ -118,16 +122,22 @@ class RewardObjective(PolicyGradientObjective):
         return {"loss": loss, "reward": reward, "exact": exact.float().mean(), "nfe": output.nfe.float().mean()}
 
     def _explore(
-        self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, response: Tensor, sampler: "_Branching"
+        self,
+        prompt: Tensor,
+        prompt_mask: Tensor,
+        clean: Tensor,
+        response: Tensor,
+        sampler: "_Branching",
+        numbers: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """The sum of log q(r) times its advantage over rows and draws, and that of rewards, both divided by B K."""
         ((step, values),) = sampler.states
         rows = step.rows
         chains = self.num_chains
         law = self.scorer.exploring_law(step, values, bias=sampler.bias, where=response[rows])
+        numbers = numbers[rows].transpose(0, 1)
         with torch.no_grad():
-            # [K, rows, canvas + 1]
-            unmask = law.draw(sampler.draws.uniform(chains, clean.shape[1] + 1)[rows].transpose(0, 1))
+            unmask = law.draw(numbers[:, :, 0])  # [K, rows, canvas]
         log_q = law.log_prob(unmask)  # [K, rows]
         canvas = torch.where(unmask, step.predictions.tokens, step.canvas).flatten(0, 1)
         masked = (step.masked & ~unmask).flatten(0, 1)
@@ -138,7 +148,7 @@ class RewardObjective(PolicyGradientObjective):
         taken = torch.full_like(rows, sampler.calls)
         going_on = (right & (masked & response).any(-1)).nonzero().squeeze(-1)
         if len(going_on):
-            rest = LearnedOrderSampler(scorer=self.scorer, bias=sampler.bias)
+            rest = _Rest(scorer=self.scorer, bias=sampler.bias, numbers=numbers.flatten(0, 1)[going_on])
             at = rows[going_on]
             output = self._decode(prompt[at], prompt_mask[at], canvas[going_on], rest, sampler.branch - 1)
             final = output.sequences[:, -clean.shape[1] :]
@@ -194,3 +204,14 @@ class _Branching(OrderByRow):
         if step.steps_left == self.branch:
             self.states.append((step, values))
         return self.drawn(step, values.detach())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rest(LearnedOrderSampler):
+    """The learned order behind the step that explores, each row drawn by numbers of its own."""
+
+    numbers: Tensor  # [rows, branch, canvas + 1]
+
+    def propose(self, step: Step, state: State) -> Proposal:
+        law = self.scorer.law(step, self.scorer(step), bias=self.bias)
+        return Proposal(law.draw(self.numbers[step.rows, -step.steps_left]))

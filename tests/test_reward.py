@@ -15,7 +15,7 @@ from hf_learned_order.predictions import Step
 from hf_learned_order.reward import RewardObjective
 from hf_learned_order.samplers import LearnedOrderSampler
 from hf_learned_order.scorer import ELBO_LAWS, OrderScorer, OrderScorerConfig
-from hf_learned_order.updates import Draws
+from hf_learned_order.updates import Draws, seeds_of
 
 OTHER, WRONG, RIGHT, EOS = Scripted.OTHER, Scripted.WRONG, Scripted.RIGHT, Scripted.OTHER
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "denoiser_hidden_size": 0}
@@ -175,6 +175,32 @@ def test_what_is_given_stands_from_the_start():
     assert objective(**batch)["exact"] == 0
     given = torch.tensor([[True, False, False, False]] * 3)
     assert objective(**batch, given=given)["exact"] == 1
+
+
+@pytest.mark.parametrize("law", ["factor", "non_empty", "count"])
+def test_a_row_is_the_same_in_whatever_batch(law, monkeypatch):
+    """Rows that need more steps than others take no numbers from them: of two halves the mean is that of the whole."""
+    monkeypatch.setattr(reward, "CORRECTNESS", 0.0)
+    monkeypatch.setattr(RewardObjective, "_budget", lambda self, draws: (5, 0.5 if law == "factor" else 0.0))
+
+    def script(number, canvas):
+        if number == 7:  # one step
+            return [(RIGHT, 0.999)] * 4
+        return needs_the_first(0.58)(number, canvas)
+
+    objective = objective_of(script, law)
+    batch = batch_of(6, [RIGHT] * 4)
+    batch["input_ids"][:3] = 7
+    moved = 0
+    for number in range(8):
+        seeds, found = seeds_of(0, number, first=0, rows=6), []
+        for rows in (slice(None), slice(3), slice(3, None)):
+            out = objective(**{name: value[rows] for name, value in batch.items()}, seeds=seeds[rows])
+            found.append((gradient(out.pop("loss"), objective), *out.values()))
+        for whole, first, second in zip(*found, strict=True):
+            torch.testing.assert_close(whole, (first + second) / 2)
+        moved += found[0][0].norm() > 0
+    assert moved > 2
 
 
 def test_evaluating_needs_no_gradient():
