@@ -247,18 +247,20 @@ def test_what_is_judged_has_an_end_and_its_own_answer():
         assert [row[:1] for row in tokens] == answers
 
 
-def test_what_a_judged_response_takes(monkeypatch):
-    """One call where all is explored at once, two otherwise; that it is not the published one is of no account."""
+@pytest.mark.parametrize("end", [None, 1])
+def test_what_a_judged_response_takes(end, monkeypatch):
+    """The calls of its own: one for each position up to its end that was not explored. The published one ends later."""
     judged = objective_of(
-        lambda _, canvas: [(WRONG, 0.9)] * 3,
+        lambda _, canvas: [(RIGHT if i == end else WRONG, 0.9 - 0.1 * i) for i in range(3)],
         "factor",
-        max_denoising_steps=2,
         trained=False,
-        is_right=lambda tokens, answers: (tokens == answers).all(-1),
+        eos_token_id=None if end is None else RIGHT,
+        is_right=lambda tokens, answers: (tokens[:, :1] == answers).all(-1),
     )
-    monkeypatch.setattr(judged, "_budget", lambda draws: (2, -20.0))
-    sets = []
-    law_of = judged.scorer.exploring_law
+    # a bound of nothing takes one position; the first step explores
+    monkeypatch.setattr(judged, "_budget", lambda draws: (3, -20.0))
+    monkeypatch.setattr(Draws, "integer", lambda self, low, high: high)
+    sets, law_of = [], judged.scorer.exploring_law
 
     def exploring(*args, **kwargs):
         law = law_of(*args, **kwargs)
@@ -267,11 +269,12 @@ def test_what_a_judged_response_takes(monkeypatch):
         return law
 
     monkeypatch.setattr(judged.scorer, "exploring_law", exploring)
-    out = judged(**batch_of(16, [RIGHT] * 3), answer=torch.full((16, 3), WRONG))
-    at_once = sets[0].all(-1).float().mean().item()
-    assert 0 < at_once < 1
-    assert out["reward"].item() == pytest.approx(at_once + (1 - at_once) * 2 / 3)
-    assert out["nfe"] == 2
+    out = judged(**batch_of(16, [OTHER] * 3), answer=torch.full((16, 1), WRONG))
+    length = 3 if end is None else end + 1
+    sizes = sets[0].sum(-1).float()
+    assert set(sizes.flatten().tolist()) == set(range(1, length + 1))
+    assert out["reward"].item() == pytest.approx((1 - (length - sizes) / 3).mean().item())
+    assert out["nfe"] == length
     assert out["right"] == 1
     assert "exact" not in out
 
