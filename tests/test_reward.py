@@ -277,6 +277,8 @@ def test_what_a_judged_response_takes(end, monkeypatch):
     assert out["nfe"] == length
     assert out["right"] == 1
     assert "exact" not in out
+    judged.speed_exponent = 0.0  # all earn the same, and no other loss has a part
+    assert judged(**batch_of(16, [OTHER] * 3), answer=torch.full((16, 1), WRONG))["loss"] == 0
 
 
 def test_a_judged_response_is_explored_up_to_where_it_ends_as_it_looks(monkeypatch):
