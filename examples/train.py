@@ -44,6 +44,13 @@ class ScriptArguments:
     )
     bound: float = field(default=0.5, metadata={"help": "of the factor and the dependent law, and of a warm start"})
     entropy_weight: float = field(default=1.5, metadata={"help": "dependent law: cost of a position by itself"})
+    reward: str = field(
+        default="exact",
+        metadata={
+            "help": "objective reward: the published response is right, or what the task says",
+            "choices": ["exact", "task"],
+        },
+    )
     scorer_size: int = field(default=64, metadata={"help": "width of the scorer"})
     scorer_layers: int = 2
     hidden_layers: list[int] | None = field(
@@ -106,6 +113,7 @@ def main() -> None:
         train_dataset=train,
         eval_dataset=validation,
         peft_config=peft_config,
+        is_right=task.is_right if script.reward == "task" else None,
         compute_metrics=AnswerMetrics(tokenizer, task.is_right),
         callbacks=[EarlyStoppingCallback(patience)] if (patience := script.early_stopping_patience) else None,
         card=Card(

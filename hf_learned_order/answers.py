@@ -1,7 +1,8 @@
-"""The task metric of an evaluation in training, as `Trainer` takes it: `compute_metrics=AnswerMetrics(tokenizer, ...)`.
+"""Answers that go with their rows, and what is judged by them.
 
 Trainer gathers tensors only. So the answer of each row goes with it, as the characters of its text: however rows are
-ordered, split among processes and padded, each is judged by its own.
+ordered, split among processes and padded, each is judged by its own: in evaluations, as `Trainer` takes it
+(`compute_metrics=AnswerMetrics(tokenizer, ...)`), and where an objective needs a judge (`judged`).
 """
 
 from collections.abc import Callable, Sequence
@@ -26,6 +27,18 @@ def encoded(texts: Sequence[str]) -> Tensor:
 def decoded(codes: Sequence[Sequence[int]]) -> list[str]:
     """The texts of `encoded` rows [rows, width]."""
     return ["".join(chr(code) for code in row if code != PADDING) for row in codes]
+
+
+def judged(
+    tokens: Tensor, answers: Tensor, *, tokenizer: PreTrainedTokenizerBase, is_right: Callable[[str, str], bool]
+) -> Tensor:
+    """bool [rows]: which responses, int [rows, canvas], are right by their `encoded` answers ("" where there is none).
+
+    `tokenizer` and `is_right` are those of `AnswerMetrics`; without them it is a judge of `reward.RewardObjective`.
+    """
+    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    right = [is_right(text, answer) for text, answer in zip(texts, decoded(answers.tolist()), strict=True)]
+    return torch.tensor(right, dtype=torch.bool, device=tokens.device)
 
 
 class AnswerMetrics:

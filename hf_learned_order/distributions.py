@@ -154,15 +154,20 @@ def factor_set(probability: Tensor, masked: Tensor, factor: float) -> Tensor:
     return torch.zeros_like(masked).scatter(-1, order, (n + 1) * (1 - falling) < factor)
 
 
-def factor_edge(logits: Tensor, masked: Tensor, factor: float) -> Tensor:
-    """[..., 1]: between the smallest logit in `factor_set` and the largest one outside it, both of masked positions.
+def matching_edge(logits: Tensor, masked: Tensor, count: Tensor, temperature: float) -> Tensor:
+    """[..., 1]: the edge at which sigmoid((logit - edge) / temperature) sums to `count` [..., 1] over masked positions.
 
-    Logits beyond -6 and 12 count as these; where nothing is in the set, it is the largest logit.
+    To a half at least, and to all of them but a half at most, so that one may always be left out. Logits beyond -20 and
+    20 count as these; where nothing is masked, the edge is any.
     """
-    accepted = factor_set(logits.sigmoid(), masked, factor)
-    inside = logits.masked_fill(~accepted, torch.inf).amin(-1, keepdim=True).clamp(max=12.0)
-    outside = logits.masked_fill(accepted | ~masked, -torch.inf).amax(-1, keepdim=True).clamp(min=-6.0)
-    return torch.where(accepted.any(-1, keepdim=True), (inside + outside) / 2, outside)
+    count = torch.minimum(count, masked.sum(-1, keepdim=True) - 0.5).clamp(min=0.5)
+    logits = logits.clamp(-20.0, 20.0)
+    low, high = torch.full_like(count, -40.0), torch.full_like(count, 40.0)
+    for _ in range(32):  # by bisection, to 2e-8
+        edge = (low + high) / 2
+        more = (((logits - edge) / temperature).sigmoid() * masked).sum(-1, keepdim=True) > count
+        low, high = torch.where(more, edge, low), torch.where(more, high, edge)
+    return (low + high) / 2
 
 
 class OneSet(SubsetDistribution):

@@ -2,7 +2,9 @@
 
     reward = [the response is right] * (1 - (NFE - 1) / canvas)^alpha
 
-The product matters: a sum is largest for unmasking everything at once, whatever it says.
+The product matters: a sum is largest for unmasking everything at once, whatever it says. What is right is the published
+response, token for token, or what a judge says of it: where many responses are right, the published one is only one of
+them.
 
 Decoding goes on as in generation up to one step, the same for a batch, chosen evenly among those that a law decides.
 There K sets are drawn, and each is decoded to the end as in generation; each draw is followed by what it earned more
@@ -15,13 +17,15 @@ are and makes the gradient that of no fixed objective; that is left out.
 
 A scorer with the factor law learns with every budget: each batch has a T and a bound of its own, small budgets more
 often, where decoding has most to lose, and larger bounds with these. Its probabilities keep what they mean by a share
-of the loss of `correctness`, at the states that the decoding passes anyway.
+of the loss of `correctness`, at the states that the decoding passes anyway. With a judge there is none: that loss takes
+the published token for the only right one. What the bound bounds is then no longer a risk, only a knob.
 
 Source: Jazbec et al., Learning Unmasking Policies for Diffusion Language Models, arXiv 2512.09106 (group-relative
 policy gradient with a product of correctness and speed; this speed factor and the single step are ours).
 Symbols: `x` clean, `T` max_denoising_steps, `K` num_chains.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +54,10 @@ class RewardObjective(PolicyGradientObjective):
         denoiser, scorer, num_chains, eos_token_id: as in `PolicyGradientObjective`.
         max_denoising_steps: T; with the factor law the largest one, each batch has its own.
         speed_exponent: alpha, how much speed counts; 0: not at all.
+        is_right: the judge, from responses int [n, canvas] (EOS behind the first one) and their answers int [n, width],
+            rows of the `answer` of a batch, to bool [n]; `answers.judged` is one. By default a response is right that
+            is the published one. Then most explored responses need no denoiser any more, as what is wrong stays wrong;
+            those that are judged are all decoded to their end.
 
     Raises:
         ValueError: `speed_exponent` is negative, or as `PolicyGradientObjective`.
@@ -64,6 +72,7 @@ class RewardObjective(PolicyGradientObjective):
         num_chains: int = 8,
         eos_token_id: int | None = None,
         speed_exponent: float = 1.0,
+        is_right: Callable[[Tensor, Tensor], Tensor] | None = None,
     ):
         super().__init__(
             denoiser,
@@ -75,6 +84,7 @@ class RewardObjective(PolicyGradientObjective):
         if not speed_exponent >= 0:
             raise ValueError(f"speed_exponent must be 0 or more, got {speed_exponent}")
         self.speed_exponent = speed_exponent
+        self.is_right = is_right
 
     def forward(
         self,
@@ -83,19 +93,30 @@ class RewardObjective(PolicyGradientObjective):
         clean: Tensor,
         seeds: Tensor | None = None,
         given: Tensor | None = None,
+        answer: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """`loss` (to be minimised), the means of `reward` over the draws, `exact` (share of responses that come out
-        right without exploring) and `nfe`. `seeds` are those of `updates.Draws`; `given` bool [batch, canvas] are
-        positions of `clean` that are known from the start.
+        right without exploring; with a judge its name is `right`) and `nfe`. `seeds` are those of `updates.Draws`;
+        `given` bool [batch, canvas] are positions of `clean` that are known from the start; `answer` int
+        [batch, width] is what a judge takes.
+
+        Raises:
+            ValueError: there is a judge and no `answer`.
         """
+        if self.is_right is not None and answer is None:
+            raise ValueError("answer must be given where responses are judged (data.CanvasCollator(with_answers=True))")
         draws = Draws(seeds, rows=len(clean), device=clean.device)
         prompt = left_padded(input_ids, attention_mask)
         steps, bias = self._budget(draws)
+        branch = draws.integer(2, steps)
+        # before any decoding, which is as long as the slowest row of the batch: [batch, K, branch, canvas + 1], of the
+        # step that explores and those behind it
+        numbers = draws.uniform(self.num_chains, branch, clean.shape[1] + 1)
         sampler = _Branching(
             scorer=self.scorer,
             bias=bias,
-            clean=clean,
-            branch=draws.integer(2, steps),
+            clean=clean if self.is_right is None else None,
+            branch=branch,
             steps=steps,
             gradient=torch.is_grad_enabled(),
             draws=draws,
@@ -104,49 +125,68 @@ class RewardObjective(PolicyGradientObjective):
         )
         asked = torch.ones_like(clean, dtype=torch.bool) if given is None else ~given
         output = self._decode(*prompt, clean.masked_fill(asked, self.denoiser.mask_token_id), sampler, steps)
-        response = self.response(clean)
-        exact = ((output.sequences[:, -clean.shape[1] :] == clean) | ~response).all(-1)
+        right = self._right(output.sequences[:, -clean.shape[1] :], clean, answer)
         surrogate, reward = clean.new_zeros((), dtype=torch.float), clean.new_zeros((), dtype=torch.float)
         if sampler.states:  # else every row had finished before
-            surrogate, reward = self._explore(*prompt, clean, response, sampler)
+            surrogate, reward = self._explore(*prompt, clean, answer, sampler, numbers)
         loss = -(steps - 1) * surrogate
         if sampler.seen:
             observed, _, counts = (torch.stack(parts).sum() for parts in zip(*sampler.seen, strict=True))
             loss = loss + CORRECTNESS * mean_of(observed, counts)
         # a batch without a draw still gives every parameter a gradient, of 0
         loss = loss + sum(0.0 * p.sum() for p in self.scorer.parameters())
-        return {"loss": loss, "reward": reward, "exact": exact.float().mean(), "nfe": output.nfe.float().mean()}
+        name = "exact" if self.is_right is None else "right"
+        return {"loss": loss, "reward": reward, name: right.float().mean(), "nfe": output.nfe.float().mean()}
 
     def _explore(
-        self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, response: Tensor, sampler: "_Branching"
+        self,
+        prompt: Tensor,
+        prompt_mask: Tensor,
+        clean: Tensor,
+        answer: Tensor | None,
+        sampler: "_Branching",
+        numbers: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """The sum of log q(r) times its advantage over rows and draws, and that of rewards, both divided by B K."""
         ((step, values),) = sampler.states
         rows = step.rows
         chains = self.num_chains
-        law = self.scorer.exploring_law(step, values, bias=sampler.bias, where=response[rows])
+        # a judge knows no end of the right response: what counts is that of the response as it looks here
+        looks = clean[rows] if self.is_right is None else torch.where(step.masked, step.predictions.tokens, step.canvas)
+        law = self.scorer.exploring_law(step, values, bias=sampler.bias, where=self.response(looks))
+        numbers = numbers[rows].transpose(0, 1)
         with torch.no_grad():
-            # [K, rows, canvas + 1]
-            unmask = law.draw(sampler.draws.uniform(chains, clean.shape[1] + 1)[rows].transpose(0, 1))
+            unmask = law.draw(numbers[:, :, 0])  # [K, rows, canvas]
         log_q = law.log_prob(unmask)  # [K, rows]
         canvas = torch.where(unmask, step.predictions.tokens, step.canvas).flatten(0, 1)
         masked = (step.masked & ~unmask).flatten(0, 1)
         rows = rows.repeat(chains)
-        clean, response = clean[rows], response[rows]
-        # what is wrong stays wrong, and what is complete stays right: neither needs the denoiser
-        right = (masked | (canvas == clean) | ~response).all(-1)
+        clean, answer = clean[rows], None if answer is None else answer[rows]
         taken = torch.full_like(rows, sampler.calls)
-        going_on = (right & (masked & response).any(-1)).nonzero().squeeze(-1)
+        unfinished = (masked & self.response(canvas)).any(-1)
+        if self.is_right is None:
+            # what is wrong stays wrong
+            unfinished &= (masked | (canvas == clean) | ~self.response(clean)).all(-1)
+        going_on = unfinished.nonzero().squeeze(-1)
         if len(going_on):
-            rest = LearnedOrderSampler(scorer=self.scorer, bias=sampler.bias)
+            rest = _Rest(scorer=self.scorer, bias=sampler.bias, numbers=numbers.flatten(0, 1)[going_on])
             at = rows[going_on]
             output = self._decode(prompt[at], prompt_mask[at], canvas[going_on], rest, sampler.branch - 1)
-            final = output.sequences[:, -clean.shape[1] :]
-            right[going_on] = ((final == clean[going_on]) | ~response[going_on]).all(-1)
+            canvas[going_on] = output.sequences[:, -clean.shape[1] :]
             taken[going_on] += output.nfe
+        right = self._right(canvas, clean, answer)
         reward = (right * (1 - (taken - 1) / clean.shape[1]) ** self.speed_exponent).view(chains, -1)
         draws = len(prompt) * chains
         return (log_q * leave_one_out(reward.T).T).sum() / draws, reward.sum() / draws
+
+    def _right(self, tokens: Tensor, clean: Tensor, answer: Tensor | None) -> Tensor:
+        """bool [n]: which of the responses [n, canvas] are right, whatever stands behind their ends."""
+        if self.is_right is None:
+            return ((tokens == clean) | ~self.response(clean)).all(-1)
+        if self.eos_token_id is not None:
+            tokens = tokens.masked_fill(~self.response(tokens), self.eos_token_id)
+        # pyrefly: ignore[bad-argument-type] (`forward` has looked)
+        return self.is_right(tokens, answer)
 
     def _budget(self, draws: Draws) -> tuple[int, float]:
         """T and the bias of a batch."""
@@ -174,7 +214,7 @@ class RewardObjective(PolicyGradientObjective):
 class _Branching(OrderByRow):
     """The learned order, what the law was made of at one of its steps, and what there is to learn at each."""
 
-    clean: Tensor
+    clean: Tensor | None  # None: nothing but the one step
     branch: int  # steps left at that step, it included
     steps: int
     gradient: bool  # decoding is without
@@ -189,8 +229,19 @@ class _Branching(OrderByRow):
     def propose(self, step: Step, state: State) -> Proposal:
         with torch.set_grad_enabled(self.gradient):
             values = self.scorer(step)
-            if not self.scorer.is_random:
+            if self.clean is not None and not self.scorer.is_random:
                 self.seen.append(losses(step, values, self.clean[step.rows]))
         if step.steps_left == self.branch:
             self.states.append((step, values))
         return self.drawn(step, values.detach())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rest(LearnedOrderSampler):
+    """The learned order behind the step that explores, each row drawn by numbers of its own."""
+
+    numbers: Tensor  # [rows, branch, canvas + 1]
+
+    def propose(self, step: Step, state: State) -> Proposal:
+        law = self.scorer.law(step, self.scorer(step), bias=self.bias)
+        return Proposal(law.draw(self.numbers[step.rows, -step.steps_left]))

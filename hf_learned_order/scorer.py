@@ -23,7 +23,7 @@ from hf_learned_order.distributions import (
     NonEmptyBernoulli,
     SubsetDistribution,
     ancestral_logit,
-    factor_edge,
+    matching_edge,
 )
 from hf_learned_order.features import features_of, width_of
 from hf_learned_order.heads import CountHead, zeroed
@@ -191,17 +191,19 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
         """`law`, or in place of the factor law, which has no density, a random one around its set, for training.
 
         Each position is in with the probability `sigmoid((logit - edge) / temperature)`, given that one is
-        (`NonEmptyBernoulli`), `edge` lying between the smallest logit in the law's set and the largest outside it.
-        Outside `where`, bool [batch, canvas], it is the law's set itself.
+        (`NonEmptyBernoulli`). The `edge` is where these sum to the number of positions in the law's set
+        (`matching_edge`): among equal logits as well as many are in as in the law, and where everything is in the law's
+        set something may still stay out, or nothing would be learned there any more. Outside `where`, bool
+        [batch, canvas], it is the law's set itself.
         """
         if self.config.law != "factor":
             return self.law(step, values, bias=bias)
         tilt = 0.0 if self.tilt is None else self.tilt
-        edge = factor_edge(values.detach(), step.masked, self.config.bound * math.exp(bias))
         own = self.law(step, values.detach(), bias=bias).mean
-        return NonEmptyBernoulli(
-            torch.where(where, (values - edge + tilt) / temperature, 120.0 * own - 60.0), step.masked
-        )
+        count = (own * where).sum(-1, keepdim=True)
+        edge = matching_edge(values.detach(), step.masked & where, count, temperature)
+        around = (values - edge + tilt) / temperature
+        return NonEmptyBernoulli(torch.where(where, around, 120.0 * own - 60.0), step.masked)
 
     def check_fits(self, denoiser: Denoiser) -> None:
         """Raises `ValueError` unless this scorer was made for a denoiser of this shape and with these layers."""

@@ -5,7 +5,7 @@ trained and no more (`saved.py`).
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_callback import ProgressCallback
 
+from hf_learned_order.answers import judged
 from hf_learned_order.arguments import OBJECTIVE_SETTINGS, OrderTrainingArguments
 from hf_learned_order.cards import TRAINING_FILE, Card, training_file
 from hf_learned_order.data import CanvasCollator
@@ -49,14 +50,16 @@ class OrderTrainer(Trainer):
             `answer` (`hf_learned_order.data`).
         processing_class: the tokenizer; it must have mask, EOS and padding tokens.
         peft_config: a PEFT configuration, e.g. `LoraConfig`, to tune the denoiser along.
+        is_right: of objective "reward": from the text of a response and the row's `answer` ("" where there is none), a
+            task's (`tasks.TASKS`); by default nothing is right but the row's response.
         card: what the model card says of data and command when the scorer is pushed; the seed by default.
         **kwargs: `Trainer`'s own. With `compute_metrics`, an evaluation decodes its rows: `predictions` are token ids
             [rows, canvas], `label_ids` a pair, those of the references and the answers as `answers.decoded` reads them.
             `answers.AnswerMetrics` is one.
 
     Raises:
-        ValueError: the tokenizer has no mask token, the scorer does not fit, both ways of tuning are asked for, or
-            `target_nfe` is out of reach.
+        ValueError: the tokenizer has no mask token, the scorer does not fit, both ways of tuning are asked for,
+            `is_right` is given and the objective is not "reward", or `target_nfe` is out of reach.
     """
 
     if TYPE_CHECKING:
@@ -73,6 +76,7 @@ class OrderTrainer(Trainer):
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,
         peft_config: Any = None,
+        is_right: Callable[[str, str], bool] | None = None,
         card: Card | None = None,
         **kwargs: Any,
     ):
@@ -94,6 +98,8 @@ class OrderTrainer(Trainer):
         name = args.objective or DEFAULTS.get(law, "elbo")
         if name != "elbo" and (peft_config is not None or args.train_denoiser):
             raise ValueError(f'objective must be "elbo" when the denoiser is tuned, got {name!r}, which keeps it fixed')
+        if name != "reward" and is_right is not None:
+            raise ValueError(f'is_right must be None with objective {name!r}: only "reward" judges responses')
         if name == "elbo" and law in ELBO_LAWS and args.posterior != "prior":
             self.posterior = CleanPosterior(
                 scorer.config,
@@ -107,6 +113,7 @@ class OrderTrainer(Trainer):
             scorer,
             posterior=self.posterior,
             eos_token_id=processing_class.eos_token_id,
+            is_right=None if is_right is None else partial(judged, tokenizer=processing_class, is_right=is_right),
             **{setting: getattr(args, setting) for setting in OBJECTIVE_SETTINGS},
         )
         self.value = getattr(objective, "value", None)
@@ -118,6 +125,7 @@ class OrderTrainer(Trainer):
         if isinstance(objective, OrderELBO):
             objective.holds_speed = self.pace is not None
         self._objective = objective
+        self._unasked = ("answer",) if is_right is None else ()
         self._lend_to(objective)
         # name -> what was measured in each batch since the last log, and in how many rows
         self._measured: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
@@ -186,7 +194,7 @@ class OrderTrainer(Trainer):
             left = remaining(update / self.state.max_steps) if training else 0.0
             self._objective.exploration = self.args.exploration * left
         self._calls = 0
-        asked = {name: value for name, value in inputs.items() if name != "answer"}
+        asked = {name: value for name, value in inputs.items() if name not in self._unasked}
         outputs = model(**asked, seeds=self._seeds(rows, training=training))
         outputs = {**outputs, "denoiser_calls": torch.tensor(self._calls / rows)}
         for name, value in outputs.items():

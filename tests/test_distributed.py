@@ -24,6 +24,8 @@ SAME = (
     "predicted",
     "confidence_loss",
     "exact",
+    "right",
+    "reward",
     "denoiser_calls",
     "law_bound",
     "law_bias",

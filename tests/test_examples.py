@@ -67,22 +67,27 @@ def test_bench_of_choices(monkeypatch, capsys):
     assert [line.split(" | ")[0] for line in lines] == [f"| {name}" for name in choices]
 
 
-def test_train(tmp_path):
+@pytest.mark.parametrize(
+    ("law", "options", "logged"),
+    [("dependent", (), "observed"), ("factor", ("--objective", "reward", "--reward", "task"), "right")],
+)
+def test_train(law, options, logged, tmp_path):
     save_all(tmp_path)
     write_rows(tmp_path / "train.jsonl", 404, 0)
     done = subprocess.run(
         [
             *(sys.executable, EXAMPLES / "train.py", "--model_name_or_path", tmp_path / "denoiser"),
-            *("--train_file", tmp_path / "train.jsonl", "--output_dir", tmp_path / "out", "--law", "dependent"),
+            *("--train_file", tmp_path / "train.jsonl", "--output_dir", tmp_path / "out", "--law", law, *options),
             *("--num_problems", "8", "--scorer_size", "16", "--scorer_layers", "1", "--max_steps", "1"),
-            *("--per_device_train_batch_size", "2", "--eval_strategy", "no", "--hidden_layers", "1", "-1"),
+            *("--per_device_train_batch_size", "2", "--logging_steps", "1", "--hidden_layers", "1", "-1"),
         ],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    assert f"'{logged}': " in done.stdout
     scorer = OrderScorer.from_pretrained(tmp_path / "out")
-    assert (scorer.config.law, scorer.config.hidden_size) == ("dependent", 16)
+    assert (scorer.config.law, scorer.config.hidden_size) == (law, 16)
     assert scorer.config.layers_seen == (1, -1)
 
 

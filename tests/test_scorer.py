@@ -548,24 +548,32 @@ def test_dependence_of_pairs_is_learned():
     bias=st.floats(-3, 3),
 )
 def test_the_factor_law_explores_around_its_set(logits, masked, bias):
-    """Nearly without noise it is the law's own set; with it, positions near the edge change sides; never elsewhere."""
+    """As many positions in the mean, or half a one less than all; the surer the likelier; elsewhere the set itself."""
     scorer = OrderScorer(OrderScorerConfig(law="factor", denoiser_hidden_size=0, hidden_size=8))
     step = SimpleNamespace(masked=torch.tensor([masked]), steps_left=3)
     values = torch.tensor([logits])
     everywhere = torch.ones_like(step.masked)
     own = scorer.law(step, values, bias=bias).sample()
-    exploring = scorer.exploring_law(step, values, bias=bias, where=everywhere, temperature=1e-4)
-    assert exploring.sample().tolist() == own.tolist()
     law = scorer.exploring_law(step, values, bias=bias, where=everywhere)
-    chances = law.logits.sigmoid()[step.masked].tolist()
-    chosen = own[step.masked].tolist()
-    free = [x for x, c in zip(torch.tensor(logits)[step.masked[0]].tolist(), chosen, strict=True) if c]
-    if len(free) > 1:  # more than what is taken because there has to be one
-        assert all((chance > 0.5) == c for chance, c in zip(chances, chosen, strict=True))
-    if 0 < sum(chosen) < len(chosen) and len(free) > 1:
-        rest = [x for x in torch.tensor(logits)[step.masked[0]].tolist() if x not in free]
-        edge = (min(free) + max(max(rest), -6.0)) / 2
-        expected = [1 / (1 + math.exp(-(x - edge) / 0.5)) for x in free + rest]
-        assert sorted(chances) == pytest.approx(sorted(expected), abs=1e-4)
+    if any(masked):
+        chances = law.logits.sigmoid()[step.masked]
+        assert chances.sum().item() == pytest.approx(min(own.sum().item(), sum(masked) - 0.5), abs=1e-3)
+        apart = (law.logits - values / 0.5)[step.masked]
+        torch.testing.assert_close(apart, apart[:1].expand_as(apart), atol=1e-4, rtol=0)
+    if own.sum() < sum(masked):  # nearly without noise
+        exploring = scorer.exploring_law(step, values, bias=bias, where=everywhere, temperature=1e-4)
+        assert exploring.sample().tolist() == own.tolist()
     fixed = scorer.exploring_law(step, values, bias=bias, where=~everywhere)
     assert fixed.sample().tolist() == own.tolist()
+
+
+def test_equal_logits_are_explored_as_the_factor_law_takes_them():
+    """Two of eight are taken: two in the mean, not four; where all are taken, all but a half."""
+    scorer = OrderScorer(OrderScorerConfig(law="factor", denoiser_hidden_size=0, hidden_size=8, bound=0.4))
+    step = SimpleNamespace(masked=torch.ones(1, 9, dtype=torch.bool), steps_left=3)
+    where = torch.tensor([[True] * 8 + [False]])
+    values = torch.tensor([[math.log(7)] * 8 + [-1.0]])  # each of eight right with 7/8
+    for bias, count in ((0.0, 2.0), (3.0, 7.5)):
+        law = scorer.exploring_law(step, values, bias=bias, where=where)
+        assert scorer.law(step, values, bias=bias).sample().sum() == (2 if bias == 0 else 9)
+        assert law.logits[:, :8].sigmoid().sum().item() == pytest.approx(count, abs=1e-4)

@@ -33,6 +33,10 @@ CASES = {
     "repulsive": {"law": "repulsive"},
     "agreement": {"objective": "agreement"},
     "reward": {"objective": "reward", "law": "factor"},
+    "judged": {
+        **{"objective": "reward", "law": "factor", "num_chains": 8},
+        "is_right": lambda text, answer: sum(map(ord, text + answer)) % 2 == 0,
+    },
     "imitation": {"objective": "imitation", "law": "factor"},
     "dense": {"objective": "dense", "law": "plackett_luce"},
     "lora": {"lora": True},
@@ -45,9 +49,10 @@ MEASURED = {
     "factor": ("confidence_loss", "exact", "nfe"),
     "agreement": ("agreement", "nfe"),
     "reward": ("reward", "exact", "nfe"),
+    "judged": ("reward", "right", "nfe"),
     "imitation": ("confidence_loss", "exact", "nfe"),
 }
-UNBUDGETED = ("dependent", "factor", "reward", "imitation", "dense")
+UNBUDGETED = ("dependent", "factor", "reward", "judged", "imitation", "dense")
 POSTERIOR = ("clean", "clean_once", "count", "repulsive", *TUNED)
 
 
@@ -93,7 +98,16 @@ def arguments(folder, **options) -> OrderTrainingArguments:
 
 
 def trainer_of(
-    folder, tokenizer, dataset, *, law="non_empty", hidden_layers=None, lora=False, callbacks=None, **options
+    folder,
+    tokenizer,
+    dataset,
+    *,
+    law="non_empty",
+    hidden_layers=None,
+    lora=False,
+    is_right=None,
+    callbacks=None,
+    **options,
 ) -> OrderTrainer:
     model = denoising_model(tokenizer)
     torch.manual_seed(0)
@@ -110,6 +124,7 @@ def trainer_of(
         train_dataset=dataset,
         eval_dataset=dataset,
         peft_config=peft_config,
+        is_right=is_right,
         callbacks=callbacks,
     )
 
@@ -324,6 +339,10 @@ def test_arguments_are_checked(options, message, tmp_path):
         ({"law": "factor", "train_denoiser": True}, 'objective must be "elbo" when .* is tuned, got .correctness.'),
         ({"objective": "elbo", "law": "factor"}, 'law must not be "factor" for a prior with a posterior of its own'),
         ({"objective": "elbo", "law": "dependent"}, "law must be one of .*, got 'dependent', which has no ELBO"),
+        (
+            {"law": "factor", "is_right": lambda text, answer: True},
+            'is_right must be None with objective .correctness.: only "reward" judges responses',
+        ),
         ({"objective": "reward", "num_chains": 1}, "num_chains must be 2 or more, got 1"),
         ({"law": "max_normalized"}, 'law must not be "max_normalized" for a prior with a posterior of its own'),
     ],
