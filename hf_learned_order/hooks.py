@@ -49,9 +49,10 @@ class Seen:
         """The hook for the layer of that number; it takes the layer's keyword arguments too."""
         states = self.layers.setdefault(number, [])
 
-        def hook(_module: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
+        # another thread may take it off between two hooks of a call here: torch then calls it without the keywords
+        def hook(_module: nn.Module, inputs: tuple, named: dict[str, Any] | None = None) -> None:
             if get_ident() == self.thread:
-                states.append(next(iter((*inputs, *named.values()))))
+                states.append(next(iter((*inputs, *(named or {}).values()))))
 
         return hook
 

@@ -33,13 +33,31 @@ from hf_learned_order.generation import LearnedOrderOutput, decode
 from hf_learned_order.integration import attach
 from hf_learned_order.samplers import LearnedOrderSampler, ThresholdSampler, TopProbSampler
 
-RULES = [*DETERMINISTIC, "dependent"]  # remasking ones among them
+LAYERS = (0, 1, -1)  # all there are
+RULES = [*DETERMINISTIC, "dependent", "layers"]  # remasking ones among them
 EXACT = ["llama", "qwen2", "SDARForCausalLM"]
 
 
 def rule_of(sampler):
-    """A rule that reads hidden states and unmasked positions is made late: it needs its scorer."""
-    return LearnedOrderSampler(scorer=scorer_of("llama", "dependent")) if sampler == "dependent" else sampler
+    """Rules that read hidden states, and unmasked positions, are made late: they need their scorer."""
+    if sampler not in ("dependent", "layers"):
+        return sampler
+    layers = None if sampler == "dependent" else LAYERS
+    return LearnedOrderSampler(scorer=scorer_of("llama", "dependent", layers))
+
+
+class SeesLayers(TopProbSampler):
+    """Keeps the hidden states that it is shown."""
+
+    needs_hidden_states = LAYERS
+
+    def __init__(self):
+        super().__init__()
+        object.__setattr__(self, "seen", [])
+
+    def propose(self, step, state):
+        self.seen.append(step.hidden_states)
+        return super().propose(step, state)
 
 
 @contextmanager
@@ -73,6 +91,17 @@ class TestExact:
             decode(block_denoiser(name), ids, mask, kv_cache=cache, **options) for cache in (None, "exact")
         )
         assert_same_rows(cached, plain)
+
+    @pytest.mark.parametrize("name", EXACT)
+    def test_hidden_states_of_every_layer(self, name):
+        ids, mask = padded([words(n, seed=n) for n in (2, 6, 3)], "left", 1)
+        rules = SeesLayers(), SeesLayers()
+        for rule, cache in zip(rules, (None, "exact"), strict=True):
+            decode(block_denoiser(name), ids, mask, sampler=rule, max_new_tokens=9, kv_cache=cache)
+        plain, cached = (rule.seen for rule in rules)
+        assert [states.shape for states in cached] == [states.shape for states in plain]
+        for got, expected in zip(cached, plain, strict=True):
+            torch.testing.assert_close(got, expected)
 
     @settings(max_examples=15)
     @given(seed=st.integers(0, 999), prompt=st.integers(1, 9), sampler=st.sampled_from(RULES))
@@ -135,11 +164,16 @@ class TestExact:
             assert_same_rows(cached, plain)
 
 
-def slow_decoder(family: str, prompt: Tensor, *, length: int, block_length: int, dual: bool) -> tuple[list, list, list]:
-    """One row, the surest token a step, transformers' own cache: what is kept first, then what is sent."""
+def slow_decoder(
+    family: str, prompt: Tensor, *, length: int, block_length: int, dual: bool
+) -> tuple[list, list, list, list[Tensor]]:
+    """One row, the surest token a step, transformers' own cache: what is kept first, then what is sent.
+
+    Tokens, order, log-likelihoods, and at each step the block's hidden states of all layers.
+    """
     model, shift = denoiser_of(family).model, int(family == "qwen2")
     ids = torch.cat([prompt, torch.full((length,), MASK)])
-    total, order, log_probs = len(ids), [0] * length, [0.0] * length
+    total, order, log_probs, hidden = len(ids), [0] * length, [0.0] * length, []
     for step in range(length):
         start = len(prompt) + step // block_length * block_length
         stop = start + block_length
@@ -154,17 +188,20 @@ def slow_decoder(family: str, prompt: Tensor, *, length: int, block_length: int,
                 position_ids=torch.tensor([list(sent)]),
                 attention_mask=torch.ones(1, 1, len(sent), total, dtype=torch.bool),
                 use_cache=True,
+                output_hidden_states=True,
                 **{"cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values": cache},
             )
         if first:
             pairs = [(layer.keys, layer.values) for layer in cache.layers]  # noqa: F841
+        block = [place - shift - sent[0] for place in range(start, stop)]
+        hidden.append(torch.cat([states[:, block] for states in output.hidden_states], -1))
         logits = output.logits[0].float()
         logits[:, MASK] = -torch.inf
         log_p = logits.log_softmax(-1)
         value, place = max((float(log_p[i - shift - sent[0]].max()), i) for i in range(start, stop) if ids[i] == MASK)
         ids[place] = log_p[place - shift - sent[0]].argmax()
         order[place - len(prompt)], log_probs[place - len(prompt)] = step + 1, value
-    return ids[len(prompt) :].tolist(), order, log_probs
+    return ids[len(prompt) :].tolist(), order, log_probs, hidden
 
 
 class TestApproximate:
@@ -172,11 +209,16 @@ class TestApproximate:
     @pytest.mark.parametrize("cache", ["prefix", "dual"])
     @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
     def test_the_slow_decoder(self, family, cache, block_length):
-        options = {"sampler": TopProbSampler(), "max_new_tokens": 12, "block_length": block_length}
+        rule = SeesLayers()
+        options = {"sampler": rule, "max_new_tokens": 12, "block_length": block_length}
         output = decode(denoiser_of(family), words(1, 5), kv_cache=cache, **options)
-        tokens, order, log_probs = slow_decoder(
+        tokens, order, log_probs, hidden = slow_decoder(
             family, words(5), length=12, block_length=block_length, dual=cache == "dual"
         )
+        # at the last step of a block no rule is asked
+        shown = [states for step, states in enumerate(hidden, 1) if step % block_length]
+        for got, expected in zip(rule.seen, shown, strict=True):
+            torch.testing.assert_close(got, expected)
         assert response(output)[0].tolist() == tokens
         assert output.order[0].tolist() == order
         assert output.token_log_probs[0].tolist() == pytest.approx(log_probs, rel=1e-4, abs=1e-5)

@@ -119,10 +119,10 @@ def denoiser_of(family: str) -> Denoiser:
 
 
 @functools.cache
-def scorer_of(family: str, law: str = "non_empty") -> OrderScorer:
+def scorer_of(family: str, law: str = "non_empty", hidden_layers: list[int] | None = None) -> OrderScorer:
     torch.manual_seed(0)
-    denoiser = denoiser_of(family)
-    scorer = OrderScorer.for_denoiser(denoiser, law=law, bound=1.0, hidden_size=8, num_attention_heads=2).eval()
+    denoiser, shape = denoiser_of(family), {"hidden_size": 8, "num_attention_heads": 2, "hidden_layers": hidden_layers}
+    scorer = OrderScorer.for_denoiser(denoiser, law=law, bound=1.0, **shape).eval()
     with torch.no_grad():
         for parameter in scorer.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

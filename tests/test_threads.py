@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.families import Family
+from hf_learned_order.hooks import Seen
 from hf_learned_order.integration import attach
 from hf_learned_order.samplers import SAMPLERS
 from hf_learned_order.scorer import OrderScorer
@@ -47,10 +48,11 @@ def prompt(number: int) -> Tensor:
     return torch.randint(WORDS.start, WORDS.stop, (1 + number % 3, 2 + number % 4), generator=generator)
 
 
-def attached(family: str, *, facts: Family | None = None):
+def attached(family: str, *, facts: Family | None = None, hidden_layers: list[int] | None = None):
     model = tiny_model(family)
     torch.manual_seed(0)
-    scorer = OrderScorer.for_denoiser(Denoiser(model, mask_token_id=MASK), hidden_size=8, num_attention_heads=2)
+    shape = {"hidden_size": 8, "num_attention_heads": 2, "hidden_layers": hidden_layers}
+    scorer = OrderScorer.for_denoiser(Denoiser(model, mask_token_id=MASK), **shape)
     torch.nn.init.normal_(scorer.network.head.weight, std=0.05)
     return attach(model, scorer, mask_token_id=MASK, family=facts)
 
@@ -90,3 +92,22 @@ def test_every_family_in_training_mode(family):
 def test_hidden_states_from_the_head():
     """A model that returns none: each call sees what its own forward put into the head."""
     check(attached("qwen2", facts=Family(shift=1, attention="4d", head_input=True)), "learned_order")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_states_from_the_layers(family):
+    """Each call sees what its own forward put into them."""
+    check(attached(family, hidden_layers=[0, 1, -1]), "learned_order")
+
+
+def test_a_hook_that_another_thread_takes_off_in_the_middle_of_a_call():
+    layer, shape = torch.nn.Identity(), torch.Size((1, 2))
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(lambda: Seen(shape=shape, place=None)).result()
+    mine = Seen(shape=shape, place=None)
+    layer.register_forward_pre_hook(mine.before_layer(0), with_kwargs=True)
+    layer.register_forward_pre_hook(lambda *_: its.remove())
+    its = layer.register_forward_pre_hook(other.before_layer(0), with_kwargs=True)
+    layer(torch.zeros(1, 2, 3))
+    assert len(mine.layers[0]) == 1
+    assert len(other.layers[0]) == 0
