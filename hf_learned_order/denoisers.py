@@ -47,11 +47,14 @@ class Denoiser(nn.Module):
             known family, conditioned on time, or has a prompt or prefix tuning adapter.
     """
 
+    is_idle = is_in_step = False  # `sharding`'s
+
     def __init__(self, model: PreTrainedModel, *, mask_token_id: int | None = None, family: Family | None = None):
         super().__init__()
         base = _base_of(model)
+        kind = _class_of(base)
         _refuse_what_cannot_be_called(model)
-        self.family = family or find_family(model.config, type(base).__name__, masked_lm=_is_masked_lm(base))
+        self.family = family or find_family(model.config, kind.__name__, masked_lm=_is_masked_lm(base))
         for known in (getattr(model.config, "mask_token_id", None), self.family.mask_token_id):
             mask_token_id = known if mask_token_id is None else mask_token_id
         if mask_token_id is None:
@@ -64,7 +67,7 @@ class Denoiser(nn.Module):
             raise ValueError(f"mask_token_id must be in [0, {vocab_size}), got {mask_token_id}")
         self.model = model
         self.mask_token_id = mask_token_id
-        self._stock = type(base).__module__.startswith("transformers.")
+        self._stock = kind.__module__.startswith("transformers.")
         self._cuts = True  # until the model turns out to need logits of all positions
         self._parameters_taken = inspect.signature(base.forward).parameters
         # its name from transformers 5.24 on, and the one before
@@ -279,6 +282,12 @@ def _refuse_what_cannot_be_called(model: PreTrainedModel) -> None:
 def _base_of(model: PreTrainedModel) -> PreTrainedModel:
     # pyrefly: ignore[not-callable] (PEFT's)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _class_of(model: PreTrainedModel) -> type:
+    """The model's class as its authors wrote it: FSDP2 gives the model one of its own, derived from that."""
+    kinds = (kind for kind in type(model).__mro__ if issubclass(kind, PreTrainedModel))
+    return next(kind for kind in kinds if not kind.__module__.startswith("torch."))
 
 
 def _is_masked_lm(model: nn.Module) -> bool:

@@ -33,6 +33,7 @@ from hf_learned_order.inputs import check_ids, check_positive, check_room
 from hf_learned_order.outputs import LearnedOrderOutput
 from hf_learned_order.predictions import Predictions, Step, pieces
 from hf_learned_order.rules import Sampler, State
+from hf_learned_order.sharding import in_step
 from hf_learned_order.stopping import Stopping
 from hf_learned_order.streaming import Stream
 
@@ -136,8 +137,9 @@ def decode(
         clean=clean,
         stream=None if streamer is None else Stream(streamer, input_ids, canvas, mask if infill else None),
     )
-    for part in plan:
-        loop.run(part)
+    with in_step(denoiser, canvas.ids.device):
+        for part in plan:
+            loop.run(part)
     if loop.stream is not None:
         loop.stream.end()
     return _output(loop, input_ids, mask, infill=infill)

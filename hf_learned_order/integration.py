@@ -200,7 +200,8 @@ def attach(
         bring_up(model, scorer.config, source)
     check_inv_freq(model)  # pyrefly: ignore[bad-argument-type]
     denoiser.check_attention()
-    model.__class__ = _attached_class(_base_class(model))
+    if not isinstance(model, LearnedOrderGenerationMixin):
+        model.__class__ = _attached_class(type(model))
     if getattr(model, "generation_config", None) is None:
         # pyrefly: ignore[bad-argument-type]
         model.generation_config = _generation_config(model.config)

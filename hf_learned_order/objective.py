@@ -42,6 +42,7 @@ from hf_learned_order.distributions import SubsetDistribution, everything
 from hf_learned_order.posteriors import CleanPosterior, ValueBaseline
 from hf_learned_order.predictions import Step
 from hf_learned_order.scorer import ELBO_LAWS, OrderScorer
+from hf_learned_order.sharding import any_process, idle, is_split
 from hf_learned_order.updates import Draws, mean_over_processes
 
 BASELINES = ("leave_one_out", "value", "none")
@@ -155,8 +156,9 @@ class OrderELBO(nn.Module):
             loss = loss + chains.value_loss(returns=self.returns) / clean.shape[1] ** 2
         if self.training and (self.gradient_steps == "one" or not loss.requires_grad):
             # every chain may have finished before the chosen step, and one step is the denoiser's alone: each parameter
-            # then has a gradient of 0
-            loss = loss + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
+            # then has a gradient of 0. Weights that are split are not whole here, and have theirs by idle calls
+            parts = [part for part in self.children() if part is not self.denoiser or not is_split(self.denoiser)]
+            loss = loss + sum(0.0 * p.sum() for part in parts for p in part.parameters() if p.requires_grad)
         return {
             "loss": loss,
             "bound": chains.bound.detach().mean(),
@@ -200,6 +202,7 @@ class OrderELBO(nn.Module):
         if given is not None:
             masked = ~given.repeat_interleave(repeats, 0)
         chosen, choices = self._chosen(draws, steps)
+        together = is_split(self.denoiser)
         own_scores = None
         zeros = torch.zeros(len(clean), device=clean.device)
         everything_seen, everything_active = [], []
@@ -207,13 +210,15 @@ class OrderELBO(nn.Module):
             left = steps - number + 1
             active = masked.any(-1) & (budget >= left)  # all end together: one of a smaller budget starts later
             rows = active.nonzero().squeeze(-1)
+            others = together and any_process(len(rows) > 0, clean.device)
+            gradient = torch.is_grad_enabled() and chosen in (None, number)
             seen = [zeros] * 7
             uniform = None
             if left > 1:  # of finished chains too, or what is drawn for one would hang on the others
                 uniform = draws.uniform(repeats, clean.shape[1] + 1).flatten(0, 1)
             if len(rows):
                 fresh = budget[rows] == left
-                with torch.set_grad_enabled(torch.is_grad_enabled() and chosen in (None, number)):
+                with torch.set_grad_enabled(gradient):
                     step, log_prob = self._step(
                         *(part[rows] for part in (prompt, prompt_mask, clean, masked)),
                         steps_left=left,
@@ -225,7 +230,7 @@ class OrderELBO(nn.Module):
                     if own_scores is None:
                         own_scores = scores.new_zeros(len(clean), *scores.shape[1:])
                     own_scores = own_scores.index_put((rows[fresh],), scores)
-                with torch.set_grad_enabled(torch.is_grad_enabled() and chosen in (None, number)):
+                with torch.set_grad_enabled(gradient):
                     unmask, *values = self._terms(
                         step,
                         clean[rows],
@@ -237,6 +242,9 @@ class OrderELBO(nn.Module):
                 masked = masked.index_put((rows,), step.masked & ~unmask)
                 if self.eos_token_id is not None:
                     masked = masked & ~settled(clean == self.eos_token_id, masked)[:, None]
+            elif others:
+                with torch.set_grad_enabled(gradient and self._trains_denoiser()):
+                    seen = [zeros + idle(self.denoiser, clean.device), *seen[1:]]
             everything_seen.append(torch.stack(seen))
             everything_active.append(active)
         terms, log_q, *rest = torch.stack(everything_seen, 1).view(7, steps, batch, repeats)

@@ -41,6 +41,7 @@ from hf_learned_order.rollouts import OrderByRow, PolicyGradientObjective
 from hf_learned_order.rules import Proposal, State
 from hf_learned_order.samplers import LearnedOrderSampler
 from hf_learned_order.scorer import OrderScorer
+from hf_learned_order.sharding import in_step
 from hf_learned_order.updates import Draws, mean_of
 
 BIASES = (-0.1, 7.0)  # times T, and divided by it: a batch's bias is drawn between the two
@@ -124,11 +125,12 @@ class RewardObjective(PolicyGradientObjective):
             states=[],
         )
         asked = torch.ones_like(clean, dtype=torch.bool) if given is None else ~given
-        output = self._decode(*prompt, clean.masked_fill(asked, self.denoiser.mask_token_id), sampler, steps)
-        right = self._right(output.sequences[:, -clean.shape[1] :], clean, answer)
         surrogate, reward = clean.new_zeros((), dtype=torch.float), clean.new_zeros((), dtype=torch.float)
-        if sampler.states:  # else every row had finished before
-            surrogate, reward = self._explore(*prompt, clean, answer, sampler, numbers)
+        with in_step(self.denoiser, clean.device):
+            output = self._decode(*prompt, clean.masked_fill(asked, self.denoiser.mask_token_id), sampler, steps)
+            if sampler.states:  # else every row had finished before
+                surrogate, reward = self._explore(*prompt, clean, answer, sampler, numbers)
+        right = self._right(output.sequences[:, -clean.shape[1] :], clean, answer)
         loss = -(steps - 1) * surrogate
         if sampler.seen:
             observed, _, counts = (torch.stack(parts).sum() for parts in zip(*sampler.seen, strict=True))

@@ -32,7 +32,10 @@ def save_weights(folder: Path, objective: nn.Module, state: dict[str, Tensor]) -
     if scorer.config.denoiser_tuning is not None:
         model = objective.denoiser.model  # pyrefly: ignore[missing-attribute]
         target = folder / FOLDERS[scorer.config.denoiser_tuning]
-        model.save_pretrained(target, state_dict=_part(state, "denoiser.model."))
+        # of weights that FSDP has gathered transformers would not see that they are tied, and save them twice
+        tied = getattr(model, "all_tied_weights_keys", ())
+        weights = {name: value for name, value in _part(state, "denoiser.model.").items() if name not in tied}
+        model.save_pretrained(target, state_dict=weights)
 
 
 def load_weights(folder: Path, objective: nn.Module) -> None:

@@ -4,6 +4,7 @@ accelerate, FSDP, DeepSpeed, resuming and trackers are the Trainer's own. A chec
 trained and no more (`saved.py`).
 """
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -16,6 +17,7 @@ from datasets import Dataset
 from huggingface_hub import CommitInfo, HfApi
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ProgressCallback
 
 from hf_learned_order.answers import judged
@@ -59,7 +61,8 @@ class OrderTrainer(Trainer):
 
     Raises:
         ValueError: the tokenizer has no mask token, the scorer does not fit, both ways of tuning are asked for,
-            `is_right` is given and the objective is not "reward", or `target_nfe` is out of reach.
+            `is_right` is given and the objective is not "reward", `target_nfe` is out of reach, or DeepSpeed is to
+            split weights (ZeRO-3).
     """
 
     if TYPE_CHECKING:
@@ -80,6 +83,11 @@ class OrderTrainer(Trainer):
         card: Card | None = None,
         **kwargs: Any,
     ):
+        if is_deepspeed_zero3_enabled():
+            raise ValueError(
+                "deepspeed must not be ZeRO-3, which splits the scorer too, and processes call that unequally often; "
+                "FSDP2 and ZeRO-2 work"
+            )
         if peft_config is not None and args.train_denoiser:
             raise ValueError("train_denoiser must be False when peft_config is given: LoRA keeps the base weights")
         model.requires_grad_(args.train_denoiser)
@@ -153,7 +161,7 @@ class OrderTrainer(Trainer):
         """What Trainer, accelerate and FSDP look for on the module that they train."""
 
         def count(module: nn.Module, inputs: tuple, output: Any) -> None:
-            self._calls += len(inputs[0])
+            self._calls += 0 if self.denoiser.is_idle else len(inputs[0])
 
         self.denoiser.register_forward_hook(count)
         for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
@@ -229,21 +237,27 @@ class OrderTrainer(Trainer):
             self.pace.solve(lambda: self._mean_nfe(batches))
         return output
 
-    def _first_rows(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """This process's share of the first training rows, in batches, and their seeds."""
+    def _first_rows(self) -> Iterator[tuple[dict[str, Tensor], Tensor, int]]:
+        """This process's share of the first training rows, in batches, their seeds, and how many of each batch count.
+
+        Each process has as many as the others, filled up with rows from the front: weights that FSDP has split are
+        gathered by all together.
+        """
+        world, size = self.args.world_size, self.args.eval_batch_size
         # pyrefly: ignore[missing-attribute, bad-argument-type] (a Dataset)
         rows = list(self.train_dataset.select(range(min(len(self.train_dataset), CALIBRATION_ROWS))))
         seeds = seeds_of(self.args.seed, self.state.global_step, first=0, rows=len(rows))
-        mine = slice(self.args.process_index, None, self.args.world_size)
-        rows, seeds = rows[mine], seeds[mine]
-        for at in range(0, len(rows), self.args.eval_batch_size):
-            batch = slice(at, at + self.args.eval_batch_size)
-            yield self._prepare_inputs(self.data_collator(rows[batch])), seeds[batch]
+        mine = range(self.args.process_index, math.ceil(len(rows) / world) * world, world)
+        for at in range(0, len(mine), size):
+            numbers = mine[at : at + size]
+            places = [number % len(rows) for number in numbers]
+            batch = self._prepare_inputs(self.data_collator([rows[place] for place in places]))
+            yield batch, seeds[places], sum(number < len(rows) for number in numbers)
 
-    def _mean_nfe(self, batches: list[tuple[dict[str, Tensor], Tensor]]) -> float:
+    def _mean_nfe(self, batches: list[tuple[dict[str, Tensor], Tensor, int]]) -> float:
         """Of generation without a knob, over the rows of all processes."""
-        nfe = [self._generated(*batch)[1] for batch in batches]
-        sums = torch.tensor([sum(float(n.sum()) for n in nfe), float(sum(map(len, nfe)))], device=self.args.device)
+        nfe = torch.cat([self._generated(batch, seeds)[1][:count] for batch, seeds, count in batches]).float()
+        sums = torch.stack([nfe.sum(), torch.tensor(float(len(nfe)), device=nfe.device)])
         summed: Any = self.accelerator.reduce(sums, "sum")
         total, count = summed.tolist()
         return total / count

@@ -1,20 +1,30 @@
-"""What `test_distributed.py` runs in two processes: `accelerate launch ... tests/processes.py FOLDER`."""
+"""What `test_distributed.py` runs in two processes: `accelerate launch ... tests/processes.py FOLDER`.
+
+First each process has all weights, then they are split.
+"""
 
 import json
 import os
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from test_trainer import CASES, PROBLEMS, trainer_of
+import yaml
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from models import MASK, tiny_model
+from test_trainer import CANVAS, CASES, PROBLEMS, trainer_of
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from hf_learned_order.answers import AnswerMetrics, decoded
 from hf_learned_order.data import equation_tokenizer, equations
+from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.gsm8k import chains_of, read_rows
-from hf_learned_order.saved import save_weights
-from hf_learned_order.updates import seeds_of
+from hf_learned_order.integration import attach
+from hf_learned_order.scorer import OrderScorer
 
 # plain gradient descent: Adam divides a gradient by itself, and where there is none that is noise
 OPTIONS = {"optim": "sgd", "learning_rate": 0.3, "max_denoising_steps": 3}
@@ -26,25 +36,53 @@ SPLIT = {
     "paced": {"law": "factor", "target_nfe": 4.0},
     "paced_draws": {"posterior": "prior", "target_nfe": 4.0, "max_denoising_steps": 8},
 }
+# with split weights; a slower rate, or the orders that are learned take one step, and no process waits for another
+SLOW = {"learning_rate": 0.03, "train_sampling_strategy": "sequential", "max_steps": 2}
+SHARDED = {
+    name: {**SLOW, **options}
+    for name, options in {
+        **{name: SPLIT[name] for name in ("clean_once", "count", "factor", "agreement", "imitation")},
+        **{name: SPLIT[name] for name in ("dense", "range", "lora", "train_denoiser", "paced", "paced_draws")},
+        # tries enough that some go on behind the step that explores
+        "reward": {**SPLIT["reward"], "max_denoising_steps": 8, "num_chains": 8},
+        "hidden_layers": {"hidden_layers": [1, -1]},
+        "lora_one": {"lora": True, "gradient_steps": "one"},
+        "train_denoiser_one": {"train_denoiser": True, "gradient_steps": "one", "hidden_layers": [0, 1]},
+    }.items()
+}
 
 
 def rows_of(tokenizer):
-    return equations(chains_of(read_rows(PROBLEMS))[0], tokenizer, canvas_length=32).select(range(12))
+    return equations(chains_of(read_rows(PROBLEMS))[0], tokenizer, canvas_length=CANVAS).select(range(12))
 
 
-def train_all(folder: Path, *, batch: int) -> dict[str, list[dict]]:
-    """Train every case for three updates and save it; what each has logged."""
+def uneven(rows):
+    """Nine rows; of four in turn the first two, which are the first process's, have one position to decode.
+
+    Their prompts are equally long: where positions are given a scorer sees the prompts too, and their padding.
+    """
+    given = [[number % 4 < 2 and i > 0 for i in range(CANVAS)] for number in range(9)]
+    rows = rows.select(range(9)).map(lambda row: {"prompt_ids": row["prompt_ids"][:6]})
+    return rows.add_column("given", given)
+
+
+def train_all(folder: Path, cases: dict[str, dict], *, batch: int) -> dict[str, list[dict]]:
+    """Train every case and save it; what each has logged."""
     tokenizer, logs = equation_tokenizer(), {}
-    for case, options in SPLIT.items():
+    for case, options in cases.items():
         options = {**OPTIONS, **options, "per_device_train_batch_size": batch}
-        trainer = trainer_of(folder / case, tokenizer, rows_of(tokenizer), **options)
+        rows = rows_of(tokenizer)
+        if cases is SHARDED and case != "agreement":  # which decodes whole responses
+            rows = uneven(rows)
+        trainer = trainer_of(folder / case, tokenizer, rows, **options)
         trainer.train()
         trainer.save_model()
         logs[case] = [log for log in trainer.state.log_history if "loss" in log]
+        assert isinstance(trainer.model, FSDPModule) == (cases is SHARDED and "WORLD_SIZE" in os.environ)
     return logs
 
 
-def evaluate(folder: Path, *, batch: int) -> dict:
+def evaluate(folder: Path, *, batch: int, split: bool = False) -> dict:
     """Metrics of an evaluation whose last batch has to be filled up, and each row's reference, response and answer."""
     tokenizer, rows = equation_tokenizer(), []
     metrics = AnswerMetrics(tokenizer, lambda response, answer: len(response) % 3 == len(answer) % 3)
@@ -56,65 +94,74 @@ def evaluate(folder: Path, *, batch: int) -> dict:
         return metrics(prediction)
 
     options = {**OPTIONS, "posterior": "prior", "max_denoising_steps": 8, "per_device_eval_batch_size": batch}
-    trainer = trainer_of(folder / "evaluated", tokenizer, rows_of(tokenizer).select(range(7)), **options)
+    data = rows_of(tokenizer)
+    if split:
+        data, options = uneven(data), {**options, **SLOW, "per_device_train_batch_size": batch}
+    trainer = trainer_of(folder / "evaluated", tokenizer, data.select(range(7)), **options)
     trainer.compute_metrics = keep
+    if split:
+        trainer.train()  # without, transformers 5.24 cannot evaluate what FSDP2 is to split
     return {**trainer.evaluate(), "rows": [list(row) for row in rows]}
 
 
-def sharded_gradients(case: str, folder: Path) -> None:
-    """Loss and gradients of an objective whose weights FSDP has split, next to those of the objective as it is."""
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-    from torch.distributed.tensor import DTensor
+def split_as_shipped() -> None:
+    """From now on accelerate splits weights as `examples/accelerate/fsdp.yaml` says. By itself it does on GPUs only."""
+    settings = yaml.safe_load((PROBLEMS.parent / "accelerate" / "fsdp.yaml").read_text())["fsdp_config"]
+    os.environ.update({name.upper(): str(value) for name, value in settings.items()})  # as `accelerate launch` does
+    begin = AcceleratorState.__init__
 
-    tokenizer = equation_tokenizer()
-    trainer = trainer_of(folder / f"fsdp-{case}", tokenizer, rows_of(tokenizer), **CASES[case])
-    plain = trainer.model.train()
-    rank, rows = dist.get_rank(), 2
-    batch = trainer.data_collator(list(rows_of(tokenizer).select(range(rank * rows, (rank + 1) * rows))))
-    del batch["answer"]
-    batch["seeds"] = seeds_of(0, 0, first=rank * rows, rows=rows)
-    begun = {name: batch[name] for name in ("input_ids", "attention_mask", "clean", "seeds")}
-    begun["given"] = (torch.arange(32) % 4 == 0).expand(rows, -1)
-    generated = plain.generate(**begun)
-    loss = plain(**batch)["loss"]
-    loss.backward()
-    expected = {}
-    for name, parameter in plain.named_parameters():
-        if parameter.grad is not None:
-            dist.all_reduce(parameter.grad)
-            expected[name] = parameter.grad / dist.get_world_size()
-            parameter.grad = None
-    split = plain
-    for module in list(split.modules()):
-        if type(module).__name__ in split._no_split_modules:
-            fully_shard(module)
-    fully_shard(split)
-    assert any(isinstance(parameter, DTensor) for parameter in split.parameters())
-    again = split(**batch)["loss"]
-    again.backward()
-    torch.testing.assert_close(again, loss)
-    found = {n: p.grad.full_tensor() for n, p in split.named_parameters() if p.grad is not None}
-    assert found.keys() == expected.keys()
-    for name, gradient in found.items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
-    register_fsdp_forward_method(split, "generate")  # as Trainer does
-    for tensor, before in zip(split.generate(**begun), generated, strict=True):
-        assert torch.equal(tensor, before)
-    state = {
-        name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in split.state_dict().items()
-    }
-    if rank == 0:
-        save_weights(folder / f"fsdp-{case}", split, state)
+    def begin_with_fsdp(self, *args, fsdp_plugin=None, **kwargs):
+        begin(self, *args, **kwargs)
+        if self.distributed_type != DistributedType.FSDP:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, FullyShardedDataParallelPlugin()
+
+    AcceleratorState.__init__ = begin_with_fsdp
+
+
+def generate_with_split_weights() -> None:
+    """`generate` of an attached model, whether it is split before or behind: two positions here, nine there."""
+    rank = dist.get_rank()
+    prompts = torch.randint(4, 40, (2, 5), generator=torch.Generator().manual_seed(rank))
+    torch.manual_seed(0)
+    shape = {"hidden_size": 8, "num_attention_heads": 2, "hidden_layers": [0, 1, -1]}
+    scorer = OrderScorer.for_denoiser(Denoiser(tiny_model("llama"), mask_token_id=MASK), **shape).double()
+    torch.nn.init.normal_(scorer.network.head.weight, std=0.05)
+
+    def generated(model) -> list[list]:
+        length = (2, 9)[rank]
+        outputs = [
+            model.generate(prompts, max_new_tokens=length, seed=1, return_dict_in_generate=True, **options)
+            for options in (
+                {"sampler": "learned_order", "max_denoising_steps": (2, 6)[rank]},
+                {"sampler": "top_prob", "guidance_scale": 2.0},
+                {"sampler": "learned_order", "max_denoising_steps": length, "kv_cache": "dual", "block_length": length},
+            )
+        ]
+        return [[output.sequences.tolist(), output.order.tolist(), output.nfe.tolist()] for output in outputs]
+
+    # transformers' own eager attention takes another mask than what else there is
+    expected = generated(attach(tiny_model("llama", attn_implementation="eager"), scorer, mask_token_id=MASK))
+    for before in (True, False):
+        model = tiny_model("llama", attn_implementation="eager")
+        if before:
+            attach(model, scorer, mask_token_id=MASK)
+        for layer in model.model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+        assert generated(attach(model, scorer, mask_token_id=MASK)) == expected
 
 
 if __name__ == "__main__":
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # as pyproject.toml
-    folder = Path(sys.argv[1])
-    logs = {**train_all(folder, batch=2), "evaluation": evaluate(folder, batch=2)}
+    dist.init_process_group("gloo", timeout=timedelta(seconds=120))  # a process may wait for another in vain
+    folder, logs = Path(sys.argv[1]), {}
+    logs["whole"] = {**train_all(folder / "whole", SPLIT, batch=2), "evaluation": evaluate(folder, batch=2)}
     assert dist.get_world_size() == 2
-    for case in ("clean", "lora", "train_denoiser"):
-        sharded_gradients(case, folder)
+    generate_with_split_weights()
+    split_as_shipped()
+    logs["split"] = train_all(folder / "split", SHARDED, batch=2)
+    logs["split"]["evaluation"] = evaluate(folder, batch=2, split=True)
     if dist.get_rank() == 0:
         (folder / "logs.json").write_text(json.dumps(logs))
     dist.destroy_process_group()

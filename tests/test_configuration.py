@@ -234,6 +234,8 @@ class TestBadInput:
             ValueError, match=r"with a sampler, generate must set only block_length, .*; got num_beams$"
         ):
             generated(attached(), num_beams=3)
+        with pytest.raises(ValueError, match=r"generate must set only block_length, .*; got synced_gpus$"):
+            generated(attached(), synced_gpus=True)  # seen by itself, see `sharding`
         config = GenerationConfig(num_beams=3)
         with pytest.raises(ValueError, match=r"with a sampler, generation_config must set only .*; got num_beams$"):
             generated(attached(), generation_config=config)

@@ -352,6 +352,12 @@ def test_combinations_are_checked(options, message, tmp_path, tokenizer, dataset
         trainer_of(tmp_path, tokenizer, dataset, **options)
 
 
+def test_zero_3_is_refused(tmp_path, tokenizer, dataset, monkeypatch):
+    monkeypatch.setattr("hf_learned_order.trainer.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ValueError, match=r"deepspeed must not be ZeRO-3, which splits the scorer too, .* FSDP2"):
+        trainer_of(tmp_path, tokenizer, dataset)
+
+
 def test_tokenizer_needs_a_mask_token(tmp_path, dataset):
     tokenizer = equation_tokenizer()
     tokenizer.mask_token = None
