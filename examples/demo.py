@@ -14,7 +14,8 @@ import tempfile
 from pathlib import Path
 
 from hf_learned_order.cli import main as command_line
-from hf_learned_order.gsm8k import Chain, Resampler, chains_of, read_rows
+from hf_learned_order.gsm8k import Chain, chains_of, read_rows
+from hf_learned_order.resampler import Resampler
 
 SAMPLERS = ["iid", "random", "top_prob", "margin", "entropy", "threshold", "factor", "entropy_bound", "learned_order"]
 HERE = Path(__file__).parent

@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_learned_order.answers import encoded
 from hf_learned_order.canvas import stacked
-from hf_learned_order.gsm8k import ALPHABET, Chain, ChainError, Resampler, answer_of, read_rows
+from hf_learned_order.gsm8k import ALPHABET, Chain, ChainError, answer_of, read_rows
+from hf_learned_order.resampler import Resampler
 
 Rows = TypeVar("Rows", bound=Sized)
 HELD_OUT = 400  # the last rows of the training split: for tuning and model selection, never trained on
@@ -109,7 +110,7 @@ def resampled_equations(
     pieces: float = 0.0,
     drills: float = 0.0,
 ) -> Dataset:
-    """`count` chains with their numbers drawn anew (`gsm8k.Resampler`), cached on disk by `datasets`."""
+    """`count` chains with their numbers drawn anew (`resampler.Resampler`), cached on disk by `datasets`."""
     # without this, drawing until `count` responses fit would never end
     _nonempty([chain for chain in chains if len(chain.texts()[1]) < canvas_length])
     return _nonempty(

@@ -12,10 +12,9 @@ Source: Cobbe et al., Training Verifiers to Solve Math Word Problems, arXiv 2110
 """
 
 import json
-import random
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -49,6 +48,49 @@ class Expression:
         padded = ("", *self.tokens, "")
         return [(padded[i], padded[i + 2]) for i, token in enumerate(self.tokens) if token == ""]
 
+    def value(self, results: list[Number]) -> Number:
+        """With these results of earlier ones. Raises `ChainError` where it is no arithmetic, or divides by zero.
+
+        Recursive descent: `sum := product (± product)*`, `product := unit (*/ unit)*`, `unit := number | ( sum )`.
+        """
+        operands: Iterator[Number] = iter(_resolve(self.operands, results))
+        tokens = [*self.tokens, "end"]
+        position = 0
+
+        def level(operators: tuple[str, ...], below: Callable[[], Number]) -> Number:
+            nonlocal position
+            value = below()
+            while tokens[position] in operators:
+                operator = _OPERATORS[tokens[position]]
+                position += 1
+                value = _whole(operator(value, below()))
+            return value
+
+        def unit() -> Number:
+            nonlocal position
+            token = tokens[position]
+            position += 1
+            if token == "":
+                return next(operands)
+            _require_plain(token == "(")
+            value = total()
+            _require_plain(tokens[position] == ")")
+            position += 1
+            return value
+
+        def product() -> Number:
+            return level(("*", "/"), unit)
+
+        def total() -> Number:
+            return level(("+", "-"), product)
+
+        try:
+            value = total()
+        except ZeroDivisionError:
+            raise ChainError("a division by zero") from None
+        _require_plain(tokens[position] == "end")
+        return value
+
 
 @dataclass(frozen=True, slots=True)
 class Chain:
@@ -60,7 +102,7 @@ class Chain:
         """The value of each expression. Raises `ChainError` on a division by zero."""
         results: list[Number] = []
         for expression in self.expressions:
-            results.append(_value(expression, results))
+            results.append(expression.value(results))
         return results
 
     def piece(self, first: int, end: int) -> "Chain":
@@ -81,7 +123,7 @@ class Chain:
         for expression in self.expressions:
             values = _resolve(expression.operands, results)
             names = [_letter(value, results) or to_text(value) for value in values]
-            results.append(_value(expression, results))
+            results.append(expression.value(results))
             prompt.append(_fill(expression.tokens, names))
             response.append(f"{_fill(expression.tokens, [to_text(v) for v in values])}={to_text(results[-1])}")
         return ";".join(prompt), f"{' '.join(response)} #{to_text(results[-1])}"
@@ -125,7 +167,7 @@ def parse_chain(solution: str) -> Chain:
     for annotation in annotations:
         left, _, right = annotation.partition("=")
         expression = _parse_expression(left, results)
-        result = _value(expression, results)
+        result = expression.value(results)
         if result != _number(right):
             raise ChainError("a stated result is not exact")
         to_text(result)
@@ -134,111 +176,6 @@ def parse_chain(solution: str) -> Chain:
     if results[-1] != _number(answer_of(solution)):
         raise ChainError("the answer is not the last result")
     return Chain(tuple(expressions))
-
-
-class Resampler:
-    """Draws chains like those it was given, with other numbers.
-
-    With probability `pieces` a run of consecutive expressions of a chain stands for the whole one, and with probability
-    `drills` two to six unrelated expressions of different chains: there no result can be copied from a later operand.
-
-    The numbers of an expression are kept together with probability `keep`. Otherwise each is replaced by one that
-    stands in the same slot (the tokens on either side) somewhere in `chains`, by another of as many digits, or kept. A
-    draw counts when its result is printable, not negative, whole exactly where the original one is whole, and at most
-    `growth` digits longer than that; expressions that cannot be met after `tries` draws keep their numbers.
-    """
-
-    def __init__(
-        self,
-        chains: Sequence[Chain],
-        *,
-        keep: float = 0.0,
-        growth: int = 6,
-        pieces: float = 0.0,
-        drills: float = 0.0,
-        tries: int = 20,
-    ):
-        if not chains:
-            raise ValueError("chains must hold at least one chain, but it is empty")
-        self.chains = chains
-        self.keep = keep
-        self.growth = growth
-        self.pieces = pieces
-        self.drills = drills
-        self.tries = tries
-        self.pool: dict[tuple[str, str], list[Number]] = defaultdict(list)
-        for chain in chains:
-            for expression in chain.expressions:
-                for slot, operand in zip(expression.slots(), expression.operands, strict=True):
-                    if not isinstance(operand, tuple):
-                        self.pool[slot].append(operand)
-
-    def draw(self, rng: random.Random) -> Chain:
-        """One chain: a template uniformly at random, its numbers replaced from left to right."""
-        while True:
-            template = self._template(rng)
-            originals = template.results()
-            results: list[Number] = []
-            expressions = []
-            for expression, original in zip(template.expressions, originals, strict=True):
-                drawn = self._redraw(expression, results, original, rng)
-                if drawn is None:
-                    break
-                expressions.append(drawn)
-                results.append(_value(drawn, results))
-            else:
-                return Chain(tuple(expressions))
-
-    def _template(self, rng: random.Random) -> Chain:
-        kind = rng.random()
-        if kind < self.drills:
-            singles = [self._part(rng, length=1).expressions[0] for _ in range(rng.randint(2, 6))]
-            return Chain(tuple(singles))
-        return self._part(rng) if kind < self.drills + self.pieces else rng.choice(self.chains)
-
-    def _part(self, rng: random.Random, length: int | None = None) -> Chain:
-        chain = rng.choice(self.chains)
-        count = len(chain.expressions)
-        if length is None:
-            return chain.piece(*sorted(rng.sample(range(count + 1), 2)))
-        first = rng.randrange(count - length + 1)
-        return chain.piece(first, first + length)
-
-    def _redraw(
-        self, expression: Expression, results: list[Number], original: Number, rng: random.Random
-    ) -> Expression | None:
-        slots = expression.slots()
-        first = self.tries if rng.random() < self.keep else 0
-        for attempt in range(first, self.tries + 1):
-            keep = attempt == self.tries
-            operands = tuple(
-                operand if keep or isinstance(operand, tuple) else self._number(operand, slot, rng)
-                for slot, operand in zip(slots, expression.operands, strict=True)
-            )
-            candidate = Expression(expression.tokens, operands)
-            try:
-                value = _value(candidate, results)
-            except ChainError:
-                continue
-            if self._printable(value, original) and isinstance(value, int) == isinstance(original, int):
-                return candidate
-        return None
-
-    def _number(self, original: Number, slot: tuple[str, str], rng: random.Random) -> Number:
-        kind = rng.random()
-        if kind < 0.2:
-            return original
-        if kind < 0.8 or not isinstance(original, int):
-            return rng.choice(self.pool[slot])
-        digits = len(str(original))
-        zeros = digits - len(str(original).rstrip("0")) if original else 0
-        return rng.randrange(10 ** (digits - zeros - 1), 10 ** (digits - zeros)) * 10**zeros if original else 0
-
-    def _printable(self, value: Number, original: Number) -> bool:
-        digits = min(7, len(str(int(original))) + self.growth)
-        if value < 0 or value >= 10**digits:
-            return False
-        return isinstance(value, int) or 1000 % value.denominator == 0
 
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:
@@ -288,47 +225,6 @@ def _parse_expression(text: str, results: list[Number]) -> Expression:
         operands.append(value if index is None else ("ref", index))
         tokens.append("")
     return Expression(tuple(tokens), tuple(operands))
-
-
-def _value(expression: Expression, results: list[Number]) -> Number:
-    """Recursive descent: `sum := product (± product)*`, `product := unit (*/ unit)*`, `unit := number | ( sum )`."""
-    operands: Iterator[Number] = iter(_resolve(expression.operands, results))
-    tokens = [*expression.tokens, "end"]
-    position = 0
-
-    def level(operators: tuple[str, ...], below: Callable[[], Number]) -> Number:
-        nonlocal position
-        value = below()
-        while tokens[position] in operators:
-            operator = _OPERATORS[tokens[position]]
-            position += 1
-            value = _whole(operator(value, below()))
-        return value
-
-    def unit() -> Number:
-        nonlocal position
-        token = tokens[position]
-        position += 1
-        if token == "":
-            return next(operands)
-        _require_plain(token == "(")
-        value = total()
-        _require_plain(tokens[position] == ")")
-        position += 1
-        return value
-
-    def product() -> Number:
-        return level(("*", "/"), unit)
-
-    def total() -> Number:
-        return level(("+", "-"), product)
-
-    try:
-        value = total()
-    except ZeroDivisionError:
-        raise ChainError("a division by zero") from None
-    _require_plain(tokens[position] == "end")
-    return value
 
 
 def _require_plain(plain: bool) -> None:
