@@ -28,8 +28,8 @@ from transformers import (
 )
 
 from hf_learned_order.checkpoints import LAYOUTS, check_inv_freq, load_native
-from hf_learned_order.families import Family, find_family, refuse_encoder_decoder
-from hf_learned_order.hooks import Seen, evaluating
+from hf_learned_order.families import Family, find_family, refuse_what_cannot_denoise
+from hf_learned_order.hooks import Seen
 from hf_learned_order.layers import LAST, layer_numbers, layers_of
 from hf_learned_order.predictions import Predictions
 
@@ -53,7 +53,7 @@ class Denoiser(nn.Module):
         super().__init__()
         base = _base_of(model)
         kind = _class_of(base)
-        _refuse_what_cannot_be_called(model)
+        refuse_what_cannot_denoise(model)
         self.family = family or find_family(model.config, kind.__name__, masked_lm=_is_masked_lm(base))
         for known in (getattr(model.config, "mask_token_id", None), self.family.mask_token_id):
             mask_token_id = known if mask_token_id is None else mask_token_id
@@ -227,56 +227,6 @@ class Denoiser(nn.Module):
             nothing = torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device)
             return {"attention_mask": nothing.masked_fill(~seen, -torch.inf)}
         return {"attention_mask": seen}
-
-    @torch.no_grad()
-    def check_attention(self) -> None:
-        """Calls the model twice on a few tokens to see that it attends as its family says.
-
-        Raises:
-            ValueError: the last token of the sequence, or of the first block, does not change the first position's
-                logits (the model is causal, or ignores the mask it is given); or a token of the second block does.
-        """
-        name, block_size = type(self.model).__name__, self.family.block_size
-        with evaluating(self.model):
-            if not self._first_sees_last(block_size or 2):
-                raise ValueError(
-                    f"model must attend in both directions, but in {name} the last token does not change the first "
-                    f"position: it is causal, or takes another mask than attention={self.family.attention!r}; "
-                    "attach(model, family=Family(attention=...)) gives another"
-                )
-            if block_size is not None and self._first_sees_last(block_size + 1):
-                raise ValueError(
-                    f"model must be block-causal, but in {name} a position sees beyond its block of {block_size}: "
-                    "its blocks are of another size, or it ignores its mask; "
-                    "attach(model, family=Family(block_size=...)) gives another"
-                )
-
-    def _first_sees_last(self, length: int) -> bool:
-        """Whether the first position's logits depend on the last of `length` tokens."""
-        # the first ids are special tokens, which a trained model may take for one another
-        others = [token for token in range(min(16, self.vocab_size)) if token != self.mask_token_id]
-        ids = torch.full((len(others), length), self.mask_token_id, device=self.device)
-        ids[:, -1] = torch.tensor(others, device=self.device)
-        # `start` at the shift asks for what the model says at its first place
-        logits = self(ids, torch.ones_like(ids), self.family.shift)[0][:, 0]
-        # of kernels that treat rows differently; logits may be of a finer type than what they were computed in
-        noise = 8 * max(torch.finfo(dtype).eps for dtype in (logits.dtype, self.model.dtype)) * logits.abs().max()
-        return bool((logits - logits[0]).abs().max() > noise)
-
-
-def _refuse_what_cannot_be_called(model: PreTrainedModel) -> None:
-    refuse_encoder_decoder(model.config)
-    for name, adapter in getattr(model, "peft_config", {}).items():
-        if getattr(adapter, "is_prompt_learning", False):
-            raise ValueError(
-                f"model must not have a prompt or prefix tuning adapter, but {name!r} is {adapter.peft_type.value}: "
-                "its virtual tokens would stand where positions are counted. LoRA and its relatives work"
-            )
-    if getattr(model.config, "time_conditioning", False):
-        raise ValueError(
-            "model must not be conditioned on time, but its configuration has time_conditioning=True: "
-            "an order of its own knows no time at which a canvas stands"
-        )
 
 
 def _base_of(model: PreTrainedModel) -> PreTrainedModel:

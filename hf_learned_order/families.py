@@ -7,7 +7,7 @@ A family is looked up by the class of the model ("LLaDAMoEModelLM"), then by the
 from dataclasses import dataclass, replace
 from typing import Any
 
-from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
 ATTENTION = ("2d", "4d", "additive", "none")
 
@@ -154,4 +154,20 @@ def refuse_encoder_decoder(config: PreTrainedConfig) -> None:
         raise ValueError(
             f"model must not be an encoder-decoder, got type {config.model_type!r}: "
             "prompt and canvas are one sequence of one network"
+        )
+
+
+def refuse_what_cannot_denoise(model: PreTrainedModel) -> None:
+    """Raises `ValueError` for an encoder-decoder, a prompt or prefix tuning adapter, a model conditioned on time."""
+    refuse_encoder_decoder(model.config)
+    for name, adapter in getattr(model, "peft_config", {}).items():
+        if getattr(adapter, "is_prompt_learning", False):
+            raise ValueError(
+                f"model must not have a prompt or prefix tuning adapter, but {name!r} is {adapter.peft_type.value}: "
+                "its virtual tokens would stand where positions are counted. LoRA and its relatives work"
+            )
+    if getattr(model.config, "time_conditioning", False):
+        raise ValueError(
+            "model must not be conditioned on time, but its configuration has time_conditioning=True: "
+            "an order of its own knows no time at which a canvas stands"
         )

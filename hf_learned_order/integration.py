@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from hf_learned_order.attention import check_attention
 from hf_learned_order.calls import run
 from hf_learned_order.checkpoints import check_inv_freq
 from hf_learned_order.configuration import Settings, merged
@@ -199,7 +200,7 @@ def attach(
         # pyrefly: ignore[bad-argument-type, missing-attribute] (a scorer was loaded from there)
         bring_up(model, scorer.config, source)
     check_inv_freq(model)  # pyrefly: ignore[bad-argument-type]
-    denoiser.check_attention()
+    check_attention(denoiser)
     if not isinstance(model, LearnedOrderGenerationMixin):
         model.__class__ = _attached_class(type(model))
     if getattr(model, "generation_config", None) is None:

@@ -24,9 +24,10 @@ from hf_learned_order.answers import judged
 from hf_learned_order.arguments import OBJECTIVE_SETTINGS, OrderTrainingArguments
 from hf_learned_order.cards import TRAINING_FILE, Card, training_file
 from hf_learned_order.data import CanvasCollator
-from hf_learned_order.denoisers import Denoiser, evaluating
+from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.files import replacing, saving
 from hf_learned_order.generation import decode, start
+from hf_learned_order.hooks import evaluating
 from hf_learned_order.hub import generation_config, push_folder
 from hf_learned_order.objective import OrderELBO, remaining
 from hf_learned_order.objectives import DEFAULTS, make_objective
