@@ -78,6 +78,8 @@ class Canvas:
         order: int [batch, length], the step of the row, from 1, that unmasked a position; 0 where none did.
         token_log_probs: [batch, length], log p_theta of each token when it was unmasked.
         steps: int [batch], the steps that each row took part in.
+        padding: bool [batch, length], positions that are no part of their row: the canvas lies within prompts of
+            different lengths; None where there are none.
     """
 
     ids: Tensor
@@ -88,11 +90,14 @@ class Canvas:
     order: Tensor = field(init=False)
     token_log_probs: Tensor = field(init=False)
     steps: Tensor = field(init=False)
+    padding: Tensor | None = field(init=False)
 
     def __post_init__(self):
         self.order = torch.zeros_like(self.masked, dtype=torch.long)
         self.token_log_probs = torch.zeros_like(self.masked, dtype=torch.float)
         self.steps = self.order.new_zeros(len(self.masked))
+        padding = self.attention_mask[:, self.start :] == 0
+        self.padding = padding if padding.any() else None
 
     @classmethod
     def behind(

@@ -1,6 +1,6 @@
 """What a scorer sees of each position of a canvas, beside the denoiser's hidden states.
 
-Symbols: `c` confidence, `m` margin, `H` entropy, `n = |M|`, `L` canvas length.
+Symbols: `c` confidence, `m` margin, `H` entropy, `n = |M|`, `L` canvas length, without padding.
 """
 
 from collections.abc import Iterable
@@ -22,9 +22,11 @@ def width_of(names: Iterable[str]) -> int:
 def features_of(step: Step, names: Iterable[str]) -> Tensor:
     """What predictions, canvas and budget say at each position, [batch, canvas, columns], all of order 1."""
     predictions, masked = step.predictions, step.masked.float()
-    share = masked.mean(-1, keepdim=True)
+    inside = torch.ones_like(masked) if step.padding is None else (~step.padding).float()
+    length = inside.sum(-1, keepdim=True)
+    share = masked.sum(-1, keepdim=True) / length
     left = torch.full_like(share, float(step.steps_left))
-    place = torch.arange(masked.shape[-1], device=masked.device, dtype=masked.dtype)
+    place = inside.cumsum(-1) - 1
     known = {
         "confidence": [predictions.confidence],
         "margin": [predictions.margin],
@@ -32,7 +34,7 @@ def features_of(step: Step, names: Iterable[str]) -> Tensor:
         "masked": [masked],
         "mask_fraction": [share],
         "budget": [share / left, left.log()],
-        "position": [place / len(place), place.log1p() / 4],
+        "position": [place / length, place.clamp(min=0.0).log1p() / 4],
     }
     chosen = {"masked", *names}
     columns = [column.expand_as(masked) for name, columns in known.items() if name in chosen for column in columns]

@@ -244,6 +244,7 @@ class _Loop:
             token_log_probs=canvas.token_log_probs[rows, window],
             rows=rows,
             hidden_states=hidden,
+            padding=None if canvas.padding is None else canvas.padding[rows, window],
             generator=self.generator,
         )
 

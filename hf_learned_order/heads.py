@@ -15,11 +15,15 @@ class CountHead(nn.Module):
         self.sizes = nn.Embedding(8 * OCTAVES + 1, size)
         self.head = zeroed(nn.Linear(size, 1))
 
-    def forward(self, encoded: Tensor) -> Tensor:
-        """[batch, canvas, 1] from [batch, canvas, size]."""
+    def forward(self, encoded: Tensor, padding: Tensor | None = None) -> Tensor:
+        """[batch, canvas, 1] from [batch, canvas, size]; `padding` bool [batch, canvas] is no part of the canvas."""
         count = torch.arange(1, encoded.shape[1] + 1, device=encoded.device)
         sizes = self.sizes((8 * count.log2()).round().long().clamp(max=8 * OCTAVES)).to(encoded.dtype)
-        return self.head(nn.functional.gelu(self.canvas(encoded.mean(1, keepdim=True)) + sizes))
+        mean = encoded.mean(1, keepdim=True)
+        if padding is not None:
+            inside = ~padding[..., None]
+            mean = (encoded * inside).sum(1, keepdim=True) / inside.sum(1, keepdim=True)
+        return self.head(nn.functional.gelu(self.canvas(mean) + sizes))
 
 
 def zeroed(layer: nn.Linear) -> nn.Linear:

@@ -26,7 +26,7 @@ class CleanNetwork(nn.Module):
         extra = torch.cat([self.clean(clean), log_prob.exp()[..., None], log_prob[..., None] / 4], -1)
         features = torch.cat([features_of(step, self.config.seen), extra.to(step.predictions.confidence.dtype)], -1)
         # pyrefly: ignore[bad-argument-type] (`layers_seen` asks for them)
-        return self.network.scores(features, step.hidden_states)
+        return self.network.scores(features, step.hidden_states, step.padding)
 
 
 class CleanPosterior(CleanNetwork):

@@ -86,22 +86,26 @@ class OrderNetwork(nn.Module):
             zeroed(self.gives)
         self.counts = CountHead(size) if law in COUNTED else None
 
-    def scores(self, features: Tensor, hidden_states: Tensor) -> Tensor:
+    def scores(self, features: Tensor, hidden_states: Tensor, padding: Tensor | None = None) -> Tensor:
         """s [batch, canvas] from features [batch, canvas, columns + extra], hidden states [..., layers * hidden].
+
+        What stands at `padding`, bool [batch, canvas], changes nothing anywhere else.
 
         Where the law asks for more, [batch, canvas, columns]: s, then the log-weight of a count of 1, 2, ... or A_i.
         """
-        encoded = self._encode(features, hidden_states)
+        encoded = self._encode(features, hidden_states, padding)
         scores = self.head(encoded)
         if self.counts is not None:
-            scores = torch.cat([scores, self.counts(encoded)], -1)
+            scores = torch.cat([scores, self.counts(encoded, padding)], -1)
         if self.repels:
             scores = torch.cat([scores, self._affinity(encoded)], -1)
         return scores.squeeze(-1).float()
 
-    def dependence(self, features: Tensor, hidden_states: Tensor, entropy: Tensor) -> Tensor:
+    def dependence(
+        self, features: Tensor, hidden_states: Tensor, entropy: Tensor, padding: Tensor | None = None
+    ) -> Tensor:
         """A [batch, canvas, canvas], nats, in [0, min(H_i, H_j)] as mutual information is; entropy [batch, canvas]."""
-        share = self._affinity(self._encode(features, hidden_states)).float().sigmoid()
+        share = self._affinity(self._encode(features, hidden_states, padding)).float().sigmoid()
         return torch.minimum(entropy[:, :, None], entropy[:, None, :]) * share
 
     def _affinity(self, encoded: Tensor) -> Tensor:
@@ -110,12 +114,14 @@ class OrderNetwork(nn.Module):
         apart = (index[:, None] - index).clamp(-REACH, REACH) + REACH
         return affinity + self.distance(apart).squeeze(-1)
 
-    def _encode(self, features: Tensor, hidden_states: Tensor) -> Tensor:
+    def _encode(self, features: Tensor, hidden_states: Tensor, padding: Tensor | None) -> Tensor:
         dtype = self.features.weight.dtype
         inputs = self.features(features.to(dtype))
         if self.hidden_states is not None:
             inputs = inputs + self.hidden_states(hidden_states.to(dtype))
-        return self.encoder(inputs)
+        if padding is not None:  # what a denoiser says there may be anything
+            inputs = inputs.masked_fill(padding[..., None], 0.0)
+        return self.encoder(inputs, src_key_padding_mask=padding)
 
 
 def confidence_logit(predictions: Predictions) -> Tensor:
@@ -163,9 +169,9 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
         features, predictions = features_of(step, self.config.seen), step.predictions
         if self.config.law == "dependent":
             # pyrefly: ignore[bad-argument-type] (`layers_seen` asks for them)
-            return self.network.dependence(features, step.hidden_states, predictions.entropy)
+            return self.network.dependence(features, step.hidden_states, predictions.entropy, step.padding)
         # pyrefly: ignore[bad-argument-type]
-        scores = self.network.scores(features, step.hidden_states)
+        scores = self.network.scores(features, step.hidden_states, step.padding)
         return scores + confidence_logit(predictions) if self.config.law == "factor" else scores
 
     def law(self, step: Step, values: Tensor, *, bias: float = 0.0) -> SubsetDistribution:

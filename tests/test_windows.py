@@ -1,6 +1,7 @@
 """Where the loop may write: blocks from left to right, and the masks within a prompt."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import pytest
 import torch
@@ -21,9 +22,11 @@ from test_generation import (
 from transformers import MaxLengthCriteria, StoppingCriteriaList
 
 from hf_learned_order.canvas import Canvas, given_layout, left_padded
+from hf_learned_order.features import FEATURES
 from hf_learned_order.generation import decode
 from hf_learned_order.rules import Proposal, Sampler
 from hf_learned_order.samplers import DilatedSampler, IIDSampler, ThresholdSampler, TopProbSampler
+from hf_learned_order.scorer import LAWS, OrderScorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,3 +280,51 @@ def test_given_layout_undoes_left_padded(mask):
     attention_mask = torch.tensor(mask).long()
     ids = torch.arange(attention_mask.numel()).reshape(attention_mask.shape)
     assert torch.equal(given_layout(left_padded(ids, attention_mask)[0], attention_mask), ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking(Sampler):
+    """Takes everything, and keeps the values that a scorer has for the first row, by their own positions."""
+
+    needs_hidden_states: ClassVar = (-1,)
+    reads_unmasked: ClassVar = True
+    scorer: OrderScorer
+    found: list = field(default_factory=list)
+
+    def propose(self, step, state):
+        values = self.scorer(step)[0]
+        first = 0 if step.padding is None else int(step.padding[0].sum())
+        masks = int(step.masked[0].sum())
+        law = self.scorer.config.law
+        scores = values[first:, 0] if law in ("count", "plackett_luce", "repulsive") else values[first:]
+        more = values[:masks, 1] if law in ("count", "plackett_luce") else values.new_zeros(0)
+        if law == "repulsive":
+            more = values[first:, 1 + first :]
+        elif law == "dependent":
+            scores = scores[:, first:]
+        self.found.extend((scores, more))
+        return Proposal(step.masked)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_scorer_sees_no_padding_of_a_canvas_within_prompts(law):
+    """Its values for a row are those of the row alone, whatever else is in the batch, and on whatever side."""
+    torch.manual_seed(0)
+    features = [*FEATURES]
+    scorer = OrderScorer.for_denoiser(
+        denoiser_of("bert"), law=law, hidden_size=8, num_attention_heads=2, features=features
+    ).eval()
+    for parameter in scorer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    prompts = [torch.cat([words(n, seed=n), torch.full((4,), MASK), words(2, seed=1)]) for n in (2, 9)]
+    rule = Asking(scorer=scorer)
+    decode(denoiser_of("bert"), prompts[0][None], sampler=rule, infill=True)
+    alone = rule.found.copy()
+    for side in ("left", "right"):
+        rule.found.clear()
+        ids, mask = padded(prompts, side)
+        with torch.no_grad():
+            decode(denoiser_of("bert"), ids, mask, sampler=rule, infill=True)
+        for got, expected in zip(rule.found, alone, strict=True):
+            assert got.numel() == expected.numel()
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
