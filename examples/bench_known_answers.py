@@ -46,7 +46,8 @@ def train(problem: Any, law: str, seed: int, options: argparse.Namespace, steps:
         num_chains=options.chains,
         baseline=options.baseline,
     )
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=options.learning_rate, weight_decay=0.0)
+    # the noise falls while the value learns: of the squared gradients only the last hundred updates count
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda update: min((update + 1) / WARM_UP, 1.0, max(0.02, (1 - update / options.updates) / 0.6))
     )
@@ -95,8 +96,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256, help="responses an update")
     parser.add_argument("--chains", type=int, default=1, help="K, of each response")
     parser.add_argument("--baseline", choices=BASELINES, default="value")
-    parser.add_argument("--exploration", type=float, default=0.3, help="at the start, falling to 0")
-    parser.add_argument("--learning_rate", type=float, default=5e-3)
+    parser.add_argument("--exploration", type=float, default=0.2, help="at the start, falling to 0")
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--temperature", type=float, default=0.1, help="tau of the law")
     parser.add_argument("--per_budget", action="store_true", help="train one scorer for each T")
     parser.add_argument("--rows", type=int, default=2048, help="responses to measure on")

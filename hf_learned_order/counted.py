@@ -9,6 +9,7 @@ degree k of exp(s^i), i in M.
 """
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -100,7 +101,7 @@ class CountedBernoulli(CountedSubset):
             self._levels.append(_products(children[..., 0::2, :], children[..., 1::2, :]).logsumexp(-1))
         self.log_polynomials = self._levels[-1][..., 0, : masked.shape[-1] + 1]
 
-    @property
+    @cached_property  # the ELBO asks twice: for its marginals, and for the KL of exploration
     def mean(self) -> Tensor:
         degree = self._levels[-1].shape[-1]
         counts = pad(self.count_probs, (0, degree - self.count_probs.shape[-1]))[..., None, :]

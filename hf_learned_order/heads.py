@@ -1,5 +1,7 @@
 """Heads of a scorer beside the scores themselves."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,10 @@ class CountHead(nn.Module):
     def __init__(self, size: int):
         super().__init__()
         self.canvas = nn.Linear(size, size)
-        self.sizes = nn.Embedding(8 * OCTAVES + 1, size)
+        # waves in the logarithm of the count: close counts are worth nearly the same, and are learned together
+        octave, pace, phase = torch.arange(8 * OCTAVES + 1)[:, None] / 8, 2 * torch.rand(size), torch.rand(size)
+        waves = math.sqrt(2) * torch.cos(pace * octave + 2 * math.pi * phase)
+        self.sizes = nn.Embedding.from_pretrained(waves, freeze=False)
         self.head = zeroed(nn.Linear(size, 1))
 
     def forward(self, encoded: Tensor, padding: Tensor | None = None) -> Tensor:

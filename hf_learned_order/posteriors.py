@@ -76,11 +76,15 @@ class CleanPosterior(CleanNetwork):
 
 
 class ValueBaseline(CleanNetwork):
-    """v^i(x_t, x): what each masked position is still to bring if it stays masked, nats; 0 at the start."""
+    """v^i(x_t, x): what each masked position is still to bring if it stays masked, nats.
+
+    At the start log p(x^i | x_t), what it would bring now. It learns a factor, so that what is certain is worth 0.
+    """
 
     def __init__(self, config: OrderScorerConfig):
         super().__init__(config, law="non_empty")  # one number a position
 
     def forward(self, step: Step, clean: Tensor) -> Tensor:
         """[batch, canvas]; 0 outside the masked positions."""
-        return self.scores(step, clean).masked_fill(~step.masked, 0.0)
+        now = step.predictions.log_prob(clean).clamp(min=-20.0)
+        return (now * (1 + self.scores(step, clean))).masked_fill(~step.masked, 0.0)

@@ -279,6 +279,17 @@ def test_counts_of_a_scorer():
     assert long[0, 2**16 - 1] == long[0, -1]
 
 
+def test_close_counts_start_alike():
+    """So that what is learned of one holds for its neighbours; all places of the table can be learned."""
+    table = scorer_of("count", hidden_size=256, num_attention_heads=2).network.counts.sizes.weight
+    apart = lambda octaves: torch.cosine_similarity(table[: -8 * octaves], table[8 * octaves :]).abs().mean()  # noqa: E731
+    assert torch.cosine_similarity(table[:-1], table[1:]).min() > 0.95
+    assert apart(1) < 0.8
+    assert apart(4) < 0.3
+    assert table.square().mean().item() == pytest.approx(1.0, abs=0.1)
+    assert table.requires_grad
+
+
 def test_repulsion_of_a_scorer():
     """Row i holds what each j takes from i; the posterior's is a correction to it."""
     scorer, step = scorer_of("repulsive"), step_of()
