@@ -2,9 +2,9 @@ r"""Learned orders on problems whose best bound is known, with exact denoisers: 
 
     PYTHONPATH=tests python examples/bench_known_answers.py --sizes 4 5 6 7 8 --seeds 3
 
-One scorer a problem, size and seed serves every budget T: each response draws its own. With `--per_budget` each T has a
-scorer of its own. "Bound" is the mean log-likelihood of clean responses in the order that decoding draws; "gap" what
-its chains lose against the best ones, on average over the responses, and "optimal" the share of chains that lose none.
+One scorer a problem, size and seed serves every budget T: each response draws its own. "Bound" is the mean
+log-likelihood of clean responses in the order that decoding draws; "gap" what its chains lose against the best ones, on
+average over the responses, and "optimal" the share of chains that lose none.
 A row is printed when it is known.
 """
 
@@ -30,19 +30,19 @@ PROBLEMS: dict[str, Any] = {
 WARM_UP = 20
 
 
-def train(problem: Any, law: str, seed: int, options: argparse.Namespace, steps: int | None = None) -> OrderScorer:
-    """A scorer for the budget `steps`, or one for all of them, by the shared law."""
+def train(problem: Any, law: str, seed: int, options: argparse.Namespace) -> OrderScorer:
+    """A scorer for all budgets, by the shared law."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     scorer = OrderScorer.for_denoiser(problem, law=law, law_temperature=options.temperature, **shape)
-    if problem.optimum(1) == 0.0 or steps == 1:
-        return scorer.eval()  # no order loses anything, or there is nothing to decide: there is no gradient
+    if problem.optimum(1) == 0.0:
+        return scorer.eval()  # no order loses anything: there is no gradient
     objective = OrderELBO(
         problem,
         scorer,
-        max_denoising_steps=steps or problem.n,
-        min_denoising_steps=steps or 2,  # in one step there is nothing to decide
+        max_denoising_steps=problem.n,
+        min_denoising_steps=2,  # in one step there is nothing to decide
         num_chains=options.chains,
         baseline=options.baseline,
     )
@@ -99,19 +99,14 @@ def main() -> None:
     parser.add_argument("--exploration", type=float, default=0.2, help="at the start, falling to 0")
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--temperature", type=float, default=0.1, help="tau of the law")
-    parser.add_argument("--per_budget", action="store_true", help="train one scorer for each T")
     parser.add_argument("--rows", type=int, default=2048, help="responses to measure on")
     arguments = parser.parse_args()
     print("| problem | n | T | optimum | bound | gap, % | optimal, % | NFE |\n|---|---|---|---|---|---|---|---|")
     for name in arguments.problems:
         for n in arguments.sizes:
-            problem, scorers = PROBLEMS[name](n), []
+            problem = PROBLEMS[name](n)
+            scorers = [train(problem, arguments.law, seed, arguments) for seed in range(arguments.seeds)]
             for steps in range(1, n + 1):
-                if arguments.per_budget or steps == 1:
-                    budget = steps if arguments.per_budget else None
-                    scorers = [
-                        train(problem, arguments.law, seed, arguments, budget) for seed in range(arguments.seeds)
-                    ]
                 measured = [measure(problem, scorer, steps, arguments.rows) for scorer in scorers]
                 bound, regret, optimal, nfe = (list(values) for values in zip(*measured, strict=True))
                 best = problem.optimum(steps)
