@@ -68,8 +68,9 @@ def test_two_processes_are_one_with_twice_the_batch(weights, case, runs):
         alone, shared = load_file(one / file), load_file(two / file)
         assert alone.keys() == shared.keys()
         for name, weight in alone.items():
+            # what no law feels, as one number added to all scores of the count law, moves by its rounding
             torch.testing.assert_close(
-                shared[name], weight, rtol=1e-4, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}"
+                shared[name], weight, rtol=1e-4, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
             )
     # a target is solved for behind the last log
     alone, shared = (json.loads((folder / "config.json").read_text()) for folder in (one, two))
