@@ -67,9 +67,9 @@ class AnswerMetrics:
             for ids in (prediction.predictions, references)
         )
         measured = {"same": sum(text == right for text, right in zip(texts, expected, strict=True)) / len(texts)}
-        judged = [
+        answered_right = [
             self.is_right(text, answer) for text, answer in zip(texts, decoded(answers.tolist()), strict=True) if answer
         ]
-        if judged:
-            measured["accuracy"] = sum(judged) / len(judged)
+        if answered_right:
+            measured["accuracy"] = sum(answered_right) / len(answered_right)
         return measured

@@ -130,9 +130,9 @@ class Enumeration:
         scorer, posterior = self.objective.scorer, self.objective.posterior
         if self.rule is None:
             scores = scorer(step)
-            prior = scorer.law(step, scores)
-            if self.objective.training:  # the same but for the factor law
-                prior = scorer.exploring_law(step, scores, where=state)
+            # in training the same but for the factor law
+            around = self.objective.training
+            prior = scorer.exploring_law(step, scores, where=state) if around else scorer.law(step, scores)
         else:
             prior = self.rule.law(step)
         own = None

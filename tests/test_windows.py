@@ -310,9 +310,8 @@ class Asking(Sampler):
 def test_a_scorer_sees_no_padding_of_a_canvas_within_prompts(law):
     """Its values for a row are those of the row alone, whatever else is in the batch, and on whatever side."""
     torch.manual_seed(0)
-    features = [*FEATURES]
     scorer = OrderScorer.for_denoiser(
-        denoiser_of("bert"), law=law, hidden_size=8, num_attention_heads=2, features=features
+        denoiser_of("bert"), law=law, hidden_size=8, num_attention_heads=2, features=[*FEATURES]
     ).eval()
     for parameter in scorer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
