@@ -52,12 +52,17 @@ BUDGETS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 30)
 
 
 def points(
-    name: str, scorers: list[str], bounds: Sequence[float], entropy_weight: float | None = None
+    name: str,
+    scorers: list[str],
+    bounds: Sequence[float],
+    *,
+    entropy_weight: float | None = None,
+    greedy: bool = False,
 ) -> Iterator[tuple[str, Sampler, int | None]]:
     """A label, the rule and its step budget, for each setting of a rule."""
     if name == "learned_order":
         for path in scorers:
-            yield from points_of_scorer(path, bounds, entropy_weight)
+            yield from points_of_scorer(path, bounds, entropy_weight=entropy_weight, greedy=greedy)
     elif name in COUNTED:
         for budget in BUDGETS:
             yield f"{name} T={budget}", make_sampler(name), budget
@@ -68,14 +73,15 @@ def points(
 
 
 def points_of_scorer(
-    path: str, bounds: Sequence[float], entropy_weight: float | None
+    path: str, bounds: Sequence[float], *, entropy_weight: float | None, greedy: bool
 ) -> Iterator[tuple[str, Sampler, int | None]]:
     """The bound of a law that is deterministic, the step budget of one that draws."""
     scorer = OrderScorer.from_pretrained(path).eval()
     if scorer.is_random:
+        label = f"{path},greedy" if greedy else path
         for budget in BUDGETS:
             if budget <= (scorer.config.max_denoising_steps or budget):
-                yield f"{path} T={budget}", LearnedOrderSampler(scorer=scorer), budget
+                yield f"{label} T={budget}", LearnedOrderSampler(scorer=scorer, greedy=greedy), budget
         return
     if entropy_weight is not None:
         scorer.config.entropy_weight = entropy_weight
@@ -124,6 +130,7 @@ def main() -> None:
     )
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--entropy_weight", type=float, help="of scorers with the dependent law, in place of their own")
+    parser.add_argument("--greedy", action="store_true", help="of scorers whose law draws, the likeliest positions")
     parser.add_argument("--max_denoising_steps", type=int, help="step budget of rules with a knob, None: as they need")
     parser.add_argument("--split", choices=["validation", "test"], default="test")
     parser.add_argument("--limit", type=int, default=400, help="problems")
@@ -151,7 +158,10 @@ def main() -> None:
     path.touch()
     there = {row["label"] for row in map(json.loads, path.read_text().splitlines())}
     for name in options.samplers:
-        for setting, sampler, budget in points(name, options.scorer, options.bounds, options.entropy_weight):
+        settings = points(
+            name, options.scorer, options.bounds, entropy_weight=options.entropy_weight, greedy=options.greedy
+        )
+        for setting, sampler, budget in settings:
             if budget is None and options.max_denoising_steps is not None:
                 budget = options.max_denoising_steps
                 setting = f"{setting} T={budget}"

@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--test_file", help="its test.jsonl")
     evaluate.add_argument("--tasks", nargs="+", default=["equations"], help="names of hf_learned_order.tasks.TASKS")
     evaluate.add_argument("--samplers", nargs="+", help="by default all of them")
+    evaluate.add_argument("--greedy", action="store_true", help="learned_order takes the likeliest positions, no draw")
     evaluate.add_argument("--nfe", nargs="+", type=float, default=[2, 4, 6, 8, 12, 16], help="target mean NFE")
     evaluate.add_argument("--canvas_length", type=int, help="positions of a response; by default the task's")
     evaluate.add_argument("--temperature", type=float, default=0.0, help="of the tokens; 0 takes the most likely ones")
@@ -179,6 +180,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             samplers=options.samplers,
             targets=sorted(options.nfe),
             scorers=scorers,
+            greedy=options.greedy,
             seeds=options.seeds,
             budget_shares=options.budget_shares,
             with_bound=not options.no_bound,

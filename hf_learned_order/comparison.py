@@ -21,7 +21,7 @@ from hf_learned_order.scorer import OrderScorer
 BUDGET_SHARES = (1.0, 1.25, 1.5)
 
 
-def knob(name: str, scorer: OrderScorer | None = None) -> Callable[[float], Sampler] | None:
+def knob(name: str, scorer: OrderScorer | None = None, *, greedy: bool = False) -> Callable[[float], Sampler] | None:
     """A sampler of that name for each setting in [0, 1], from slow to fast; None if it has no such knob."""
     if name == "threshold":
         return lambda x: ThresholdSampler(threshold=1.0 - x)
@@ -34,7 +34,7 @@ def knob(name: str, scorer: OrderScorer | None = None) -> Callable[[float], Samp
     if name == "entropy_bound":
         return lambda x: EntropyBoundSampler(gamma=_log_scale(x))
     if name == "learned_order" and scorer is not None:
-        return lambda x: LearnedOrderSampler(scorer=scorer, bias=12.0 * x - 6.0)
+        return lambda x: LearnedOrderSampler(scorer=scorer, bias=12.0 * x - 6.0, greedy=greedy)
     return None
 
 
@@ -45,6 +45,7 @@ def compare(
     samplers: Sequence[str],
     targets: Sequence[float],
     scorers: Sequence[OrderScorer] = (),
+    greedy: bool = False,
     seeds: int = 3,
     budget_shares: Sequence[float] = BUDGET_SHARES,
     with_bound: bool = True,
@@ -64,6 +65,7 @@ def compare(
         samplers: names.
         targets: mean NFE.
         scorers: for `learned_order`.
+        greedy: of `learned_order`; where its law draws it takes the likeliest positions instead.
         seeds: runs of a rule that draws.
         budget_shares: step budgets of the tuned rows, times the target; none: no tuned rows.
         with_bound: measure the bound, too.
@@ -92,7 +94,8 @@ def compare(
                 budgets = sorted({min(math.ceil(share * target), tuning.canvas_length) for share in budget_shares})
                 runs = []
                 for scorer in mine:
-                    sampler, budget, setting = _tuned(tuning, name, scorer, target, budgets if both else ())
+                    make = knob(name, scorer, greedy=greedy)
+                    sampler, budget, setting = _tuned(tuning, name, make, scorer, target, budgets if both else ())
                     for seed in range(seeds if sampler.is_random or test.temperature else 1):
                         run = test.measure(
                             sampler, name=label, max_denoising_steps=budget, seed=seed, with_bound=with_bound
@@ -102,10 +105,14 @@ def compare(
 
 
 def _tuned(
-    tuning: Evaluator, name: str, scorer: OrderScorer | None, target: float, budgets: Sequence[int]
+    tuning: Evaluator,
+    name: str,
+    make: Callable[[float], Sampler] | None,
+    scorer: OrderScorer | None,
+    target: float,
+    budgets: Sequence[int],
 ) -> tuple[Sampler, int | None, str]:
     """The sampler tuned to the target, the step budget it runs with, and its setting in words."""
-    make = knob(name, scorer)
     if make is None:
         sampler = make_sampler(name)
         return sampler, tuning.tune_budget(sampler, target), ""

@@ -70,6 +70,10 @@ class CountedSubset(SubsetDistribution):
         impossible = (value & ~self.masked).any(-1) | (~value.any(-1) & self.masked.any(-1))
         return (log_count + self._log_which(inside, size)).clamp(max=0.0).masked_fill(impossible, -torch.inf)
 
+    def greedy(self) -> Tensor:
+        """bool [..., canvas]: the likeliest set of the likeliest size."""
+        return largest(self.scores, self.masked, self.log_count_probs.argmax(-1, keepdim=True))
+
     def _log_which(self, value: Tensor, size: Tensor) -> Tensor:
         """log P(r | k) [...], `value` within M, `size` [..., 1]."""
         raise NotImplementedError

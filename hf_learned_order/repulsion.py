@@ -58,6 +58,33 @@ class RepulsiveBernoulli(SubsetDistribution):
         log_prob = (terms.sum(-1) - self.free.log_normalizer).clamp(max=0.0)
         return log_prob.masked_fill(impossible, -torch.inf)
 
+    def greedy(self) -> Tensor:
+        """bool [..., canvas]: one set in the place of a draw, of about as many positions as are drawn.
+
+        For the number each position changes the chances of those behind it by a factor, as if by itself. The set grows
+        by the position with the largest logit after what all in it take from it and it would take from them.
+        """
+        order = self.order
+        visited = as_visited(self.repulsion, order)
+        logits, masked = (values.gather(-1, order) for values in (self.free.logits, self.masked))
+        number = visits(masked)
+        free = _clamped(logits, masked, torch.zeros_like(logits)).sigmoid()
+        chance, count = free * masked, torch.zeros_like(free[..., 0])
+        for k in range(number):
+            here = chance[..., k].clamp(max=1.0)
+            count = count + here
+            factor = _clamped(logits, masked, visited[..., k, :]).sigmoid() / free
+            chance = chance * (1 + here[..., None] * (factor - 1))
+        count = (count / self.free.log_normalizer.exp()).round().clamp(min=1)[..., None]
+        both = visited + visited.mT
+        accepted = torch.zeros_like(masked)
+        for k in range(number):
+            best = logits.masked_fill(accepted, -torch.inf).argmax(-1, keepdim=True)
+            new = torch.zeros_like(masked).scatter(-1, best, count > k) & masked
+            accepted = accepted | new
+            logits = logits - (both @ new.float()[..., None]).squeeze(-1)
+        return torch.zeros_like(accepted).scatter(-1, order, accepted)
+
     def _from_uniform(self, uniform: Tensor, pivot: Tensor) -> Tensor:
         shape, order = uniform.shape, self.order
         visited = as_visited(self.repulsion, order)

@@ -243,10 +243,13 @@ class LearnedOrderSampler(Sampler):
     Attributes:
         scorer: the `OrderScorer`; in `generate` it is by default the one that was attached.
         bias: the knob for speed, without retraining: larger unmasks more positions a step (`OrderScorer.law`).
+        greedy: instead of a draw the likeliest positions, about as many as the law draws
+            (`SubsetDistribution.greedy`). The same set always; the laws "factor" and "dependent" have one anyway.
     """
 
     scorer: "OrderScorer"
     bias: float = 0.0
+    greedy: bool = False
     reads_unmasked: ClassVar[bool] = True
 
     @property
@@ -256,15 +259,18 @@ class LearnedOrderSampler(Sampler):
 
     @property
     def is_random(self) -> bool:  # pyrefly: ignore[bad-override]
-        return self.scorer.is_random
+        return self.scorer.is_random and not self.greedy
 
     def __post_init__(self):
         if not hasattr(self.scorer, "law"):
             raise TypeError(f"scorer must be an OrderScorer, got {type(self.scorer).__name__}")
         check_range("bias", self.bias, low=float("-inf"))
+        if not isinstance(self.greedy, bool):
+            raise ValueError(f"greedy must be True or False, got {self.greedy!r}")
 
     def propose(self, step: Step, state: State) -> Proposal:
-        return Proposal(self.scorer.law(step, self.scorer(step), bias=self.bias).sample(generator=step.generator))
+        law = self.scorer.law(step, self.scorer(step), bias=self.bias)
+        return Proposal(law.greedy() if self.greedy else law.sample(generator=step.generator))
 
 
 SAMPLERS: dict[str, type[Sampler]] = {

@@ -230,6 +230,32 @@ def repulsive(logits: list[float], a: list[list[float]], preference: list[float]
     return {s: p / math.fsum(law.values()) for s, p in law.items()}
 
 
+def greedy(law: Law, size: int) -> float:
+    """The probability of the likeliest set of that size."""
+    return max(p for s, p in law.items() if len(s) == size)
+
+
+def greedy_repulsive(logits: list[float], a: list[list[float]], preference: list[float], masked: list[bool]) -> tuple:
+    """About how many positions a draw has, and the positions in the order in which they come in."""
+    visited = sorted(eligible(masked), key=lambda i: -preference[i])
+    mean: dict[int, float] = {}
+    for i in visited:
+        free = 1 / (1 + math.exp(-logits[i]))
+        factors = (1 - p + p / (1 + math.exp(a[i][j] - logits[i])) / free for j, p in mean.items())
+        mean[i] = min(1.0, free * math.prod(factors))
+    empty = math.prod(1 - 1 / (1 + math.exp(-logits[i])) for i in visited)
+    number = math.fsum(mean.values()) / (1 - empty) if visited else 0.0
+    rank = {i: k for k, i in enumerate(visited)}
+    chosen: list[int] = []
+    while len(chosen) < len(visited):
+
+        def value(i: int) -> float:
+            return logits[i] - math.fsum(a[i][j] if rank[j] < rank[i] else a[j][i] for j in chosen)
+
+        chosen.append(max((i for i in visited if i not in chosen), key=lambda i: (value(i), -rank[i])))
+    return number, chosen
+
+
 def marginals(law: Law, length: int) -> list[float]:
     return [math.fsum(p for s, p in law.items() if i in s) for i in range(length)]
 

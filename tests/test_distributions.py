@@ -11,6 +11,7 @@ from oracles import (
     eligible,
     entropy_of,
     factor,
+    greedy,
     iid,
     kl,
     marginals,
@@ -20,7 +21,7 @@ from oracles import (
     repulsive,
     subsets,
 )
-from strategies import as_row, counts, rows
+from strategies import as_row, counts, positions, rows
 from torch.distributions import kl_divergence
 
 from hf_learned_order.counted import CountedBernoulli, CountedPlackettLuce
@@ -252,6 +253,42 @@ def test_samples_are_non_empty_and_repeatable(make, oracle, batch, seed):
     assert not (sample & ~masked).any()
     assert torch.equal(sample.any(-1), masked.any(-1).expand(7, 3, -1))
     assert law.log_prob(sample).isfinite().all()
+
+
+@each_law
+@given(batch=rows(), leading=st.booleans())
+def test_greedy_is_the_likeliest_set_of_its_size(make, oracle, batch, leading):
+    scores, masked = batch
+    if oracle is LAWS["repulsive"][1]:
+        return  # an approximation: test_repulsion.py
+    law = make(scores[None], masked[None]) if leading else make(scores, masked)
+    got = law.greedy()
+    assert got.shape == law.masked.shape
+    for row, expected in enumerate(laws_of(oracle, scores, masked)):
+        taken = positions(got.flatten(0, -2)[row])
+        size = mean_size(expected)
+        if make in (LAWS["count"][0], LAWS["plackett_luce"][0]):
+            size = max({len(s) for s in expected}, key=lambda k: sum(p for s, p in expected.items() if len(s) == k))
+        elif abs(size % 1 - 0.5) < 1e-4:
+            continue  # rounding decides
+        assert len(taken) == round(size)
+        assert math.isclose(expected[taken], greedy(expected, len(taken)), rel_tol=1e-9)
+
+
+def mean_size(law) -> float:
+    return math.fsum(len(s) * p for s, p in law.items())
+
+
+def test_greedy_of_one_set_is_that_set():
+    logits = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    masked = torch.rand(50, 6, generator=torch.Generator().manual_seed(1)) < 0.6
+    law = BoundedRisk(logits, masked, bound=1.0)
+    assert torch.equal(law.greedy(), law.sample())
+
+
+def test_greedy_goes_from_the_left_where_all_are_alike():
+    law = NonEmptyBernoulli(ancestral_logit(torch.tensor(3.0)).expand(9), torch.tensor([False] + [True] * 8))
+    assert positions(law.greedy()) == {1, 2, 3}  # 8 / 3, given at least one: 2.8
 
 
 def test_max_normalized_always_takes_its_best_position():

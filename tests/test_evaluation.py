@@ -299,6 +299,14 @@ def test_compare(evaluator, denoiser):
     assert results[0].bound == pytest.approx(sum(run.bound for run in expected) / 3)
 
 
+def test_a_greedy_order_needs_one_run(evaluator, denoiser):
+    scorers = [scorer_of(denoiser.model, seed=seed) for seed in range(2)]
+    options = {"samplers": ["learned_order"], "targets": [3.0], "budget_shares": (), "with_bound": False}
+    (result,) = compare(evaluator, evaluator, scorers=scorers, greedy=True, **options)
+    assert result.runs == 2
+    assert abs(result.nfe - 3.0) < 0.5
+
+
 def test_finished_rows_are_not_measured_again(evaluator):
     options = {"samplers": ["top_prob", "entropy_bound"], "targets": [3.0, 6.0], "task": "equations"}
     results = list(compare(evaluator, evaluator, **options))
@@ -331,3 +339,4 @@ def test_learned_rule_of_a_knob(denoiser):
     make = knob("learned_order", scorer)
     assert make(0.5) == LearnedOrderSampler(scorer=scorer, bias=0.0)
     assert make(0.0).bias < 0 < make(1.0).bias
+    assert knob("learned_order", scorer, greedy=True)(0.5) == LearnedOrderSampler(scorer=scorer, greedy=True)

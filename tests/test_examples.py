@@ -120,7 +120,11 @@ def test_curves_have_a_setting_for_every_law(tmp_path):
         OrderScorer(OrderScorerConfig(law=law, max_denoising_steps=budget, **shape)).save_pretrained(tmp_path / law)
     drawn = list(bench_curves.points("learned_order", [str(tmp_path / "count")], []))
     assert [budget for _, _, budget in drawn] == [1, 2, 3, 4, 5, 6]
-    bounded = list(bench_curves.points("learned_order", [str(tmp_path / "dependent")], [2, 0.5], 0.0))
+    greedy = list(bench_curves.points("learned_order", [str(tmp_path / "count")], [], greedy=True))
+    assert [(label.endswith(f",greedy T={budget}"), sampler.greedy) for label, sampler, budget in greedy] == [
+        (True, True)
+    ] * 6
+    bounded = list(bench_curves.points("learned_order", [str(tmp_path / "dependent")], [2, 0.5], entropy_weight=0.0))
     assert {(sampler.scorer.config.entropy_weight, budget) for _, sampler, budget in bounded} == {(0.0, None)}
     bounds = [sampler.scorer.config.bound * math.exp(sampler.bias) for _, sampler, _ in bounded]
     assert bounds == pytest.approx([2, 0.5])

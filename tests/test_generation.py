@@ -208,7 +208,7 @@ def test_a_row_does_not_depend_on_its_batch_nor_on_padding(family, task, sampler
 @settings(max_examples=100)
 @given(
     task=tasks(),
-    sampler=st.sampled_from([*FINAL, Always(value=True), Always(value=False), None]),
+    sampler=st.sampled_from([*FINAL, Always(value=True), Always(value=False), "learned_order", "greedy"]),
     temperature=st.sampled_from([0.0, 1.0]),
     seed=st.integers(0, 9),
     family=st.sampled_from(["bert", "qwen2"]),
@@ -216,7 +216,8 @@ def test_a_row_does_not_depend_on_its_batch_nor_on_padding(family, task, sampler
 def test_laws_of_the_loop(task, sampler, temperature, seed, family):
     prompts, options = task
     denoiser = Recorder(denoiser_of(family))
-    sampler = sampler or LearnedOrderSampler(scorer=scorer_of(family))
+    if isinstance(sampler, str):
+        sampler = LearnedOrderSampler(scorer=scorer_of(family), greedy=sampler == "greedy")
     ids, mask = padded(prompts, "left")
     generator = torch.Generator().manual_seed(seed)
     output = decode(denoiser, ids, mask, sampler=sampler, temperature=temperature, generator=generator, **options)
@@ -520,6 +521,12 @@ class TestSeeds:
         first, same, other = (self.decode(s, sampler=LearnedOrderSampler(scorer=scorer_of("bert"))) for s in (1, 1, 2))
         assert_same_rows(same, first)
         assert first.order.tolist() != other.order.tolist()
+
+    @pytest.mark.parametrize("law", ["non_empty", "max_normalized", "count", "plackett_luce", "repulsive"])
+    def test_the_greedy_learned_order_ignores_it(self, law):
+        sampler = LearnedOrderSampler(scorer=scorer_of("bert", law), greedy=True)
+        first, other = (self.decode(seed, sampler=sampler) for seed in (1, 2))
+        assert_same_rows(other, first)
 
     def test_drawn_tokens(self):
         first, same, other = (self.decode(seed, sampler=TopProbSampler(), temperature=1.0) for seed in (1, 1, 2))

@@ -8,6 +8,7 @@ import torch
 from bench_known_answers import PROBLEMS, measure
 from problems import ExactReplaceRandom, ExactShuffle
 
+from hf_learned_order.samplers import LearnedOrderSampler
 from hf_learned_order.scorer import OrderScorer
 
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -52,17 +53,21 @@ def test_replace_random_conditionals_are_those_of_its_responses(known):
 
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("law", ["count", "non_empty"])
-def test_bounds_are_measured_against_the_optimum(name, law):
+@pytest.mark.parametrize("greedy", [False, True])
+def test_bounds_are_measured_against_the_optimum(name, law, greedy):
     """One step is optimal whatever the law; an untrained one is not above the optimum at two; copying loses nothing."""
     torch.manual_seed(0)
     problem = PROBLEMS[name](4)
-    scorer = OrderScorer.for_denoiser(problem, law=law, **SMALL).eval()
-    bound, regret, optimal, nfe = measure(problem, scorer, 1, 512)
+    sampler = LearnedOrderSampler(scorer=OrderScorer.for_denoiser(problem, law=law, **SMALL).eval(), greedy=greedy)
+    bound, regret, optimal, nfe = measure(problem, sampler, 1, 512)
     assert nfe == optimal == 1
     assert regret == 0
     assert bound == pytest.approx(problem.optimum(1), abs=0.15)
-    bound, regret, optimal, _ = measure(problem, scorer, 2, 512)
+    bound, regret, optimal, _ = measure(problem, sampler, 2, 512)
     assert bound == pytest.approx(problem.optimum(2) - regret, abs=0.15)
     lossless = name in ("copy", "replace_at")
-    assert (bound == 0) == (optimal == 1) == lossless
+    assert (bound == 0) == lossless
+    if greedy and not lossless:
+        return  # half of the positions, from the left: by luck that may be optimal
+    assert (optimal == 1) == lossless
     assert bound < problem.optimum(2) or lossless

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import chi_square_excess, repulsive, subsets
-from strategies import as_row, counts, rows
+from oracles import chi_square_excess, greedy_repulsive, repulsive, subsets
+from strategies import as_row, counts, positions, rows
 
 from hf_learned_order.distributions import NonEmptyBernoulli
 from hf_learned_order.repulsion import RepulsiveBernoulli
@@ -35,6 +35,27 @@ def test_every_subset(batch, seed):
         close(probabilities, [expected.get(s, 0.0) for s in everything])
 
 
+@given(batch=rows(), seed=st.integers(0, 2**32))
+def test_greedy(batch, seed):
+    scores, masked = batch
+    length = masked.shape[1]
+    a, preference = 2 * randn(seed, *masked.shape, length), randn(seed, *masked.shape)
+    got = RepulsiveBernoulli(scores, a, preference, masked).greedy()
+    for row, taken in enumerate(map(positions, got)):
+        arguments = (scores[row].tolist(), a[row].tolist(), preference[row].tolist(), masked[row].tolist())
+        number, chosen = greedy_repulsive(*arguments)
+        if abs(number % 1 - 0.5) > 1e-4:  # or rounding decides
+            assert taken == frozenset(chosen[: max(1, round(number))])
+
+
+def test_greedy_of_pairs_that_never_go_together():
+    a = 50 * torch.eye(8).roll(4, 0)
+    law = RepulsiveBernoulli(torch.zeros(8), a, torch.zeros(8), torch.ones(8, dtype=torch.bool))
+    taken = positions(law.greedy())
+    assert len(taken) == 3  # the first of a pair comes in at 1/2, the second where the first does not, at 1/4
+    assert not any(i + 4 in taken for i in taken)
+
+
 @pytest.mark.parametrize("logits", [[0.0, 0.5, -1.0, 1.0], [-12.0, -11.0, -12.0, -12.5]])
 def test_samples_in_an_order_of_their_own(logits):
     a, preference, masked = (4 * randn(3, 4, 4)).tolist(), [1.0, 3.0, 0.0, 2.0], [True, True, True, True]
@@ -48,6 +69,7 @@ def test_without_repulsion_it_is_the_non_empty_law():
     law, free = RepulsiveBernoulli(scores, torch.zeros(5, 7, 7), scores, masked), NonEmptyBernoulli(scores, masked)
     value = free.sample((99,), generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(law.log_prob(value), free.log_prob(value))
+    assert torch.equal(law.greedy(), free.greedy())
 
 
 def test_not_both():

@@ -425,6 +425,15 @@ def test_bias_is_the_speed():
     assert mean[2] == 8
 
 
+@given(step=steps())
+def test_greedy_does_not_draw(step):
+    sampler = LearnedOrderSampler(scorer=SCORER, bias=0.5, greedy=True)
+    got = propose(sampler, dataclasses.replace(step, generator=None)).unmask
+    assert torch.equal(got, SCORER.law(step, SCORER(step), bias=0.5).greedy())
+    assert not sampler.is_random
+    assert LearnedOrderSampler(scorer=SCORER).is_random
+
+
 def test_only_the_learned_order_needs_hidden_states():
     samplers = {name: make_sampler(name, scorer=SCORER) for name in SAMPLERS}
     assert [name for name, sampler in samplers.items() if sampler.needs_hidden_states] == ["learned_order"]
@@ -496,6 +505,12 @@ def test_frequencies_of_another_vocabulary():
 def test_bias_out_of_range(value):
     with pytest.raises(ValueError, match="bias must be a number in"):
         LearnedOrderSampler(scorer=SCORER, bias=value)
+
+
+@pytest.mark.parametrize("value", [1, "yes", None])
+def test_greedy_of_another_type(value):
+    with pytest.raises(ValueError, match=f"greedy must be True or False, got {value!r}"):
+        LearnedOrderSampler(scorer=SCORER, greedy=value)
 
 
 def test_scorer_of_another_type():
