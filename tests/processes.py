@@ -51,6 +51,8 @@ SHARDED = {
     }.items()
 }
 
+RESUMED = ("count", "lora", "train_denoiser")
+
 
 def rows_of(tokenizer):
     return equations(chains_of(read_rows(PROBLEMS))[0], tokenizer, canvas_length=CANVAS).select(range(12))
@@ -102,6 +104,18 @@ def evaluate(folder: Path, *, batch: int, split: bool = False) -> dict:
     if split:
         trainer.train()  # without, transformers 5.24 cannot evaluate what FSDP2 is to split
     return {**trainer.evaluate(), "rows": [list(row) for row in rows]}
+
+
+def train_and_resume(folder: Path) -> None:
+    """Two updates, and the second one again from the checkpoint before it, with split weights."""
+    tokenizer = equation_tokenizer()
+    rows = uneven(rows_of(tokenizer))
+    for case in RESUMED:
+        options = {**OPTIONS, **SHARDED[case], "optim": "adamw_torch", "save_strategy": "steps", "save_steps": 1}
+        for name, checkpoint in ((case, None), (f"{case}-resumed", str(folder / case / "checkpoint-1"))):
+            trainer = trainer_of(folder / name, tokenizer, rows, per_device_train_batch_size=2, **options)
+            trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.save_model()
 
 
 def split_as_shipped() -> None:
@@ -162,6 +176,7 @@ if __name__ == "__main__":
     split_as_shipped()
     logs["split"] = train_all(folder / "split", SHARDED, batch=2)
     logs["split"]["evaluation"] = evaluate(folder, batch=2, split=True)
+    train_and_resume(folder / "resumed")
     if dist.get_rank() == 0:
         (folder / "logs.json").write_text(json.dumps(logs))
     dist.destroy_process_group()

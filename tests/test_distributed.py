@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import SHARDED, SPLIT, evaluate, train_all
+from processes import RESUMED, SHARDED, SPLIT, evaluate, train_all
 from safetensors.torch import load_file
 
 from hf_learned_order.gsm8k import answered
@@ -93,3 +93,16 @@ def test_two_processes_evaluate_the_same_rows(weights, runs):
     for name in ("eval_accuracy", "eval_same", "eval_generated_nfe"):
         assert shared[name] == pytest.approx(alone[name], abs=1e-4), name
     assert 0 < shared["eval_accuracy"] < 1
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_split_weights_are_resumed_to_the_bit(case, runs):
+    _, (folder, _) = runs
+    whole, resumed = (folder / "resumed" / name for name in (case, f"{case}-resumed"))
+    files = [path.relative_to(whole) for path in whole.rglob("*.safetensors") if "checkpoint-" not in str(path)]
+    assert len(files) >= 2
+    for file in files:
+        first, again, before = (load_file(place / file) for place in (whole, resumed, whole / "checkpoint-1"))
+        assert first.keys() == again.keys()
+        assert all(torch.equal(first[name], again[name]) for name in first), file
+        assert not all(torch.equal(first[name], before[name]) for name in first), file
