@@ -244,7 +244,8 @@ class LearnedOrderSampler(Sampler):
         scorer: the `OrderScorer`; in `generate` it is by default the one that was attached.
         bias: the knob for speed, without retraining: larger unmasks more positions a step (`OrderScorer.law`).
         greedy: instead of a draw the likeliest positions, about as many as the law draws
-            (`SubsetDistribution.greedy`). The same set always; the laws "factor" and "dependent" have one anyway.
+            (`SubsetDistribution.greedy`). The same set always; the laws "factor" and "dependent" have one anyway. Not
+            for a law of independent positions where these exclude one another: only chance keeps them apart there.
     """
 
     scorer: "OrderScorer"
