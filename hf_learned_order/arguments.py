@@ -45,7 +45,7 @@ class OrderTrainingArguments(TrainingArguments):
         metadata={"help": "'clean' sees the response; 'clean_once' too, once; 'prior' shares the scorer's law"},
     )
     posterior_law: str | None = field(default=None, metadata={"help": "law of a clean posterior; the scorer's if None"})
-    posterior_temperature: float = field(default=0.1, metadata={"help": "tau of a max-normalised posterior"})
+    posterior_temperature: float = field(default=0.1, metadata={"help": "tau of a posterior_law that is another one"})
     baseline: str = field(default="leave_one_out", metadata={"help": "or 'value' (learned along), 'none'"})
     returns: str = field(default="per_step", metadata={"help": "or 'trajectory': the whole chain's at each step"})
     gradient_steps: str = field(default="all", metadata={"help": "or 'one': a random step, times their number"})
@@ -77,6 +77,8 @@ class OrderTrainingArguments(TrainingArguments):
         for name in ("max_denoising_steps", "num_chains", "canvas_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if not self.posterior_temperature > 0:
+            raise ValueError(f"posterior_temperature must be positive, got {self.posterior_temperature}")
         if not self.exploration >= 0:
             raise ValueError(f"exploration must be 0 or more, got {self.exploration}")
         low, high = self.min_denoising_steps, self.max_denoising_steps

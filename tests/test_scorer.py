@@ -303,9 +303,10 @@ def test_repulsion_of_a_scorer():
     torch.testing.assert_close(law.repulsion, values[..., 1:].where(earlier, 0.0) / tau)
 
 
-@pytest.mark.parametrize("law", ["count", "plackett_luce", "repulsive"])
-def test_an_untrained_posterior_of_the_same_law_is_the_prior(law):
-    scorer, step = scorer_of(law), step_of()
+@pytest.mark.parametrize("tau", [0.1, 1.0])
+@pytest.mark.parametrize("law", ["non_empty", "count", "plackett_luce", "repulsive"])
+def test_an_untrained_posterior_of_the_same_law_is_the_prior(law, tau):
+    scorer, step = scorer_of(law, law_temperature=tau), step_of()
     posterior, values = CleanPosterior(scorer.config), scorer(step)
     clean = torch.zeros(6, CANVAS, dtype=torch.long)
     prior, q = scorer.law(step, values), posterior.law(step, clean, values)

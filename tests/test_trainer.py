@@ -320,6 +320,8 @@ def test_scorer_is_made_where_none_is_given(tmp_path, tokenizer, dataset):
             "posterior_law must be one of None, non_empty, .*, got 'dependent'",
         ),
         ({"baseline": "mean"}, "baseline must be one of leave_one_out, value, none, got 'mean'"),
+        ({"posterior_temperature": 0.0}, r"posterior_temperature must be positive, got 0\.0"),
+        ({"posterior_temperature": -1.0}, r"posterior_temperature must be positive, got -1\.0"),
         ({"exploration": -0.5}, r"exploration must be 0 or more, got -0\.5"),
         ({"max_denoising_steps": 0}, "max_denoising_steps must be 1 or more, got 0"),
         ({"num_chains": 0}, "num_chains must be 1 or more, got 0"),
