@@ -231,12 +231,22 @@ class OrderTrainer(Trainer):
         pace.update(mean.item(), number=self.state.global_step // EVERY)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' own; with `target_nfe` the speed is then set to it, on the first training prompts."""
+        """transformers' own; with `target_nfe` the speed is then set to it, on the first training prompts.
+
+        From a checkpoint with all its updates done it loads, and does what stands behind the training, no more.
+        """
         output = super().train(*args, **kwargs)
         if self.pace is not None:
             batches = list(self._first_rows())
             self.pace.solve(lambda: self._mean_nfe(batches))
         return output
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Trainer looks whether training is done behind an update only, so a finished run given once more would go on
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def _first_rows(self) -> Iterator[tuple[dict[str, Tensor], Tensor, int]]:
         """This process's share of the first training rows, in batches, their seeds, and how many of each batch count.

@@ -16,6 +16,7 @@ from hf_learned_order.data import equation_tokenizer, equations
 from hf_learned_order.generation import decode
 from hf_learned_order.gsm8k import chains_of, read_rows
 from hf_learned_order.samplers import IIDSampler
+from hf_learned_order.saved import last_checkpoint
 from hf_learned_order.scorer import OrderScorer
 from hf_learned_order.trainer import OrderTrainer
 
@@ -259,6 +260,26 @@ def test_resumed_run_is_the_uninterrupted_one(case, tmp_path, tokenizer, dataset
     for name in ("loss", "bound", "observed"):
         losses = [[logs[name] for logs in t.state.log_history if name in logs] for t in (whole, resumed)]
         assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("target_nfe", [None, 2.5])
+def test_a_finished_run_that_is_given_again_saves_what_it_saved(target_nfe, tmp_path, tokenizer, dataset):
+    """So it ends to the bit, too, where a kill came between the last checkpoint and `save_model`."""
+    options = {"max_steps": 3, "save_strategy": "steps", "save_steps": 3, "target_nfe": target_nfe}
+    saved = []
+    for _ in range(3):
+        trainer = trainer_of(tmp_path, tokenizer, dataset, **options)
+        trainer.train(resume_from_checkpoint=last_checkpoint(tmp_path))
+        assert trainer.state.global_step == 3
+        trainer.save_model()
+        saved.append([(tmp_path / name).read_bytes() for name in ("model.safetensors", "config.json")])
+    assert saved[0] == saved[1] == saved[2]
+    assert (trainer.scorer.config.law_bias != 0) == (target_nfe is not None)  # solved for behind the last checkpoint
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+    # with more to do it goes on
+    trainer = trainer_of(tmp_path, tokenizer, dataset, **{**options, "max_steps": 5})
+    trainer.train(resume_from_checkpoint=last_checkpoint(tmp_path))
+    assert trainer.state.global_step == 5
 
 
 def test_untrained_bound_is_that_of_ancestral_sampling(tmp_path, tokenizer, dataset):
