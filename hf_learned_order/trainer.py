@@ -148,7 +148,10 @@ class OrderTrainer(Trainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=CanvasCollator(
-                tokenizer=processing_class, canvas_length=args.canvas_length, with_answers=True
+                tokenizer=processing_class,
+                canvas_length=args.canvas_length,
+                with_answers=True,
+                vocab_size=scorer.config.vocab_size,
             ),
             **kwargs,
         )
