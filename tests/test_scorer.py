@@ -72,6 +72,8 @@ def step_of(rows: int = 6, *, steps_left: int = 4, seed: int = 0) -> Step:
         ({"law_temperature": math.nan}, "law_temperature must be positive, got nan"),
         ({"bound": -0.1}, r"bound must be 0 or more, got -0\.1"),
         ({"entropy_weight": -1.0}, r"entropy_weight must be 0 or more, got -1\.0"),
+        ({"law_bias": math.nan}, "law_bias must be finite, got nan"),
+        ({"law_bias": -math.inf}, "law_bias must be finite, got -inf"),
     ],
 )
 def test_configuration_is_checked(options, message):
@@ -93,6 +95,13 @@ def test_for_denoiser_takes_its_shape():
     config = OrderScorer.for_denoiser(denoiser, law="max_normalized", **SMALL).config
     assert (config.denoiser_hidden_size, config.vocab_size, config.mask_token_id) == (denoiser.hidden_size, VOCAB, MASK)
     assert config.law == "max_normalized"
+
+
+def test_for_denoiser_knows_its_fields():
+    denoiser = Denoiser(tiny_model("bert"), mask_token_id=MASK)
+    with pytest.raises(TypeError, match="hiden_size, laws must be fields of OrderScorerConfig, but it has none"):
+        OrderScorer.for_denoiser(denoiser, hiden_size=16, laws="count", hidden_size=16)
+    assert OrderScorer.for_denoiser(denoiser, architectures=["Mine"], **SMALL).config.architectures == ["Mine"]
 
 
 @pytest.mark.parametrize("law", LAWS)
