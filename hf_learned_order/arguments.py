@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from hf_learned_order.inputs import check_positive
 from hf_learned_order.objective import BASELINES, GRADIENT_STEPS, RETURNS
 from hf_learned_order.objectives import OBJECTIVES
 from hf_learned_order.scorer import RANDOM_LAWS
@@ -75,8 +76,7 @@ class OrderTrainingArguments(TrainingArguments):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")
         for name in ("max_denoising_steps", "num_chains", "canvas_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+            check_positive(name, getattr(self, name))
         if not self.posterior_temperature > 0:
             raise ValueError(f"posterior_temperature must be positive, got {self.posterior_temperature}")
         if not self.exploration >= 0:

@@ -40,8 +40,8 @@ class CleanPosterior(CleanNetwork):
     Args:
         config: the scorer's; the network has the same shape.
         law: family of the law, any of `scorer.RANDOM_LAWS`; None: the scorer's.
-        temperature: tau of a law that is not the scorer's; the scorer's own law keeps its tau, `law_temperature`. 0.05 to
-            0.1 worked best in arXiv 2602.23968.
+        temperature: tau of a law that is not the scorer's; one that is has its `law_temperature`. 0.05 to 0.1 worked
+            best in arXiv 2602.23968.
         once: its scores are computed at the first state of a response and kept for all states that follow.
     """
 

@@ -344,9 +344,10 @@ def test_scorer_is_made_where_none_is_given(tmp_path, tokenizer, dataset):
         ({"posterior_temperature": 0.0}, r"posterior_temperature must be positive, got 0\.0"),
         ({"posterior_temperature": -1.0}, r"posterior_temperature must be positive, got -1\.0"),
         ({"exploration": -0.5}, r"exploration must be 0 or more, got -0\.5"),
-        ({"max_denoising_steps": 0}, "max_denoising_steps must be 1 or more, got 0"),
-        ({"num_chains": 0}, "num_chains must be 1 or more, got 0"),
-        ({"canvas_length": -1}, "canvas_length must be 1 or more, got -1"),
+        ({"max_denoising_steps": 0}, "max_denoising_steps must be a positive integer, got 0"),
+        ({"num_chains": 0}, "num_chains must be a positive integer, got 0"),
+        ({"num_chains": 2.5}, r"num_chains must be a positive integer, got 2\.5"),
+        ({"canvas_length": -1}, "canvas_length must be a positive integer, got -1"),
     ],
 )
 def test_arguments_are_checked(options, message, tmp_path):
@@ -365,6 +366,10 @@ def test_arguments_are_checked(options, message, tmp_path):
         (
             {"law": "factor", "is_right": lambda text, answer: True},
             'is_right must be None with objective .correctness.: only "reward" judges responses',
+        ),
+        (
+            {"num_chains": 1},
+            'num_chains must be 2 or more with baseline "leave_one_out", got 1: one chain has no others',
         ),
         ({"objective": "reward", "num_chains": 1}, "num_chains must be 2 or more, got 1"),
         ({"law": "max_normalized"}, 'law must not be "max_normalized" for a prior with a posterior of its own'),
