@@ -11,12 +11,13 @@ from hf_learned_order.objectives import OBJECTIVES
 from hf_learned_order.scorer import RANDOM_LAWS
 
 POSTERIORS = ("clean", "clean_once", "prior")
-# arguments that an objective may have
-OBJECTIVE_SETTINGS = (
-    *("max_denoising_steps", "min_denoising_steps", "num_chains", "baseline", "returns", "gradient_steps"),
-    "exploration",
-    *("noise", "speed_exponent", "teacher"),
+# arguments of some objectives only; what is asked of another is refused
+OWN_SETTINGS = (
+    *("min_denoising_steps", "baseline", "returns", "gradient_steps"),
+    *("exploration", "noise", "speed_exponent", "teacher"),
 )
+# of nearly all
+OBJECTIVE_SETTINGS = ("max_denoising_steps", "num_chains", *OWN_SETTINGS)
 
 
 @dataclass(kw_only=True)

@@ -21,7 +21,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ProgressCallback
 
 from hf_learned_order.answers import judged
-from hf_learned_order.arguments import OBJECTIVE_SETTINGS, OrderTrainingArguments
+from hf_learned_order.arguments import OBJECTIVE_SETTINGS, OWN_SETTINGS, OrderTrainingArguments
 from hf_learned_order.cards import TRAINING_FILE, Card, training_file
 from hf_learned_order.data import CanvasCollator
 from hf_learned_order.denoisers import Denoiser
@@ -30,7 +30,7 @@ from hf_learned_order.generation import decode, start
 from hf_learned_order.hooks import evaluating
 from hf_learned_order.hub import generation_config, push_folder
 from hf_learned_order.objective import OrderELBO, remaining
-from hf_learned_order.objectives import DEFAULTS, make_objective
+from hf_learned_order.objectives import DEFAULTS, make_objective, settings_of
 from hf_learned_order.pace import EVERY, Pace
 from hf_learned_order.posteriors import CleanPosterior
 from hf_learned_order.progress import OrderProgress
@@ -62,8 +62,8 @@ class OrderTrainer(Trainer):
 
     Raises:
         ValueError: the tokenizer has no mask token, the scorer does not fit, both ways of tuning are asked for,
-            `is_right` is given and the objective is not "reward", `target_nfe` is out of reach, or DeepSpeed is to
-            split weights (ZeRO-3).
+            `is_right` or a setting is given that the objective has not, `target_nfe` is out of reach, or DeepSpeed is
+            to split weights (ZeRO-3).
     """
 
     if TYPE_CHECKING:
@@ -109,6 +109,7 @@ class OrderTrainer(Trainer):
             raise ValueError(f'objective must be "elbo" when the denoiser is tuned, got {name!r}, which keeps it fixed')
         if name != "reward" and is_right is not None:
             raise ValueError(f'is_right must be None with objective {name!r}: only "reward" judges responses')
+        _check_settings(args, name)
         if name == "elbo" and law in ELBO_LAWS and args.posterior != "prior":
             self.posterior = CleanPosterior(
                 scorer.config,
@@ -378,6 +379,15 @@ class OrderTrainer(Trainer):
             super()._load_best_model()
         else:
             self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+
+def _check_settings(args: OrderTrainingArguments, objective: str) -> None:
+    for setting in OWN_SETTINGS:
+        value, default = getattr(args, setting), getattr(OrderTrainingArguments, setting)
+        if value != default and setting not in settings_of(objective):
+            raise ValueError(
+                f"{setting} must be {default!r} with objective {objective!r}, which has no such setting, got {value!r}"
+            )
 
 
 def _layers(model: nn.Module) -> list[str]:

@@ -371,6 +371,18 @@ def test_arguments_are_checked(options, message, tmp_path):
             {"num_chains": 1},
             'num_chains must be 2 or more with baseline "leave_one_out", got 1: one chain has no others',
         ),
+        (
+            {"law": "factor", "exploration": 1.0},
+            r"exploration must be 0\.0 with objective .correctness., which has no such setting, got 1\.0",
+        ),
+        (
+            {"law": "dependent", "min_denoising_steps": 2},
+            "min_denoising_steps must be None with objective .dependence.",
+        ),
+        (
+            {"teacher": "entropy"},
+            "teacher must be .top_prob. with objective .elbo., which has no such .*, got .entropy.",
+        ),
         ({"objective": "reward", "num_chains": 1}, "num_chains must be 2 or more, got 1"),
         ({"law": "max_normalized"}, 'law must not be "max_normalized" for a prior with a posterior of its own'),
     ],
