@@ -66,6 +66,8 @@ class ScriptArguments:
 
 def main() -> None:
     script, training = HfArgumentParser((ScriptArguments, OrderTrainingArguments)).parse_args_into_dataclasses()
+    if script.reward == "task" and training.objective != "reward":
+        raise ValueError(f'reward must be "exact" unless objective is "reward", got "task" and {training.objective!r}')
     set_seed(training.seed)
     tokenizer = load_tokenizer(script.model_name_or_path)
     model = load_denoiser(script.model_name_or_path)

@@ -366,8 +366,8 @@ def _check_law(law: str, posterior: CleanPosterior | None, exploration: float) -
         raise ValueError(f'exploration must be 0 with law "{law}": the KL to where it starts is infinite')
     if law in UNREACHED and posterior is not None:
         raise ValueError(
-            f'law must not be "{law}" for a prior with a posterior of its own: '
-            "the KL from any other law to it is infinite"
+            f'posterior must be "prior" with law "{law}": the KL to it from a posterior of its own is infinite '
+            "(None, of OrderELBO itself)"
         )
 
 

@@ -600,7 +600,7 @@ class TestBadInput:
     @pytest.mark.parametrize("posterior", ["non_empty", "max_normalized"])
     @pytest.mark.parametrize("law", ["max_normalized", "factor"])
     def test_prior_that_rules_sets_out_with_a_posterior_of_its_own(self, law, posterior):
-        with pytest.raises(ValueError, match=rf'law must not be "{law}" for a prior .* the KL .* is infinite'):
+        with pytest.raises(ValueError, match=rf'posterior must be "prior" with law "{law}": the KL .* is infinite'):
             objective_of(ExactPairs(1), law, posterior)
 
     def test_exploration(self):

@@ -510,7 +510,7 @@ def test_bounded_dependence_bound_is_checked(bound):
 
 def test_other_laws_are_refused_by_the_dependence_objective():
     denoiser = ExactPairs(2)
-    with pytest.raises(ValueError, match="law must be \"dependent\", got 'non_empty': use OrderELBO for it"):
+    with pytest.raises(ValueError, match="law must be \"dependent\", got 'non_empty': use another objective for it"):
         DependenceObjective(denoiser, OrderScorer.for_denoiser(denoiser, **SMALL))
 
 

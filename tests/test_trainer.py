@@ -282,6 +282,25 @@ def test_a_finished_run_that_is_given_again_saves_what_it_saved(target_nfe, tmp_
     assert trainer.state.global_step == 5
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            {"law": "count"},
+            "law must be that of the checkpoint .*checkpoint-3, 'non_empty', got 'count': go on with its",
+        ),
+        ({"hidden_layers": [1, -1]}, r"hidden_layers must be that of the checkpoint .*, None, got \[1, -1\]"),
+    ],
+)
+def test_a_checkpoint_of_another_scorer_is_refused(option, message, tmp_path, tokenizer, dataset):
+    options = {"save_strategy": "steps", "save_steps": 3}
+    trainer_of(tmp_path, tokenizer, dataset, **options).train()
+    with pytest.raises(ValueError, match=message):
+        trainer_of(tmp_path, tokenizer, dataset, **option, **options).train(
+            resume_from_checkpoint=last_checkpoint(tmp_path)
+        )
+
+
 def test_untrained_bound_is_that_of_ancestral_sampling(tmp_path, tokenizer, dataset):
     options = {"max_denoising_steps": 4, "num_chains": 32}
     trainer = trainer_of(tmp_path, tokenizer, dataset, **options)
@@ -361,7 +380,7 @@ def test_arguments_are_checked(options, message, tmp_path):
         ({"lora": True, "train_denoiser": True}, "train_denoiser must be False when peft_config is given"),
         ({"law": "dependent", "lora": True}, 'objective must be "elbo" when the denoiser is tuned, got .dependence.'),
         ({"law": "factor", "train_denoiser": True}, 'objective must be "elbo" when .* is tuned, got .correctness.'),
-        ({"objective": "elbo", "law": "factor"}, 'law must not be "factor" for a prior with a posterior of its own'),
+        ({"objective": "elbo", "law": "factor"}, 'posterior must be "prior" with law "factor": the KL'),
         ({"objective": "elbo", "law": "dependent"}, "law must be one of .*, got 'dependent', which has no ELBO"),
         (
             {"law": "factor", "is_right": lambda text, answer: True},
@@ -384,7 +403,7 @@ def test_arguments_are_checked(options, message, tmp_path):
             "teacher must be .top_prob. with objective .elbo., which has no such .*, got .entropy.",
         ),
         ({"objective": "reward", "num_chains": 1}, "num_chains must be 2 or more, got 1"),
-        ({"law": "max_normalized"}, 'law must not be "max_normalized" for a prior with a posterior of its own'),
+        ({"law": "max_normalized"}, 'posterior must be "prior" with law "max_normalized": the KL'),
     ],
 )
 def test_combinations_are_checked(options, message, tmp_path, tokenizer, dataset):
