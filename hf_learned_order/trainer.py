@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from huggingface_hub import CommitInfo, HfApi
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ProgressCallback
 
@@ -247,10 +247,25 @@ class OrderTrainer(Trainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Trainer looks whether training is done behind an update only, so a finished run given once more would go on
-        if self.state.global_step >= self.state.max_steps:
+        impatient = any(
+            each.early_stopping_patience_counter >= each.early_stopping_patience for each in self._early_stopping()
+        )
+        if self.state.global_step >= self.state.max_steps or (self.state.global_step > 0 and impatient):
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
+
+    def _load_callback_state(self) -> None:
+        """The evaluations in a row that were no better: Trainer's own starts to count anew, or drops a new patience."""
+        super()._load_callback_state()
+        saved: Any = self.state.stateful_callbacks
+        for callback in self._early_stopping():
+            if EarlyStoppingCallback.__name__ in saved:
+                attributes = saved[EarlyStoppingCallback.__name__]["attributes"]
+                callback.early_stopping_patience_counter = attributes["early_stopping_patience_counter"]
+
+    def _early_stopping(self) -> list[EarlyStoppingCallback]:
+        return [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
 
     def _first_rows(self) -> Iterator[tuple[dict[str, Tensor], Tensor, int]]:
         """This process's share of the first training rows, in batches, their seeds, and how many of each batch count.

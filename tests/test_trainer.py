@@ -8,7 +8,7 @@ import torch
 from models import tiny_model
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForMaskedLM, TrainerCallback
+from transformers import AutoModel, AutoModelForMaskedLM, EarlyStoppingCallback, TrainerCallback
 from transformers.utils import logging
 
 from hf_learned_order.arguments import OrderTrainingArguments
@@ -299,6 +299,29 @@ def test_a_checkpoint_of_another_scorer_is_refused(option, message, tmp_path, to
         trainer_of(tmp_path, tokenizer, dataset, **option, **options).train(
             resume_from_checkpoint=last_checkpoint(tmp_path)
         )
+
+
+def test_patience_outlasts_a_kill(tmp_path, tokenizer, dataset):
+    """Evaluations that are all alike: the first is the best, and the third the second in a row that is no better."""
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    options |= {"load_best_model_at_end": True, "metric_for_best_model": "flat", "per_device_eval_batch_size": 8}
+
+    def run(folder: str, *callbacks, patience: int = 2) -> OrderTrainer:
+        callbacks = [EarlyStoppingCallback(patience), *callbacks]
+        trainer = trainer_of(tmp_path / folder, tokenizer, dataset, callbacks=callbacks, **options)
+        trainer.compute_metrics = lambda prediction: {"flat": 1.0}
+        trainer.train(resume_from_checkpoint=last_checkpoint(tmp_path / folder))
+        return trainer
+
+    whole = run("whole")
+    assert whole.state.global_step == 3
+    assert run("parts", StopAt(2)).state.global_step == 2
+    resumed = run("parts")
+    assert resumed.state.global_step == 3
+    again = run("parts")
+    assert again.state.global_step == 3
+    assert not changed(weights_of(again.model), weights_of(whole.model))  # those of the best checkpoint
+    assert run("parts", patience=4).state.global_step == 5
 
 
 def test_untrained_bound_is_that_of_ancestral_sampling(tmp_path, tokenizer, dataset):
