@@ -5,7 +5,7 @@ r"""Fit a scorer to a denoiser: the order in which it unmasks its tokens.
 
 Any masked diffusion model of the Hub takes the place of `examples/denoiser`; `--task words` trains on whole solutions
 with its tokenizer and chat template. `--use_lora` tunes the denoiser along with a LoRA adapter, saved in `adapter/`.
-Interrupted runs go on from the last checkpoint when the same command is given again.
+Interrupted runs go on from the last checkpoint when the same command is given again; finished ones only save again.
 """
 
 import shlex
@@ -66,6 +66,8 @@ class ScriptArguments:
 
 def main() -> None:
     script, training = HfArgumentParser((ScriptArguments, OrderTrainingArguments)).parse_args_into_dataclasses()
+    if script.reward == "task" and training.objective != "reward":
+        raise ValueError(f'reward must be "exact" unless objective is "reward", got "task" and {training.objective!r}')
     set_seed(training.seed)
     tokenizer = load_tokenizer(script.model_name_or_path)
     model = load_denoiser(script.model_name_or_path)

@@ -5,17 +5,19 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from hf_learned_order.inputs import check_positive
 from hf_learned_order.objective import BASELINES, GRADIENT_STEPS, RETURNS
 from hf_learned_order.objectives import OBJECTIVES
 from hf_learned_order.scorer import RANDOM_LAWS
 
 POSTERIORS = ("clean", "clean_once", "prior")
-# arguments that an objective may have
-OBJECTIVE_SETTINGS = (
-    *("max_denoising_steps", "min_denoising_steps", "num_chains", "baseline", "returns", "gradient_steps"),
-    "exploration",
-    *("noise", "speed_exponent", "teacher"),
+# arguments of some objectives only; what is asked of another is refused
+OWN_SETTINGS = (
+    *("min_denoising_steps", "baseline", "returns", "gradient_steps"),
+    *("exploration", "noise", "speed_exponent", "teacher"),
 )
+# of nearly all
+OBJECTIVE_SETTINGS = ("max_denoising_steps", "num_chains", *OWN_SETTINGS)
 
 
 @dataclass(kw_only=True)
@@ -45,7 +47,7 @@ class OrderTrainingArguments(TrainingArguments):
         metadata={"help": "'clean' sees the response; 'clean_once' too, once; 'prior' shares the scorer's law"},
     )
     posterior_law: str | None = field(default=None, metadata={"help": "law of a clean posterior; the scorer's if None"})
-    posterior_temperature: float = field(default=0.1, metadata={"help": "tau of a max-normalised posterior"})
+    posterior_temperature: float = field(default=0.1, metadata={"help": "tau of a posterior_law that is another one"})
     baseline: str = field(default="leave_one_out", metadata={"help": "or 'value' (learned along), 'none'"})
     returns: str = field(default="per_step", metadata={"help": "or 'trajectory': the whole chain's at each step"})
     gradient_steps: str = field(default="all", metadata={"help": "or 'one': a random step, times their number"})
@@ -75,8 +77,9 @@ class OrderTrainingArguments(TrainingArguments):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}")
         for name in ("max_denoising_steps", "num_chains", "canvas_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+            check_positive(name, getattr(self, name))
+        if not self.posterior_temperature > 0:
+            raise ValueError(f"posterior_temperature must be positive, got {self.posterior_temperature}")
         if not self.exploration >= 0:
             raise ValueError(f"exploration must be 0 or more, got {self.exploration}")
         low, high = self.min_denoising_steps, self.max_denoising_steps

@@ -57,8 +57,8 @@ class CorrectnessObjective(nn.Module):
         eos_token_id: a row is finished when everything before its first EOS is settled, as in generation.
 
     Raises:
-        ValueError: the scorer has another law, `min_denoising_steps` is below 2 (one step leaves nothing to choose) or
-            above `max_denoising_steps`.
+        ValueError: the scorer has another law, `max_denoising_steps` or `min_denoising_steps` is below 2 (one step
+            leaves nothing to choose), or the latter above the former.
     """
 
     def __init__(
@@ -73,6 +73,10 @@ class CorrectnessObjective(nn.Module):
         super().__init__()
         if scorer.config.law != "factor":
             raise ValueError(f'law must be "factor", got {scorer.config.law!r}: use another objective for it')
+        if max_denoising_steps < 2:
+            raise ValueError(
+                f"max_denoising_steps must be 2 or more, got {max_denoising_steps}: one step leaves nothing to choose"
+            )
         least = 2 if min_denoising_steps is None else min_denoising_steps
         if not 2 <= least <= max_denoising_steps:
             raise ValueError(

@@ -41,7 +41,7 @@ class DependenceObjective(nn.Module):
     def __init__(self, denoiser: Denoiser, scorer: OrderScorer):
         super().__init__()
         if scorer.config.law != "dependent":
-            raise ValueError(f'law must be "dependent", got {scorer.config.law!r}: use OrderELBO for it')
+            raise ValueError(f'law must be "dependent", got {scorer.config.law!r}: use another objective for it')
         self.denoiser = denoiser
         self.scorer = scorer
 

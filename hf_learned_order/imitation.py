@@ -47,7 +47,12 @@ class ImitationObjective(CorrectnessObjective):
             min_denoising_steps=min_denoising_steps,
             eos_token_id=eos_token_id,
         )
-        self.teacher = make_sampler(teacher)
+        try:
+            self.teacher = make_sampler(teacher)
+        except ValueError as error:
+            raise ValueError(
+                f"teacher must be a rule that needs no more than its name, got {teacher!r}: {error}"
+            ) from error
 
     def forward(
         self,

@@ -39,6 +39,7 @@ from hf_learned_order.canvas import left_padded, settled
 from hf_learned_order.chains import Chains
 from hf_learned_order.denoisers import Denoiser, predict
 from hf_learned_order.distributions import SubsetDistribution, everything
+from hf_learned_order.inputs import check_positive
 from hf_learned_order.posteriors import CleanPosterior, ValueBaseline
 from hf_learned_order.predictions import Step
 from hf_learned_order.scorer import ELBO_LAWS, OrderScorer
@@ -66,7 +67,7 @@ class OrderELBO(nn.Module):
         posterior: q_phi; None shares the scorer's law (q = p, no KL).
         max_denoising_steps: T.
         min_denoising_steps: each response draws its T from this to `max_denoising_steps`; None: always the latter.
-        num_chains: K.
+        num_chains: K; leave-one-out needs 2.
         eos_token_id: a chain is finished when everything before the first EOS is settled, as in generation.
         baseline: what is subtracted from the returns: "leave_one_out", "value" (learned along), or "none".
         returns: "per_step", G_t, or "trajectory", the bound of the whole chain at each of its steps.
@@ -76,8 +77,9 @@ class OrderELBO(nn.Module):
             an attribute it can be changed between updates; `remaining` says how a training lets it fall to 0.
 
     Raises:
-        ValueError: a choice is unknown, a number out of range, the law has no ELBO, or posterior or exploration are
-            combined with a law from which their KL would be infinite: "max_normalized", "factor".
+        ValueError: a choice is unknown, a number out of range, one chain is to be compared with others, the law has no
+            ELBO, or posterior or exploration are combined with a law from which their KL would be infinite:
+            "max_normalized", "factor".
     """
 
     def __init__(
@@ -109,8 +111,12 @@ class OrderELBO(nn.Module):
             ("min_denoising_steps", least),
             ("num_chains", num_chains),
         ):
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
+            check_positive(name, value)
+        if baseline == "leave_one_out" and num_chains < 2:
+            raise ValueError(
+                f'num_chains must be 2 or more with baseline "leave_one_out", got {num_chains}: '
+                'one chain has no others to be compared with; "value" and "none" take one'
+            )
         if not exploration >= 0:
             raise ValueError(f"exploration must be 0 or more, got {exploration}")
         if least > max_denoising_steps:
@@ -360,8 +366,8 @@ def _check_law(law: str, posterior: CleanPosterior | None, exploration: float) -
         raise ValueError(f'exploration must be 0 with law "{law}": the KL to where it starts is infinite')
     if law in UNREACHED and posterior is not None:
         raise ValueError(
-            f'law must not be "{law}" for a prior with a posterior of its own: '
-            "the KL from any other law to it is infinite"
+            f'posterior must be "prior" with law "{law}": the KL to it from a posterior of its own is infinite '
+            "(None, of OrderELBO itself)"
         )
 
 

@@ -32,6 +32,11 @@ OBJECTIVES: dict[str, type[nn.Module]] = {
 DEFAULTS = {"factor": "correctness", "dependent": "dependence"}
 
 
+def settings_of(name: str) -> set[str]:
+    """What the objective of that name may be given."""
+    return {*inspect.signature(OBJECTIVES[name]).parameters}
+
+
 def make_objective(name: str, denoiser: Denoiser, scorer: OrderScorer, **settings: Any) -> nn.Module:
     """The objective of that name, with those of the `settings` that it has.
 
@@ -40,5 +45,5 @@ def make_objective(name: str, denoiser: Denoiser, scorer: OrderScorer, **setting
     """
     if name not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {name!r}")
-    known = inspect.signature(OBJECTIVES[name]).parameters
+    known = settings_of(name)
     return OBJECTIVES[name](denoiser, scorer, **{key: value for key, value in settings.items() if key in known})

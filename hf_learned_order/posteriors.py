@@ -40,7 +40,8 @@ class CleanPosterior(CleanNetwork):
     Args:
         config: the scorer's; the network has the same shape.
         law: family of the law, any of `scorer.RANDOM_LAWS`; None: the scorer's.
-        temperature: tau; 0.05 to 0.1 worked best in arXiv 2602.23968.
+        temperature: tau of a law that is not the scorer's; one that is has its `law_temperature`. 0.05 to 0.1 worked
+            best in arXiv 2602.23968.
         once: its scores are computed at the first state of a response and kept for all states that follow.
     """
 
@@ -67,12 +68,13 @@ class CleanPosterior(CleanNetwork):
         `own_scores` are its `scores` of the first state where they are computed `once`; `tilt` is the prior's.
         """
         scores = self.scores(step, clean) if own_scores is None else own_scores
+        temperature = self.temperature
         if self.corrects:
-            scores = scores + prior_scores
+            scores, temperature = scores + prior_scores, self.config.law_temperature
         start = start_of(self.config, step)
         # in the prior it is part of the law that is corrected
         bias = self.config.law_bias + (0.0 if tilt is None else tilt) if self.corrects else 0.0
-        return order_law(self.kind, scores, step, temperature=self.temperature, bias=bias, start=start)
+        return order_law(self.kind, scores, step, temperature=temperature, bias=bias, start=start)
 
 
 class ValueBaseline(CleanNetwork):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hf_learned_order.files import read_json, reading
-from hf_learned_order.scorer import OrderScorer
+from hf_learned_order.scorer import OrderScorer, OrderScorerConfig
 
 POSTERIOR_FILE = "posterior.safetensors"
 VALUE_FILE = "value.safetensors"
@@ -20,6 +20,8 @@ ADAPTER_FOLDER = "adapter"
 DENOISER_FOLDER = "denoiser"
 FOLDERS = {"adapter": ADAPTER_FOLDER, "denoiser": DENOISER_FOLDER}  # of `OrderScorerConfig.denoiser_tuning`
 LEARNED_SETTINGS = ("bound", "law_bias")  # of a scorer's configuration: `target_nfe` moves them
+# of a scorer's configuration: what its weights hang on, and a user chooses
+SHAPE = ("law", "hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_layers", "features")
 
 
 def save_weights(folder: Path, objective: nn.Module, state: dict[str, Tensor]) -> None:
@@ -42,10 +44,18 @@ def load_weights(folder: Path, objective: nn.Module) -> None:
     """The way back, into the objective as it is.
 
     Raises:
-        ValueError: files are damaged, or belong to another objective.
+        ValueError: files are damaged, belong to another objective, or to a scorer of another law or shape.
         OSError: a file is missing.
     """
     scorer: OrderScorer = objective.scorer  # pyrefly: ignore[bad-assignment]
+    saved = OrderScorerConfig.from_pretrained(folder)
+    for name in SHAPE:
+        theirs, mine = getattr(saved, name), getattr(scorer.config, name)
+        if theirs != mine:
+            raise ValueError(
+                f"{name} must be that of the checkpoint {folder}, {theirs!r}, got {mine!r}: "
+                "go on with its own settings, or train in another folder"
+            )
     with reading(folder):
         scorer.load_state_dict(load_file(folder / "model.safetensors"))
         for name, file in (("posterior", POSTERIOR_FILE), ("value", VALUE_FILE)):
@@ -60,9 +70,8 @@ def load_weights(folder: Path, objective: nn.Module) -> None:
         elif scorer.config.denoiser_tuning == "denoiser":
             # pyrefly: ignore[missing-attribute]
             model.load_state_dict(type(model).from_pretrained(folder / DENOISER_FOLDER).state_dict())
-    saved = read_json(folder / "config.json", dict)
     for name in LEARNED_SETTINGS:
-        setattr(scorer.config, name, saved.get(name, getattr(scorer.config, name)))
+        setattr(scorer.config, name, getattr(saved, name))
 
 
 def last_checkpoint(folder: str | os.PathLike) -> str | None:

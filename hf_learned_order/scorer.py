@@ -156,7 +156,11 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
 
     @classmethod
     def for_denoiser(cls, denoiser: Denoiser, **kwargs: Any) -> "OrderScorer":
-        """A new scorer of the right shape; `kwargs` are fields of `OrderScorerConfig`."""
+        """A new scorer of the right shape; `kwargs` are fields of `OrderScorerConfig`.
+
+        Raises:
+            TypeError, ValueError: as `OrderScorerConfig.for_denoiser`.
+        """
         return cls(OrderScorerConfig.for_denoiser(denoiser, **kwargs))
 
     @property

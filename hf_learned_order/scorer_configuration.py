@@ -100,6 +100,8 @@ class OrderScorerConfig(PreTrainedConfig):
         ):
             if not value >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {value!r}")
+        if not math.isfinite(law_bias):
+            raise ValueError(f"law_bias must be finite, got {law_bias!r}")
         _check_start(law, warm_start)
         _check_features(features)
         _check_layers(hidden_layers, denoiser_hidden_size)
@@ -141,8 +143,12 @@ class OrderScorerConfig(PreTrainedConfig):
         """The configuration of a scorer that fits `denoiser`.
 
         Raises:
-            ValueError: the denoiser has no such `hidden_layers`.
+            TypeError: there is no such field, or one is of another type.
+            ValueError: a field is out of its range, or the denoiser has no such `hidden_layers`.
         """
+        unknown = sorted(kwargs.keys() - cls._known())
+        if unknown:
+            raise TypeError(f"{', '.join(unknown)} must be fields of {cls.__name__}, but it has none of that name")
         config = denoiser.model.config
         kwargs.setdefault("denoiser_hidden_size", denoiser.hidden_size)
         mine = cls(
@@ -157,10 +163,14 @@ class OrderScorerConfig(PreTrainedConfig):
         return mine
 
     @classmethod
+    def _known(cls) -> set[str]:
+        """Its own and those that every configuration of transformers has."""
+        return {*inspect.signature(cls.__init__).parameters, *PreTrainedConfig().to_dict(), "auto_map", "torch_dtype"}
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """transformers' own, with a warning that names the keys this version does not know."""
-        known = {*inspect.signature(cls.__init__).parameters, *PreTrainedConfig().to_dict(), "auto_map", "torch_dtype"}
-        unknown = sorted(name for name in config_dict if name not in known and not name.startswith("_"))
+        unknown = sorted(name for name in config_dict.keys() - cls._known() if not name.startswith("_"))
         if unknown:
             warnings.warn(
                 f"the scorer's configuration has keys that this version of hf_learned_order does not know and that it "

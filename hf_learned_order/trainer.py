@@ -16,12 +16,12 @@ import torch
 from datasets import Dataset
 from huggingface_hub import CommitInfo, HfApi
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ProgressCallback
 
 from hf_learned_order.answers import judged
-from hf_learned_order.arguments import OBJECTIVE_SETTINGS, OrderTrainingArguments
+from hf_learned_order.arguments import OBJECTIVE_SETTINGS, OWN_SETTINGS, OrderTrainingArguments
 from hf_learned_order.cards import TRAINING_FILE, Card, training_file
 from hf_learned_order.data import CanvasCollator
 from hf_learned_order.denoisers import Denoiser
@@ -30,7 +30,7 @@ from hf_learned_order.generation import decode, start
 from hf_learned_order.hooks import evaluating
 from hf_learned_order.hub import generation_config, push_folder
 from hf_learned_order.objective import OrderELBO, remaining
-from hf_learned_order.objectives import DEFAULTS, make_objective
+from hf_learned_order.objectives import DEFAULTS, make_objective, settings_of
 from hf_learned_order.pace import EVERY, Pace
 from hf_learned_order.posteriors import CleanPosterior
 from hf_learned_order.progress import OrderProgress
@@ -62,8 +62,8 @@ class OrderTrainer(Trainer):
 
     Raises:
         ValueError: the tokenizer has no mask token, the scorer does not fit, both ways of tuning are asked for,
-            `is_right` is given and the objective is not "reward", `target_nfe` is out of reach, or DeepSpeed is to
-            split weights (ZeRO-3).
+            `is_right` or a setting is given that the objective has not, `target_nfe` is out of reach, or DeepSpeed is
+            to split weights (ZeRO-3).
     """
 
     if TYPE_CHECKING:
@@ -109,6 +109,7 @@ class OrderTrainer(Trainer):
             raise ValueError(f'objective must be "elbo" when the denoiser is tuned, got {name!r}, which keeps it fixed')
         if name != "reward" and is_right is not None:
             raise ValueError(f'is_right must be None with objective {name!r}: only "reward" judges responses')
+        _check_settings(args, name)
         if name == "elbo" and law in ELBO_LAWS and args.posterior != "prior":
             self.posterior = CleanPosterior(
                 scorer.config,
@@ -148,7 +149,10 @@ class OrderTrainer(Trainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=CanvasCollator(
-                tokenizer=processing_class, canvas_length=args.canvas_length, with_answers=True
+                tokenizer=processing_class,
+                canvas_length=args.canvas_length,
+                with_answers=True,
+                vocab_size=scorer.config.vocab_size,
             ),
             **kwargs,
         )
@@ -231,12 +235,37 @@ class OrderTrainer(Trainer):
         pace.update(mean.item(), number=self.state.global_step // EVERY)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' own; with `target_nfe` the speed is then set to it, on the first training prompts."""
+        """transformers' own; with `target_nfe` the speed is then set to it, on the first training prompts.
+
+        From a checkpoint with all its updates done it loads, and does what stands behind the training, no more.
+        """
         output = super().train(*args, **kwargs)
         if self.pace is not None:
             batches = list(self._first_rows())
             self.pace.solve(lambda: self._mean_nfe(batches))
         return output
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Trainer looks whether training is done behind an update only, so a finished run given once more would go on
+        impatient = any(
+            each.early_stopping_patience_counter >= each.early_stopping_patience for each in self._early_stopping()
+        )
+        if self.state.global_step >= self.state.max_steps or (self.state.global_step > 0 and impatient):
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _load_callback_state(self) -> None:
+        """The evaluations in a row that were no better: Trainer's own starts to count anew, or drops a new patience."""
+        super()._load_callback_state()
+        saved: Any = self.state.stateful_callbacks
+        for callback in self._early_stopping():
+            if EarlyStoppingCallback.__name__ in saved:
+                attributes = saved[EarlyStoppingCallback.__name__]["attributes"]
+                callback.early_stopping_patience_counter = attributes["early_stopping_patience_counter"]
+
+    def _early_stopping(self) -> list[EarlyStoppingCallback]:
+        return [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
 
     def _first_rows(self) -> Iterator[tuple[dict[str, Tensor], Tensor, int]]:
         """This process's share of the first training rows, in batches, their seeds, and how many of each batch count.
@@ -365,6 +394,15 @@ class OrderTrainer(Trainer):
             super()._load_best_model()
         else:
             self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+
+def _check_settings(args: OrderTrainingArguments, objective: str) -> None:
+    for setting in OWN_SETTINGS:
+        value, default = getattr(args, setting), getattr(OrderTrainingArguments, setting)
+        if value != default and setting not in settings_of(objective):
+            raise ValueError(
+                f"{setting} must be {default!r} with objective {objective!r}, which has no such setting, got {value!r}"
+            )
 
 
 def _layers(model: nn.Module) -> list[str]:

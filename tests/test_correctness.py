@@ -16,10 +16,10 @@ RIGHT, WRONG = Scripted.RIGHT, Scripted.WRONG
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "denoiser_hidden_size": 0}
 
 
-def objective_of(script, *, law="factor", max_denoising_steps=3) -> CorrectnessObjective:
+def objective_of(script, *, law="factor", max_denoising_steps=3, **options) -> CorrectnessObjective:
     torch.manual_seed(0)
     scorer = OrderScorer(OrderScorerConfig(law=law, **SMALL))
-    return CorrectnessObjective(Scripted(script), scorer, max_denoising_steps=max_denoising_steps)
+    return CorrectnessObjective(Scripted(script), scorer, max_denoising_steps=max_denoising_steps, **options)
 
 
 def batch_of(rows: int, length: int) -> dict[str, torch.Tensor]:
@@ -113,8 +113,14 @@ def test_another_law_is_refused():
 
 
 def test_one_step_is_refused():
-    with pytest.raises(ValueError, match=r"min_denoising_steps must be 2 or more and at most .*, got 2 and 1"):
+    with pytest.raises(ValueError, match=r"^max_denoising_steps must be 2 or more, got 1: one step leaves nothing"):
         objective_of(fixed((RIGHT, 0.9)), max_denoising_steps=1)
+
+
+@pytest.mark.parametrize("least", [1, 4])
+def test_smallest_budget(least):
+    with pytest.raises(ValueError, match=rf"min_denoising_steps must be 2 or more and at most .*, got {least} and 3"):
+        objective_of(fixed((RIGHT, 0.9)), max_denoising_steps=3, min_denoising_steps=least)
 
 
 def test_a_canvas_of_one_position_is_refused():

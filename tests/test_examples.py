@@ -12,6 +12,7 @@ import bench_curves
 import bench_training
 import demo
 import pytest
+import train
 from files import save_all, write_rows
 
 from hf_learned_order.results import load_results
@@ -89,6 +90,12 @@ def test_train(law, options, logged, tmp_path):
     scorer = OrderScorer.from_pretrained(tmp_path / "out")
     assert (scorer.config.law, scorer.config.hidden_size) == (law, 16)
     assert scorer.config.layers_seen == (1, -1)
+
+
+def test_train_judges_with_one_objective_only(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--law", "factor", "--reward", "task"])
+    with pytest.raises(ValueError, match='reward must be "exact" unless objective is "reward", got "task" and None'):
+        train.main()
 
 
 def test_curves(tmp_path, monkeypatch, capsys):

@@ -372,7 +372,18 @@ class TestBadInput:
             (AgreementObjective, "factor", {"noise": 0.0}, r"noise must be positive, got 0\.0"),
             (AgreementObjective, "count", {"max_denoising_steps": 1}, "max_denoising_steps must be 2 or more, got 1"),
             (DenseObjective, "repulsive", {}, "law must be one of non_empty, count, plackett_luce .*, got 'repulsive'"),
-            (ImitationObjective, "factor", {"max_denoising_steps": 2, "teacher": "fast"}, "sampler must be one of iid"),
+            (
+                ImitationObjective,
+                "factor",
+                {"max_denoising_steps": 2, "teacher": "fast"},
+                "teacher must .*: sampler must",
+            ),
+            (
+                ImitationObjective,
+                "factor",
+                {"max_denoising_steps": 2, "teacher": "learned_order"},
+                "teacher must be a rule that needs no more than its name, got 'learned_order': .* needs a scorer",
+            ),
         ],
     )
     def test_refused(self, kind, law, options, message):

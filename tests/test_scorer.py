@@ -72,6 +72,8 @@ def step_of(rows: int = 6, *, steps_left: int = 4, seed: int = 0) -> Step:
         ({"law_temperature": math.nan}, "law_temperature must be positive, got nan"),
         ({"bound": -0.1}, r"bound must be 0 or more, got -0\.1"),
         ({"entropy_weight": -1.0}, r"entropy_weight must be 0 or more, got -1\.0"),
+        ({"law_bias": math.nan}, "law_bias must be finite, got nan"),
+        ({"law_bias": -math.inf}, "law_bias must be finite, got -inf"),
     ],
 )
 def test_configuration_is_checked(options, message):
@@ -93,6 +95,13 @@ def test_for_denoiser_takes_its_shape():
     config = OrderScorer.for_denoiser(denoiser, law="max_normalized", **SMALL).config
     assert (config.denoiser_hidden_size, config.vocab_size, config.mask_token_id) == (denoiser.hidden_size, VOCAB, MASK)
     assert config.law == "max_normalized"
+
+
+def test_for_denoiser_knows_its_fields():
+    denoiser = Denoiser(tiny_model("bert"), mask_token_id=MASK)
+    with pytest.raises(TypeError, match="hiden_size, laws must be fields of OrderScorerConfig, but it has none"):
+        OrderScorer.for_denoiser(denoiser, hiden_size=16, laws="count", hidden_size=16)
+    assert OrderScorer.for_denoiser(denoiser, architectures=["Mine"], **SMALL).config.architectures == ["Mine"]
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -303,9 +312,10 @@ def test_repulsion_of_a_scorer():
     torch.testing.assert_close(law.repulsion, values[..., 1:].where(earlier, 0.0) / tau)
 
 
-@pytest.mark.parametrize("law", ["count", "plackett_luce", "repulsive"])
-def test_an_untrained_posterior_of_the_same_law_is_the_prior(law):
-    scorer, step = scorer_of(law), step_of()
+@pytest.mark.parametrize("tau", [0.1, 1.0])
+@pytest.mark.parametrize("law", ["non_empty", "count", "plackett_luce", "repulsive"])
+def test_an_untrained_posterior_of_the_same_law_is_the_prior(law, tau):
+    scorer, step = scorer_of(law, law_temperature=tau), step_of()
     posterior, values = CleanPosterior(scorer.config), scorer(step)
     clean = torch.zeros(6, CANVAS, dtype=torch.long)
     prior, q = scorer.law(step, values), posterior.law(step, clean, values)
@@ -500,7 +510,7 @@ def test_bounded_dependence_bound_is_checked(bound):
 
 def test_other_laws_are_refused_by_the_dependence_objective():
     denoiser = ExactPairs(2)
-    with pytest.raises(ValueError, match="law must be \"dependent\", got 'non_empty': use OrderELBO for it"):
+    with pytest.raises(ValueError, match="law must be \"dependent\", got 'non_empty': use another objective for it"):
         DependenceObjective(denoiser, OrderScorer.for_denoiser(denoiser, **SMALL))
 
 

@@ -8,7 +8,7 @@ import torch
 from models import tiny_model
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForMaskedLM, TrainerCallback
+from transformers import AutoModel, AutoModelForMaskedLM, EarlyStoppingCallback, TrainerCallback
 from transformers.utils import logging
 
 from hf_learned_order.arguments import OrderTrainingArguments
@@ -16,6 +16,7 @@ from hf_learned_order.data import equation_tokenizer, equations
 from hf_learned_order.generation import decode
 from hf_learned_order.gsm8k import chains_of, read_rows
 from hf_learned_order.samplers import IIDSampler
+from hf_learned_order.saved import last_checkpoint
 from hf_learned_order.scorer import OrderScorer
 from hf_learned_order.trainer import OrderTrainer
 
@@ -261,6 +262,68 @@ def test_resumed_run_is_the_uninterrupted_one(case, tmp_path, tokenizer, dataset
         assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("target_nfe", [None, 2.5])
+def test_a_finished_run_that_is_given_again_saves_what_it_saved(target_nfe, tmp_path, tokenizer, dataset):
+    """So it ends to the bit, too, where a kill came between the last checkpoint and `save_model`."""
+    options = {"max_steps": 3, "save_strategy": "steps", "save_steps": 3, "target_nfe": target_nfe}
+    saved = []
+    for _ in range(3):
+        trainer = trainer_of(tmp_path, tokenizer, dataset, **options)
+        trainer.train(resume_from_checkpoint=last_checkpoint(tmp_path))
+        assert trainer.state.global_step == 3
+        trainer.save_model()
+        saved.append([(tmp_path / name).read_bytes() for name in ("model.safetensors", "config.json")])
+    assert saved[0] == saved[1] == saved[2]
+    assert (trainer.scorer.config.law_bias != 0) == (target_nfe is not None)  # solved for behind the last checkpoint
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+    # with more to do it goes on
+    trainer = trainer_of(tmp_path, tokenizer, dataset, **{**options, "max_steps": 5})
+    trainer.train(resume_from_checkpoint=last_checkpoint(tmp_path))
+    assert trainer.state.global_step == 5
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            {"law": "count"},
+            "law must be that of the checkpoint .*checkpoint-3, 'non_empty', got 'count': go on with its",
+        ),
+        ({"hidden_layers": [1, -1]}, r"hidden_layers must be that of the checkpoint .*, None, got \[1, -1\]"),
+    ],
+)
+def test_a_checkpoint_of_another_scorer_is_refused(option, message, tmp_path, tokenizer, dataset):
+    options = {"save_strategy": "steps", "save_steps": 3}
+    trainer_of(tmp_path, tokenizer, dataset, **options).train()
+    with pytest.raises(ValueError, match=message):
+        trainer_of(tmp_path, tokenizer, dataset, **option, **options).train(
+            resume_from_checkpoint=last_checkpoint(tmp_path)
+        )
+
+
+def test_patience_outlasts_a_kill(tmp_path, tokenizer, dataset):
+    """Evaluations that are all alike: the first is the best, and the third the second in a row that is no better."""
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    options |= {"load_best_model_at_end": True, "metric_for_best_model": "flat", "per_device_eval_batch_size": 8}
+
+    def run(folder: str, *callbacks, patience: int = 2) -> OrderTrainer:
+        callbacks = [EarlyStoppingCallback(patience), *callbacks]
+        trainer = trainer_of(tmp_path / folder, tokenizer, dataset, callbacks=callbacks, **options)
+        trainer.compute_metrics = lambda prediction: {"flat": 1.0}
+        trainer.train(resume_from_checkpoint=last_checkpoint(tmp_path / folder))
+        return trainer
+
+    whole = run("whole")
+    assert whole.state.global_step == 3
+    assert run("parts", StopAt(2)).state.global_step == 2
+    resumed = run("parts")
+    assert resumed.state.global_step == 3
+    again = run("parts")
+    assert again.state.global_step == 3
+    assert not changed(weights_of(again.model), weights_of(whole.model))  # those of the best checkpoint
+    assert run("parts", patience=4).state.global_step == 5
+
+
 def test_untrained_bound_is_that_of_ancestral_sampling(tmp_path, tokenizer, dataset):
     options = {"max_denoising_steps": 4, "num_chains": 32}
     trainer = trainer_of(tmp_path, tokenizer, dataset, **options)
@@ -320,10 +383,13 @@ def test_scorer_is_made_where_none_is_given(tmp_path, tokenizer, dataset):
             "posterior_law must be one of None, non_empty, .*, got 'dependent'",
         ),
         ({"baseline": "mean"}, "baseline must be one of leave_one_out, value, none, got 'mean'"),
+        ({"posterior_temperature": 0.0}, r"posterior_temperature must be positive, got 0\.0"),
+        ({"posterior_temperature": -1.0}, r"posterior_temperature must be positive, got -1\.0"),
         ({"exploration": -0.5}, r"exploration must be 0 or more, got -0\.5"),
-        ({"max_denoising_steps": 0}, "max_denoising_steps must be 1 or more, got 0"),
-        ({"num_chains": 0}, "num_chains must be 1 or more, got 0"),
-        ({"canvas_length": -1}, "canvas_length must be 1 or more, got -1"),
+        ({"max_denoising_steps": 0}, "max_denoising_steps must be a positive integer, got 0"),
+        ({"num_chains": 0}, "num_chains must be a positive integer, got 0"),
+        ({"num_chains": 2.5}, r"num_chains must be a positive integer, got 2\.5"),
+        ({"canvas_length": -1}, "canvas_length must be a positive integer, got -1"),
     ],
 )
 def test_arguments_are_checked(options, message, tmp_path):
@@ -337,14 +403,30 @@ def test_arguments_are_checked(options, message, tmp_path):
         ({"lora": True, "train_denoiser": True}, "train_denoiser must be False when peft_config is given"),
         ({"law": "dependent", "lora": True}, 'objective must be "elbo" when the denoiser is tuned, got .dependence.'),
         ({"law": "factor", "train_denoiser": True}, 'objective must be "elbo" when .* is tuned, got .correctness.'),
-        ({"objective": "elbo", "law": "factor"}, 'law must not be "factor" for a prior with a posterior of its own'),
+        ({"objective": "elbo", "law": "factor"}, 'posterior must be "prior" with law "factor": the KL'),
         ({"objective": "elbo", "law": "dependent"}, "law must be one of .*, got 'dependent', which has no ELBO"),
         (
             {"law": "factor", "is_right": lambda text, answer: True},
             'is_right must be None with objective .correctness.: only "reward" judges responses',
         ),
+        (
+            {"num_chains": 1},
+            'num_chains must be 2 or more with baseline "leave_one_out", got 1: one chain has no others',
+        ),
+        (
+            {"law": "factor", "exploration": 1.0},
+            r"exploration must be 0\.0 with objective .correctness., which has no such setting, got 1\.0",
+        ),
+        (
+            {"law": "dependent", "min_denoising_steps": 2},
+            "min_denoising_steps must be None with objective .dependence.",
+        ),
+        (
+            {"teacher": "entropy"},
+            "teacher must be .top_prob. with objective .elbo., which has no such .*, got .entropy.",
+        ),
         ({"objective": "reward", "num_chains": 1}, "num_chains must be 2 or more, got 1"),
-        ({"law": "max_normalized"}, 'law must not be "max_normalized" for a prior with a posterior of its own'),
+        ({"law": "max_normalized"}, 'posterior must be "prior" with law "max_normalized": the KL'),
     ],
 )
 def test_combinations_are_checked(options, message, tmp_path, tokenizer, dataset):

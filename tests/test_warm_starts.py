@@ -81,9 +81,10 @@ def test_bias_still_moves_the_count(law):
     assert counts[0] < counts[1] < counts[2]
 
 
+@pytest.mark.parametrize("tau", [0.1, 1.0])
 @pytest.mark.parametrize("law", ["non_empty", "count", "repulsive"])
-def test_the_posterior_starts_there_too(law):
-    scorer, step = start_of(law, "margin", 0.1), step_of()
+def test_the_posterior_starts_there_too(law, tau):
+    scorer, step = start_of(law, "margin", tau), step_of()
     posterior, values = CleanPosterior(scorer.config), scorer(step)
     prior, q = scorer.law(step, values), posterior.law(step, torch.zeros(6, CANVAS, dtype=torch.long), values)
     sample = prior.sample((20,))
