@@ -32,7 +32,8 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_learned_order.data import HELD_OUT, CanvasCollator
+from hf_learned_order.collator import CanvasCollator
+from hf_learned_order.data import HELD_OUT
 from hf_learned_order.tasks import Source, find_task
 
 

@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 
 from hf_learned_order.inputs import check_positive
 from hf_learned_order.objective import BASELINES, GRADIENT_STEPS, RETURNS
-from hf_learned_order.objectives import OBJECTIVES
+from hf_learned_order.objectives import OBJECTIVES, settings_of
 from hf_learned_order.scorer import RANDOM_LAWS
 
 POSTERIORS = ("clean", "clean_once", "prior")
@@ -88,3 +88,13 @@ class OrderTrainingArguments(TrainingArguments):
         if self.torch_compile:
             # the layers of both networks: the objective around them works on as many rows as are left, and draws
             os.environ["ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION"] = "true"
+
+    def check_settings(self, objective: str) -> None:
+        """Raises `ValueError` where a setting is given that the objective of that name has not."""
+        for setting in OWN_SETTINGS:
+            value, default = getattr(self, setting), getattr(type(self), setting)
+            if value != default and setting not in settings_of(objective):
+                raise ValueError(
+                    f"{setting} must be {default!r} with objective {objective!r}, which has no such setting, "
+                    f"got {value!r}"
+                )

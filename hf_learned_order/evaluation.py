@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from hf_learned_order import files
-from hf_learned_order.data import CanvasCollator
+from hf_learned_order.collator import CanvasCollator
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.generation import LearnedOrderOutput, decode, start
 from hf_learned_order.results import Result

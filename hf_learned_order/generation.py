@@ -148,7 +148,7 @@ def decode(
 def start(
     input_ids: Tensor, attention_mask: Tensor, clean: Tensor, given: Tensor | None, *, mask_token_id: int
 ) -> dict[str, Any]:
-    """Where the decoding of a batch of `data.CanvasCollator` starts, as arguments of `decode`.
+    """Where the decoding of a batch of `collator.CanvasCollator` starts, as arguments of `decode`.
 
     A canvas of masks behind the prompts; or, where parts of the responses are `given`, these and masks to be filled in.
     """

@@ -105,7 +105,9 @@ class RewardObjective(PolicyGradientObjective):
             ValueError: there is a judge and no `answer`.
         """
         if self.is_right is not None and answer is None:
-            raise ValueError("answer must be given where responses are judged (data.CanvasCollator(with_answers=True))")
+            raise ValueError(
+                "answer must be given where responses are judged (collator.CanvasCollator(with_answers=True))"
+            )
         draws = Draws(seeds, rows=len(clean), device=clean.device)
         prompt = left_padded(input_ids, attention_mask)
         steps, bias = self._budget(draws)

@@ -5,12 +5,13 @@ of either when all the others are in it. So they have to call equally often, and
 calling as long as another has rows left. transformers' `generate` does the same, as `synced_gpus`.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_learned_order.denoisers import Denoiser
 
@@ -69,3 +70,11 @@ def in_step(denoiser: Denoiser, device: torch.device) -> Iterator[None]:
         denoiser.is_in_step = False
     while any_process(False, device):
         idle(denoiser, device)
+
+
+def splittable(model: nn.Module) -> list[str]:
+    """Names of classes of layers that FSDP may split each by itself: they share no weight with another part."""
+    times = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    shared = {type(part).__name__ for part in model.modules() if any(times[id(p)] > 1 for p in part.parameters())}
+    whole = getattr(model, "_no_split_modules", None) or ()
+    return sorted({*whole} - shared)  # pyrefly: ignore[not-iterable] (names: a module may have anything as attribute)

@@ -5,7 +5,7 @@ trained and no more (`saved.py`).
 """
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
@@ -21,22 +21,23 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ProgressCallback
 
 from hf_learned_order.answers import judged
-from hf_learned_order.arguments import OBJECTIVE_SETTINGS, OWN_SETTINGS, OrderTrainingArguments
+from hf_learned_order.arguments import OBJECTIVE_SETTINGS, OrderTrainingArguments
 from hf_learned_order.cards import TRAINING_FILE, Card, training_file
-from hf_learned_order.data import CanvasCollator
+from hf_learned_order.collator import CanvasCollator
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.files import replacing, saving
 from hf_learned_order.generation import decode, start
 from hf_learned_order.hooks import evaluating
 from hf_learned_order.hub import generation_config, push_folder
 from hf_learned_order.objective import OrderELBO, remaining
-from hf_learned_order.objectives import DEFAULTS, make_objective, settings_of
+from hf_learned_order.objectives import DEFAULTS, make_objective
 from hf_learned_order.pace import EVERY, Pace
 from hf_learned_order.posteriors import CleanPosterior
 from hf_learned_order.progress import OrderProgress
 from hf_learned_order.rollouts import OrderByRow
 from hf_learned_order.saved import load_weights, save_weights
 from hf_learned_order.scorer import ELBO_LAWS, RANDOM_LAWS, OrderScorer
+from hf_learned_order.sharding import splittable
 from hf_learned_order.updates import Draws, seeds_of
 
 CALIBRATION_ROWS = 256
@@ -109,7 +110,7 @@ class OrderTrainer(Trainer):
             raise ValueError(f'objective must be "elbo" when the denoiser is tuned, got {name!r}, which keeps it fixed')
         if name != "reward" and is_right is not None:
             raise ValueError(f'is_right must be None with objective {name!r}: only "reward" judges responses')
-        _check_settings(args, name)
+        args.check_settings(name)
         if name == "elbo" and law in ELBO_LAWS and args.posterior != "prior":
             self.posterior = CleanPosterior(
                 scorer.config,
@@ -172,7 +173,7 @@ class OrderTrainer(Trainer):
         for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
             if hasattr(self.denoiser.model, name):
                 setattr(objective, name, getattr(self.denoiser.model, name))
-        objective._no_split_modules = _layers(self.denoiser.model)
+        objective._no_split_modules = splittable(self.denoiser.model)
         # of this name Trainer makes a method that gathers the weights which FSDP has split
         objective.generate = self._decode
 
@@ -394,20 +395,3 @@ class OrderTrainer(Trainer):
             super()._load_best_model()
         else:
             self._load_from_checkpoint(str(self.state.best_model_checkpoint))
-
-
-def _check_settings(args: OrderTrainingArguments, objective: str) -> None:
-    for setting in OWN_SETTINGS:
-        value, default = getattr(args, setting), getattr(OrderTrainingArguments, setting)
-        if value != default and setting not in settings_of(objective):
-            raise ValueError(
-                f"{setting} must be {default!r} with objective {objective!r}, which has no such setting, got {value!r}"
-            )
-
-
-def _layers(model: nn.Module) -> list[str]:
-    """Classes of the layers that FSDP may split each by itself: those that share no weight with another part."""
-    times = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    shared = {type(part).__name__ for part in model.modules() if any(times[id(p)] > 1 for p in part.parameters())}
-    whole = getattr(model, "_no_split_modules", None) or ()
-    return sorted({*whole} - shared)  # pyrefly: ignore[not-iterable] (names: a module may have anything as attribute)

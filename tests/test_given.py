@@ -13,7 +13,6 @@ from test_objective import objective_of as elbo_of
 from test_trainer import arguments, quiet  # noqa: F401 (a fixture)
 
 from hf_learned_order.answers import AnswerMetrics
-from hf_learned_order.data import CanvasCollator
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.dependence import DependenceObjective
 from hf_learned_order.evaluation import Evaluator
@@ -147,15 +146,6 @@ def test_a_response_of_another_width_is_refused():
     ids = torch.tensor([[5, MODEL_MASK, 6]])
     with pytest.raises(ValueError, match=r"clean must have the shape \(1, 3\), got \(1, 2\)"):
         decode(denoiser, ids, sampler=TopProbSampler(), infill=True, clean=ids[:, :2])
-
-
-def test_collator_says_what_is_given():
-    tokenizer = TASKS["sudoku"].tokenizer()
-    row = {"prompt_ids": [], "response_ids": [5, 6, 7], "given": [True, False, True]}
-    batch = CanvasCollator(tokenizer=tokenizer, canvas_length=3)([row, row])
-    assert batch["given"].tolist() == [[True, False, True]] * 2
-    assert batch["input_ids"].shape == (2, 0)
-    assert batch["input_ids"].dtype == batch["clean"].dtype == torch.long
 
 
 def test_evaluation_of_puzzles(tmp_path, monkeypatch):

@@ -12,7 +12,8 @@ from files import write_rows
 from train_denoiser import EquationTrainer, curriculum, main, widen
 from transformers import BertForMaskedLM, ModernBertForMaskedLM
 
-from hf_learned_order.data import CanvasCollator, equation_tokenizer
+from hf_learned_order.collator import CanvasCollator
+from hf_learned_order.data import equation_tokenizer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
