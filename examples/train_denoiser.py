@@ -26,7 +26,6 @@ from transformers import (
     ModernBertForMaskedLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainingArguments,
     set_seed,
 )
@@ -34,6 +33,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_learned_order.collator import CanvasCollator
 from hf_learned_order.data import HELD_OUT
+from hf_learned_order.resuming import ResumingTrainer
 from hf_learned_order.tasks import Source, find_task
 
 
@@ -130,7 +130,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self._share_groups()
 
 
-class DenoiserTrainer(Trainer):
+class DenoiserTrainer(ResumingTrainer):
     """Trainer whose loss is the masked diffusion bound in nats a token."""
 
     if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from huggingface_hub import CommitInfo, HfApi
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ProgressCallback
 
@@ -34,6 +34,7 @@ from hf_learned_order.objectives import DEFAULTS, make_objective
 from hf_learned_order.pace import EVERY, Pace
 from hf_learned_order.posteriors import CleanPosterior
 from hf_learned_order.progress import OrderProgress
+from hf_learned_order.resuming import ResumingTrainer
 from hf_learned_order.rollouts import OrderByRow
 from hf_learned_order.saved import load_weights, save_weights
 from hf_learned_order.scorer import ELBO_LAWS, RANDOM_LAWS, OrderScorer
@@ -43,7 +44,7 @@ from hf_learned_order.updates import Draws, seeds_of
 CALIBRATION_ROWS = 256
 
 
-class OrderTrainer(Trainer):
+class OrderTrainer(ResumingTrainer):
     """Trains a scorer for a denoiser.
 
     Args:
@@ -245,28 +246,6 @@ class OrderTrainer(Trainer):
             batches = list(self._first_rows())
             self.pace.solve(lambda: self._mean_nfe(batches))
         return output
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Trainer looks whether training is done behind an update only, so a finished run given once more would go on
-        impatient = any(
-            each.early_stopping_patience_counter >= each.early_stopping_patience for each in self._early_stopping()
-        )
-        if self.state.global_step >= self.state.max_steps or (self.state.global_step > 0 and impatient):
-            self.control.should_training_stop = True
-        else:
-            super()._run_epoch(*args, **kwargs)
-
-    def _load_callback_state(self) -> None:
-        """The evaluations in a row that were no better: Trainer's own starts to count anew, or drops a new patience."""
-        super()._load_callback_state()
-        saved: Any = self.state.stateful_callbacks
-        for callback in self._early_stopping():
-            if EarlyStoppingCallback.__name__ in saved:
-                attributes = saved[EarlyStoppingCallback.__name__]["attributes"]
-                callback.early_stopping_patience_counter = attributes["early_stopping_patience_counter"]
-
-    def _early_stopping(self) -> list[EarlyStoppingCallback]:
-        return [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
 
     def _first_rows(self) -> Iterator[tuple[dict[str, Tensor], Tensor, int]]:
         """This process's share of the first training rows, in batches, their seeds, and how many of each batch count.
