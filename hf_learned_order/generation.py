@@ -97,6 +97,7 @@ def decode(
 
     Raises:
         ValueError, TypeError: an argument is out of range; the message names it.
+        ValueError: a position was unmasked of whose logits one is nan or inf, or all are -inf.
     """
     mask = check_ids("input_ids", input_ids, attention_mask, vocab_size=denoiser.vocab_size)
     if isinstance(temperature, bool) or not temperature >= 0:
@@ -205,9 +206,19 @@ class _Loop:
         """Which of `rows` are not done with the window; the positions to look at next, int [n] twice, the row among
         these and the position in the window; and which of the n are masked, int.
 
-        The sizes of a step hang on this, so it is the one place where a step waits for the device.
+        The sizes of a step hang on this, so it is the one place where a step waits for the device. What the last one
+        wrote is looked at with it: log-probabilities that are no numbers come of logits that say nothing.
+
+        Raises:
+            ValueError: at a position that was unmasked a logit was nan or inf, or all were -inf.
         """
-        masked = self.canvas.masked[rows, window].cpu()
+        canvas = self.canvas
+        masked, broken = torch.stack([canvas.masked[rows, window], canvas.token_log_probs[rows, window].isnan()]).cpu()
+        if broken.numpy().any():  # numpy, because the copy is here already: nothing waits
+            raise ValueError(
+                "logits of a masked position must be finite or -inf, and not all -inf, but some are not: the model's "
+                "weights are damaged, its dtype is too narrow, or a logits processor left no token"
+            )
         going_on = masked.any(-1).nonzero().squeeze(-1)
         masked = masked[going_on]
         row, position = (masked | self.sampler.reads_unmasked).nonzero(as_tuple=True)

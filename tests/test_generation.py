@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from models import DECODERS, EOS, FAMILIES, MASK, MAX_LENGTH, PAD, VOCAB, WORDS, tiny_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import MaxLengthCriteria, StoppingCriteriaList
+from transformers import LogitsProcessorList, MaxLengthCriteria, StoppingCriteriaList
 
 from hf_learned_order.denoisers import Denoiser, predict
 from hf_learned_order.generation import LearnedOrderOutput, decode
@@ -649,6 +649,55 @@ class TestBadInput:
     @staticmethod
     def decode(ids, mask=None, *, family="bert", **options) -> LearnedOrderOutput:
         return decode(denoiser_of(family), ids, mask, **{"sampler": TopProbSampler(), "max_new_tokens": 4, **options})
+
+
+class TestLogitsThatSayNothing:
+    MESSAGE = "logits of a masked position must be finite or -inf, and not all -inf, but some are not"
+
+    @pytest.mark.parametrize("sampler", SAMPLERS)
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_a_damaged_weight(self, sampler, temperature, value):
+        denoiser = Denoiser(tiny_model("bert"), mask_token_id=MASK)
+        denoiser.model.cls.predictions.decoder.bias.data[WORDS[3]] = value
+        rule = make_sampler(sampler, scorer=scorer_of("bert"))
+        with pytest.raises(ValueError, match=self.MESSAGE):
+            decode(denoiser, words(2, 3), sampler=rule, max_new_tokens=4, temperature=temperature, eos_token_id=EOS)
+
+    @pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+    @pytest.mark.parametrize("options", [{}, {"clean": words(2, 4)}], ids=["drawn", "scored"])
+    def test_a_logits_processor(self, value, options):
+        """In one row and behind the first step."""
+        calls = []
+
+        def processor(ids, scores):
+            calls.append(len(scores))
+            return torch.where((ids[:, :1] == ids[-1, 0]) & (len(calls) > 1), value, scores)
+
+        with pytest.raises(ValueError, match=self.MESSAGE):
+            decode(
+                denoiser_of("bert"),
+                words(2, 3),
+                sampler=TopProbSampler(),
+                max_new_tokens=4,
+                logits_processor=LogitsProcessorList([processor]),
+                **options,
+            )
+        assert 2 <= len(calls) <= 4
+
+    def test_tokens_that_are_ruled_out(self):
+        def processor(_, scores):
+            return scores.index_fill(-1, torch.tensor(WORDS[:-1]), -torch.inf)
+
+        output = decode(
+            denoiser_of("bert"),
+            words(2, 3),
+            sampler=TopProbSampler(),
+            max_new_tokens=4,
+            logits_processor=LogitsProcessorList([processor]),
+            clean=words(2, 4),
+        )
+        assert (output.log_likelihood == -torch.inf).all()
 
 
 class Watch(TorchDispatchMode):
