@@ -572,6 +572,29 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"attention_mask must have the shape of input_ids \(1, 3\), got \(1, 4\)"):
             self.decode(words(1, 3), torch.ones(1, 4))
 
+    @pytest.mark.parametrize("value", [2, -1, 0.5, float("nan")])
+    def test_attention_mask_of_other_numbers(self, value):
+        mask = torch.tensor([[1, 1, 1], [0, value, 1]])
+        with pytest.raises(ValueError, match=rf"^attention_mask must hold 0 and 1 only, got {value}"):
+            self.decode(words(2, 3), mask)
+        with pytest.raises(ValueError, match=rf"negative_prompt_attention_mask must hold 0 and 1 only, got {value}"):
+            self.decode(
+                words(2, 3),
+                guidance_scale=2.0,
+                negative_prompt_ids=words(2, 3),
+                negative_prompt_attention_mask=mask,
+            )
+
+    def test_attention_mask_of_another_type(self):
+        with pytest.raises(TypeError, match="attention_mask must be a tensor, got list"):
+            self.decode(words(2, 3), [[1, 1, 1], [0, 1, 1]])
+
+    @pytest.mark.parametrize("kind", [torch.bool, torch.int, torch.long, torch.float, torch.half])
+    @pytest.mark.parametrize("family", ["bert", "llama"])
+    def test_attention_mask_of_any_dtype(self, kind, family):
+        ids, mask = words(2, 3), torch.tensor([[1, 1, 1], [0, 1, 1]])
+        assert_same_rows(self.decode(ids, mask.to(kind), family=family), self.decode(ids, mask, family=family))
+
     @pytest.mark.parametrize("value", [0, -1, True, 2.0, "8"])
     @pytest.mark.parametrize("name", ["max_new_tokens", "max_denoising_steps"])
     def test_counts(self, name, value):
