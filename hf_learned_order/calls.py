@@ -65,7 +65,7 @@ def run(
             _repeated(attention_mask, settings.num_return_sequences),
             sampler=rule,
             max_new_tokens=settings.canvas_length(width),
-            max_denoising_steps=settings.max_denoising_steps,
+            max_denoising_steps=steps_of(rule, settings.max_denoising_steps, denoiser, settings.block_length),
             block_length=settings.block_length,
             kv_cache=settings.kv_cache,
             infill=infill,
@@ -84,6 +84,19 @@ def run(
     if settings.output_order:
         return output
     return LearnedOrderOutput(**{name: value for name, value in output.items() if name != "order"})
+
+
+def steps_of(rule: Sampler, given: int | None, denoiser: Denoiser, block_length: int | None = None) -> int | None:
+    """The step budget of a call: the one that is `given`, else the one that the rule's scorer was trained for.
+
+    Trained for few steps, a law that draws goes slowly where many are left. Blocks share a budget, and the one of
+    training says nothing of how many there are, so there it has to be given.
+    """
+    scorer = getattr(rule, "scorer", None)
+    in_blocks = block_length is not None or denoiser.family.block_size is not None
+    if given is not None or in_blocks or not isinstance(scorer, OrderScorer):
+        return given
+    return scorer.config.max_denoising_steps
 
 
 def generate_custom(

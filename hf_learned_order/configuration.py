@@ -59,7 +59,8 @@ class Settings:
     Attributes:
         sampler_config: options of the rule; `"sampler"` among them names it.
         max_new_tokens, max_length: length of the canvas, or of prompt and canvas; the first one counts.
-        max_denoising_steps, block_length, kv_cache: as in `decode`.
+        max_denoising_steps: as in `decode`; by default what `calls.steps_of` says.
+        block_length, kv_cache: as in `decode`.
         do_sample: draw tokens at `temperature` instead of taking the most likely ones.
         top_h, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff: which tokens may be drawn, by the classes in
             `WARPERS`; used with `do_sample` and off by default.
