@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -48,11 +49,14 @@ def run(
     """`decode` with these settings, the model in evaluation mode meanwhile.
 
     Raises:
-        ValueError: the scorer was made for another denoiser, both `seed` and `generator` are given, or as `decode`.
+        ValueError: the scorer was made for another denoiser, both `seed` and `generator` are given, the seed is no
+            integer, or as `decode`.
         TypeError: as `decode`.
     """
     if seed is not None and generator is not None:
         raise ValueError(f"seed must be None when generator is given, got {seed!r}")
+    if isinstance(seed, bool) or not isinstance(seed, Integral | None):
+        raise ValueError(f"seed must be an integer, got {seed!r}")
     scorer = getattr(rule, "scorer", None)
     if isinstance(scorer, OrderScorer):
         scorer.check_fits(denoiser)

@@ -29,7 +29,7 @@ from hf_learned_order.canvas import Canvas, Part, given_layout, left_padded
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.distributions import at_least_one, everything
 from hf_learned_order.guidance import Guidance, guidance_of
-from hf_learned_order.inputs import check_ids, check_positive, check_room
+from hf_learned_order.inputs import check_ids, check_positive, check_room, check_token
 from hf_learned_order.outputs import LearnedOrderOutput
 from hf_learned_order.predictions import Predictions, Step, pieces
 from hf_learned_order.rules import Sampler, State
@@ -100,7 +100,7 @@ def decode(
         ValueError: a position was unmasked of whose logits one is nan or inf, or all are -inf.
     """
     mask = check_ids("input_ids", input_ids, attention_mask, vocab_size=denoiser.vocab_size)
-    if isinstance(temperature, bool) or not temperature >= 0:
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature >= 0:
         raise ValueError(f"temperature must be 0 or more, got {temperature!r}")
     if infill:
         _check_infill(
@@ -108,7 +108,9 @@ def decode(
             negative_prompt_ids=negative_prompt_ids,
             stopping_criteria=stopping_criteria or None,
         )
-        eos_token_id = None
+        eos_token_id = pad_token_id = None
+    check_token("eos_token_id", eos_token_id, vocab_size=denoiser.vocab_size)
+    check_token("pad_token_id", pad_token_id, vocab_size=denoiser.vocab_size)
     _check_draft(draft, input_ids, sampler, infill=infill, max_new_tokens=max_new_tokens)
     length = None if infill else 128 if max_new_tokens is None else max_new_tokens
     if draft is not None:

@@ -38,6 +38,13 @@ def check_positive(name: str, value: int) -> None:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
+def check_token(name: str, value: object, *, vocab_size: int) -> None:
+    """Raises `ValueError` unless `value` is None or one id of the vocabulary, or a list of such ids."""
+    for token in value if isinstance(value, list | tuple) else [] if value is None else [value]:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+            raise ValueError(f"{name} must be in the vocabulary, [0, {vocab_size}), got {token!r}")
+
+
 def check_room(name: str, attention_mask: Tensor, length: int, *, limit: int | None, shift: int) -> None:
     """That a canvas of `length` fits behind a prompt with this mask.
 

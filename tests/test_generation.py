@@ -620,7 +620,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match="pad_token_id must be given with stopping_criteria and no eos_token_id"):
             self.decode(words(1, 3), stopping_criteria=criteria)
 
-    @pytest.mark.parametrize("value", [-0.5, float("nan"), True])
+    @pytest.mark.parametrize("value", [-0.5, float("nan"), True, "hot"])
     def test_temperature(self, value):
         with pytest.raises(ValueError, match=f"temperature must be 0 or more, got {value!r}"):
             self.decode(words(1, 3), temperature=value)

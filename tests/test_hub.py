@@ -565,6 +565,17 @@ def test_custom_generate(hub):
     assert torch.equal(by_position.sequences, out.sequences)
 
 
+def test_custom_generate_takes_the_sampler_of_a_sampler_config(hub):
+    scorer_of(max_denoising_steps=3).push_to_hub("user/scorer")
+    model, prompt = tiny_model("llama"), torch.tensor([[5, 6, 7]])
+    options = {"max_new_tokens": 9, "return_dict_in_generate": True}
+    config = {"sampler": "threshold", "threshold": 0.0}
+    out = model.generate(
+        prompt, custom_generate="user/scorer", trust_remote_code=True, sampler_config=config, **options
+    )
+    assert out.nfe == 1
+
+
 def test_custom_generate_takes_a_revision(hub):
     first = scorer_of(0, max_denoising_steps=1).push_to_hub("user/scorer")
     scorer_of(0, max_denoising_steps=9).push_to_hub("user/scorer")
