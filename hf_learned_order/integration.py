@@ -302,7 +302,7 @@ def custom_generate(
     check_tuned(model, loaded.config, scorer)
     settings = GenerationConfig.from_pretrained(scorer, **place).to_diff_dict()
     defaults = {name: value for name, value in settings.items() if name in known}
-    options = {**defaults, **given}
+    options: dict[str, Any] = {**defaults, **given}
     options.setdefault("sampler", merged([options.get("sampler_config")]).get("sampler", "learned_order"))
     # a shallow copy shares the weights; the class swap is its own
     attached: Any = attach(copy.copy(model), loaded, mask_token_id=loaded.config.mask_token_id)
