@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -48,11 +49,14 @@ def run(
     """`decode` with these settings, the model in evaluation mode meanwhile.
 
     Raises:
-        ValueError: the scorer was made for another denoiser, both `seed` and `generator` are given, or as `decode`.
+        ValueError: the scorer was made for another denoiser, both `seed` and `generator` are given, the seed is no
+            integer, or as `decode`.
         TypeError: as `decode`.
     """
     if seed is not None and generator is not None:
         raise ValueError(f"seed must be None when generator is given, got {seed!r}")
+    if isinstance(seed, bool) or not isinstance(seed, Integral | None):
+        raise ValueError(f"seed must be an integer, got {seed!r}")
     scorer = getattr(rule, "scorer", None)
     if isinstance(scorer, OrderScorer):
         scorer.check_fits(denoiser)
@@ -65,7 +69,7 @@ def run(
             _repeated(attention_mask, settings.num_return_sequences),
             sampler=rule,
             max_new_tokens=settings.canvas_length(width),
-            max_denoising_steps=settings.max_denoising_steps,
+            max_denoising_steps=steps_of(rule, settings.max_denoising_steps, denoiser, settings.block_length),
             block_length=settings.block_length,
             kv_cache=settings.kv_cache,
             infill=infill,
@@ -84,6 +88,19 @@ def run(
     if settings.output_order:
         return output
     return LearnedOrderOutput(**{name: value for name, value in output.items() if name != "order"})
+
+
+def steps_of(rule: Sampler, given: int | None, denoiser: Denoiser, block_length: int | None = None) -> int | None:
+    """The step budget of a call: the one that is `given`, else the one that the rule's scorer was trained for.
+
+    Trained for few steps, a law that draws goes slowly where many are left. Blocks share a budget, and the one of
+    training says nothing of how many there are, so there it has to be given.
+    """
+    scorer = getattr(rule, "scorer", None)
+    in_blocks = block_length is not None or denoiser.family.block_size is not None
+    if given is not None or in_blocks or not isinstance(scorer, OrderScorer):
+        return given
+    return scorer.config.max_denoising_steps
 
 
 def generate_custom(

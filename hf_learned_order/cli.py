@@ -1,8 +1,9 @@
 """`hf-learned-order`: generate, evaluate, plot and push from the command line."""
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_model(generate)
     generate.add_argument("--prompt", required=True)
     generate.add_argument("--sampler", nargs="+", default=["learned_order"], help="one, or several to compare")
+    generate.add_argument(
+        "--sampler_config", nargs="+", metavar="JSON", help="options of each sampler in turn, e.g. '{\"greedy\": true}'"
+    )
     generate.add_argument("--max_new_tokens", type=int, default=64)
     generate.add_argument("--max_denoising_steps", type=int)
     generate.add_argument("--block_length", type=int, help="decode in blocks of so many tokens, from left to right")
@@ -104,15 +108,23 @@ def _generate(options: argparse.Namespace) -> None:
     from hf_learned_order.integration import attach
     from hf_learned_order.order_maps import OrderMap
 
-    if options.order_map not in (None, "-") and not options.order_map.endswith((".html", ".png")):
-        raise ValueError(f"--order_map must be - or end in .html or .png, got {options.order_map}")
-    tokenizer = load_tokenizer(options.model)
-    model = attach(load_denoiser(options.model), options.scorer, tokenizer=tokenizer)
+    if options.order_map not in (None, "-"):
+        if not options.order_map.endswith((".html", ".png")):
+            raise ValueError(f"--order_map must be - or end in .html or .png, got {options.order_map}")
+        if not Path(options.order_map).parent.is_dir():
+            raise ValueError(f"--order_map must be in a folder that there is, got {options.order_map}")
+    if "learned_order" in options.sampler and options.scorer is None:
+        raise ValueError('sampler "learned_order" needs --scorer')
+    configs = _configs(options.sampler, options.sampler_config)
+    tokenizer = _loaded("model", options.model, load_tokenizer)
+    model = _loaded("model", options.model, load_denoiser)
+    model = _loaded("scorer", options.scorer, lambda scorer: attach(model, scorer, tokenizer=tokenizer))
     maps = []
-    for sampler in options.sampler:
+    for sampler, config in zip(options.sampler, configs, strict=True):
         output = model.generate(  # pyrefly: ignore[not-callable]
             **tokenizer(options.prompt, return_tensors="pt").to(model.device),
             sampler=sampler,
+            sampler_config=config,
             max_new_tokens=options.max_new_tokens,
             max_denoising_steps=options.max_denoising_steps,
             block_length=options.block_length,
@@ -128,6 +140,35 @@ def _generate(options: argparse.Namespace) -> None:
             maps += OrderMap.of(output, tokenizer, label=sampler)
     if options.order_map is not None:
         _order_map(maps, options.order_map)
+
+
+def _configs(samplers: Sequence[str], given: Sequence[str] | None) -> list[dict[str, Any]]:
+    """The options of each sampler, from the JSON that was given for it."""
+    if given is None:
+        return [{}] * len(samplers)
+    if len(given) != len(samplers):
+        raise ValueError(
+            f"--sampler_config must be given once for each --sampler, got {len(given)} and {len(samplers)}"
+        )
+    configs = []
+    for text in given:
+        try:
+            config = json.loads(text)
+        except ValueError:
+            config = None
+        if not isinstance(config, dict):
+            raise ValueError(f"--sampler_config must be JSON like '{{\"greedy\": true}}', got {text}")
+        configs.append(config)
+    return configs
+
+
+def _loaded(option: str, name: str | None, load: Callable[[Any], Any]) -> Any:
+    """What `load` makes of the folder or repository; the Hub's errors do not always say which one it was about."""
+    try:
+        return load(name)
+    except OSError as error:
+        what = "" if name is None or Path(name).exists() else " (no folder here)"
+        raise OSError(f"--{option} {name}{what}: {error}") from error
 
 
 def _order_map(maps: "Sequence[OrderMap]", path: str) -> None:
@@ -158,10 +199,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     from hf_learned_order.results import Sweep
     from hf_learned_order.scorer import OrderScorer
 
-    tokenizer = load_tokenizer(options.model)
-    model = load_denoiser(options.model, dtype=options.dtype).eval()
+    _check_numbers(options)
+    tokenizer = _loaded("model", options.model, load_tokenizer)
+    model = _loaded("model", options.model, lambda name: load_denoiser(name, dtype=options.dtype)).eval()
     denoiser = Denoiser(model, mask_token_id=tokenizer.mask_token_id)
-    scorers = [OrderScorer.from_pretrained(path).eval() for path in options.scorer]
+    scorers = [_loaded("scorer", path, OrderScorer.from_pretrained).eval() for path in options.scorer]
     for scorer in scorers:
         scorer.check_fits(denoiser)
     options.samplers = _names(options.samplers, scorers)
@@ -191,6 +233,27 @@ def _evaluate(options: argparse.Namespace) -> None:
             sweep.add(result)
             results.append(result)
     _report(results, evaluators, scorers, folder)
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    """What would else be found late, or not at all."""
+    import torch
+
+    from hf_learned_order.inputs import check_positive
+    from hf_learned_order.rules import check_range
+
+    for name in ("batch_size", "canvas_length", "limit", "tuning_limit", "seeds"):
+        value = getattr(options, name)
+        if value is not None:
+            check_positive(f"--{name}", value)
+    for target in options.nfe:
+        check_range("--nfe", target, low=1.0, high=1e6)
+    check_range("--temperature", options.temperature, low=0.0)
+    for share in options.budget_shares or ():
+        check_range("--budget_shares", share, low=1.0, high=1e6)
+    dtype = getattr(torch, options.dtype, None)
+    if options.dtype != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"--dtype must be a floating-point type of torch, e.g. bfloat16, got {options.dtype}")
 
 
 def _report(results: list, evaluators: dict, scorers: list, folder: Path) -> None:

@@ -123,6 +123,7 @@ def _tuned(
         setting = tuning.tune_knob(make, target, max_denoising_steps=budget)
     sampler = make(setting)
     words = [f"{k}={v:.4g}" for k, v in vars(sampler).items() if isinstance(v, float)]
+    words += [k for k, v in vars(sampler).items() if v is True]
     return sampler, budget, " ".join(words + [f"T={budget}"] * (budget is not None))
 
 

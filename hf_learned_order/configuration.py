@@ -59,7 +59,8 @@ class Settings:
     Attributes:
         sampler_config: options of the rule; `"sampler"` among them names it.
         max_new_tokens, max_length: length of the canvas, or of prompt and canvas; the first one counts.
-        max_denoising_steps, block_length, kv_cache: as in `decode`.
+        max_denoising_steps: as in `decode`; by default what `calls.steps_of` says.
+        block_length, kv_cache: as in `decode`.
         do_sample: draw tokens at `temperature` instead of taking the most likely ones.
         top_h, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff: which tokens may be drawn, by the classes in
             `WARPERS`; used with `do_sample` and off by default.
@@ -98,9 +99,14 @@ class Settings:
     output_order: bool = True
 
     def __post_init__(self):
+        if isinstance(self.temperature, bool) or not isinstance(self.temperature, int | float):
+            raise ValueError(f"temperature must be a number, got {self.temperature!r}")
         if self.do_sample and not self.temperature > 0:
             raise ValueError(f"temperature must be positive when do_sample=True, got {self.temperature!r}")
         check_positive("num_return_sequences", self.num_return_sequences)
+        texts = self.stop_strings if isinstance(self.stop_strings, list | tuple) else [self.stop_strings]
+        if self.stop_strings is not None and not all(isinstance(text, str) and text for text in texts):
+            raise ValueError(f"stop_strings must be a text or a list of texts, none empty, got {self.stop_strings!r}")
 
     @classmethod
     def resolve(
@@ -170,7 +176,7 @@ class Settings:
 
     def criteria(self, tokenizer: PreTrainedTokenizerBase | None) -> list[StoppingCriteria]:
         """What `stop_strings` ask for. Raises `ValueError` where they lack their tokenizer."""
-        if self.stop_strings is None:
+        if not self.stop_strings:
             return []
         if tokenizer is None:
             raise ValueError("tokenizer must be given with stop_strings, got None")

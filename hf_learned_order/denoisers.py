@@ -63,8 +63,8 @@ class Denoiser(nn.Module):
                 f"neither the tokenizer nor the configuration of {type(model).__name__} names one"
             )
         vocab_size = model.config.vocab_size
-        if not 0 <= mask_token_id < vocab_size:
-            raise ValueError(f"mask_token_id must be in [0, {vocab_size}), got {mask_token_id}")
+        if not isinstance(mask_token_id, int) or not 0 <= mask_token_id < vocab_size:
+            raise ValueError(f"mask_token_id must be in [0, {vocab_size}), got {mask_token_id!r}")
         self.model = model
         self.mask_token_id = mask_token_id
         self._stock = kind.__module__.startswith("transformers.")

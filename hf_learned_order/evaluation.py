@@ -21,6 +21,8 @@ from hf_learned_order.generation import LearnedOrderOutput, decode, start
 from hf_learned_order.results import Result
 from hf_learned_order.samplers import Sampler
 
+COLUMNS = ("prompt_ids", "response_ids", "answer")
+
 
 class Evaluator:
     """Decodes a data set with any sampler.
@@ -28,11 +30,14 @@ class Evaluator:
     Args:
         denoiser: the model.
         tokenizer: its tokenizer.
-        dataset: rows of `prompt_ids`, `response_ids`, `answer` (`hf_learned_order.data`).
+        dataset: rows of `prompt_ids`, `response_ids` (without EOS), `answer` (`hf_learned_order.data`).
         canvas_length: positions of a response.
         batch_size: rows decoded at once; results do not depend on it unless something is drawn.
         is_right: from a response and the row's `answer`; by default the number behind `#` is compared (`tasks`).
         temperature: 0 takes the most likely tokens, otherwise they are drawn.
+
+    Raises:
+        ValueError: the data set has no row, or lacks one of these columns.
     """
 
     def __init__(
@@ -48,9 +53,12 @@ class Evaluator:
     ):
         if len(dataset) == 0:
             raise ValueError("dataset must hold at least one row, but it is empty")
+        missing = [name for name in COLUMNS if name not in dataset.column_names]
+        if missing:
+            raise ValueError(f"dataset must have the columns {', '.join(COLUMNS)}, but lacks {', '.join(missing)}")
         self.denoiser = denoiser
         self.tokenizer = tokenizer
-        lengths = dataset["length"][:]
+        lengths = [len(p) + len(r) for p, r in zip(dataset["prompt_ids"], dataset["response_ids"], strict=True)]
         # rows of like length together: less padding
         # pyrefly: ignore[bad-assignment] (a Dataset's selection is a Dataset)
         self.dataset: Dataset = dataset.select(sorted(range(len(lengths)), key=lengths.__getitem__))

@@ -29,7 +29,7 @@ from hf_learned_order.canvas import Canvas, Part, given_layout, left_padded
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.distributions import at_least_one, everything
 from hf_learned_order.guidance import Guidance, guidance_of
-from hf_learned_order.inputs import check_ids, check_positive, check_room
+from hf_learned_order.inputs import check_ids, check_positive, check_room, check_token
 from hf_learned_order.outputs import LearnedOrderOutput
 from hf_learned_order.predictions import Predictions, Step, pieces
 from hf_learned_order.rules import Sampler, State
@@ -97,9 +97,10 @@ def decode(
 
     Raises:
         ValueError, TypeError: an argument is out of range; the message names it.
+        ValueError: a position was unmasked of whose logits one is nan or inf, or all are -inf.
     """
     mask = check_ids("input_ids", input_ids, attention_mask, vocab_size=denoiser.vocab_size)
-    if isinstance(temperature, bool) or not temperature >= 0:
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature >= 0:
         raise ValueError(f"temperature must be 0 or more, got {temperature!r}")
     if infill:
         _check_infill(
@@ -107,7 +108,9 @@ def decode(
             negative_prompt_ids=negative_prompt_ids,
             stopping_criteria=stopping_criteria or None,
         )
-        eos_token_id = None
+        eos_token_id = pad_token_id = None
+    check_token("eos_token_id", eos_token_id, vocab_size=denoiser.vocab_size)
+    check_token("pad_token_id", pad_token_id, vocab_size=denoiser.vocab_size)
     _check_draft(draft, input_ids, sampler, infill=infill, max_new_tokens=max_new_tokens)
     length = None if infill else 128 if max_new_tokens is None else max_new_tokens
     if draft is not None:
@@ -205,9 +208,19 @@ class _Loop:
         """Which of `rows` are not done with the window; the positions to look at next, int [n] twice, the row among
         these and the position in the window; and which of the n are masked, int.
 
-        The sizes of a step hang on this, so it is the one place where a step waits for the device.
+        The sizes of a step hang on this, so it is the one place where a step waits for the device. What the last one
+        wrote is looked at with it: log-probabilities that are no numbers come of logits that say nothing.
+
+        Raises:
+            ValueError: at a position that was unmasked a logit was nan or inf, or all were -inf.
         """
-        masked = self.canvas.masked[rows, window].cpu()
+        canvas = self.canvas
+        masked, broken = torch.stack([canvas.masked[rows, window], canvas.token_log_probs[rows, window].isnan()]).cpu()
+        if broken.numpy().any():  # numpy, because the copy is here already: nothing waits
+            raise ValueError(
+                "logits of a masked position must be finite or -inf, and not all -inf, but some are not: the model's "
+                "weights are damaged, its dtype is too narrow, or a logits processor left no token"
+            )
         going_on = masked.any(-1).nonzero().squeeze(-1)
         masked = masked[going_on]
         row, position = (masked | self.sampler.reads_unmasked).nonzero(as_tuple=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_learned_order.calls import run
+from hf_learned_order.calls import run, steps_of
 from hf_learned_order.canvas import stacked
 from hf_learned_order.configuration import Settings
 from hf_learned_order.denoisers import Denoiser, load_denoiser, load_tokenizer
@@ -47,7 +47,8 @@ class LearnedOrderLM(TemplateLM):
         tokenizer: by default the one that stands beside the denoiser.
         scorer: the scorer of `learned_order`, or where it is.
         sampler: a name of `SAMPLERS` or a `Sampler`; by default `learned_order` with a scorer, else `top_prob`.
-        max_denoising_steps: step budget; by default one for each position.
+        max_denoising_steps: step budget; by default the one that the scorer was trained for, else one for each
+            position.
         max_gen_toks: length of the canvas where the task does not say.
         batch_size: requests decoded at once; results do not depend on it unless the rule draws.
         seed: of rules and tokens that are drawn.
@@ -240,7 +241,7 @@ class LearnedOrderLM(TemplateLM):
                 *self._padded(prompts),
                 sampler=self.rule,
                 max_new_tokens=length,
-                max_denoising_steps=self.max_denoising_steps,
+                max_denoising_steps=steps_of(self.rule, self.max_denoising_steps, self.denoiser),
                 generator=torch.Generator(self.denoiser.device).manual_seed(self.seed),
                 clean=clean,
             )

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils import CONFIG_NAME, cached_file
 
 from hf_learned_order.cards import Card, card_files
 from hf_learned_order.files import read_json, read_weights, reading, replacing, saving
@@ -82,6 +82,7 @@ def push_folder(
         OSError: the Hub refused the push or could not be reached.
     """
     folder, api = Path(folder), HfApi(token=token)
+    check_folder(folder)
     # `*` of a pattern goes through slashes
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
     files = {name: folder / name for name in filter_repo_objects(names, ignore_patterns=IGNORED)}
@@ -109,6 +110,16 @@ def push_folder(
         raise OSError(f"{repo_id}: the push broke off, and the repository is as it was ({error!r})") from error
 
 
+def check_folder(folder: Path) -> None:
+    """Raises `ValueError` unless a scorer was saved to `folder`."""
+    for name in (CONFIG_NAME, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"folder must be one that a scorer was saved to, but {folder} has no {name}")
+    kind = read_json(folder / CONFIG_NAME, dict).get("model_type")
+    if kind != "order_scorer":
+        raise ValueError(f"folder must hold a scorer, but {folder / CONFIG_NAME} is of model_type {kind!r}")
+
+
 def readme_of(folder: Path, api: HfApi, repo_id: str, revision: str | None) -> str:
     """The card that is there: the folder's, else that of the branch, or of `main`, which a new branch starts from."""
     if (folder / "README.md").is_file():
@@ -129,12 +140,6 @@ def readme_of(folder: Path, api: HfApi, repo_id: str, revision: str | None) -> s
 
 def repository_files(folder: Path, repo_id: str, card: Card, written: str = "") -> dict[str, bytes]:
     """Path in the repository to content of all that is not in `folder`: card, metadata, `custom_generate`."""
-    for name in ("config.json", WEIGHTS):
-        if not (folder / name).is_file():
-            raise ValueError(f"folder must be one that a scorer was saved to, but {folder} has no {name}")
-    kind = read_json(folder / "config.json", dict).get("model_type")
-    if kind != "order_scorer":
-        raise ValueError(f"folder must hold a scorer, but {folder / 'config.json'} is of model_type {kind!r}")
     files = {
         "custom_generate/generate.py": CUSTOM_GENERATE.format(repo_id=repo_id).encode(),
         "custom_generate/requirements.txt": b"hf_learned_order\n",
@@ -183,7 +188,13 @@ class HubMixin(_Base):
         """
         wants_info = kwargs.pop("output_loading_info", False)
         check_name(pretrained_model_name_or_path)
+        place = {name: kwargs[name] for name in PLACE if name in kwargs}
         with reading(pretrained_model_name_or_path):
+            config_class: Any = cls.config_class
+            # without fields, transformers would go on with the default ones
+            if "config" not in kwargs and not config_class.get_config_dict(pretrained_model_name_or_path, **place)[0]:
+                where = "/".join(filter(None, (str(pretrained_model_name_or_path), kwargs.get("subfolder"))))
+                raise OSError(f"{where} must hold a scorer, but it has no {CONFIG_NAME}, or an empty one")
             loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path, *args, use_safetensors=True, output_loading_info=True, **kwargs
             )
@@ -194,7 +205,6 @@ class HubMixin(_Base):
                 f"{pretrained_model_name_or_path}: its model.safetensors must hold the weights that its config.json "
                 f"asks for, but {len(wrong)} are missing or too many: {', '.join(wrong[:3])}"
             )
-        place = {name: kwargs[name] for name in PLACE if name in kwargs}
         commit = getattr(scorer.config, "_commit_hash", None)  # the one that was loaded: it is in the cache
         path = cached_file(pretrained_model_name_or_path, WEIGHTS, _commit_hash=commit, **place)
         if path is not None:

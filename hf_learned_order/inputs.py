@@ -8,8 +8,8 @@ def check_ids(name: str, ids: Tensor, attention_mask: Tensor | None, *, vocab_si
     """The attention mask of `ids` [batch, length], by default all ones.
 
     Raises:
-        TypeError: `ids` is no integer tensor of two dimensions.
-        ValueError: an id is outside the vocabulary, or the mask has another shape.
+        TypeError: `ids` is no integer tensor of two dimensions, or the mask no tensor.
+        ValueError: an id is outside the vocabulary, or the mask has another shape or holds something else than 0 and 1.
     """
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.dtype not in (torch.long, torch.int):
         got = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
@@ -19,11 +19,16 @@ def check_ids(name: str, ids: Tensor, attention_mask: Tensor | None, *, vocab_si
         raise ValueError(f"{name} must hold ids in [0, {vocab_size}), got {int(outside[0])}")
     if attention_mask is None:
         return torch.ones_like(ids)
+    mask_name = f"{name.removesuffix('_ids')}_attention_mask".removeprefix("input_")
+    if not isinstance(attention_mask, Tensor):
+        raise TypeError(f"{mask_name} must be a tensor, got {type(attention_mask).__name__}")
     if attention_mask.shape != ids.shape:
-        mask_name = f"{name.removesuffix('_ids')}_attention_mask".removeprefix("input_")
         raise ValueError(
             f"{mask_name} must have the shape of {name} {tuple(ids.shape)}, got {tuple(attention_mask.shape)}"
         )
+    other = attention_mask[(attention_mask != 0) & (attention_mask != 1)]
+    if len(other):
+        raise ValueError(f"{mask_name} must hold 0 and 1 only, got {other[0].item()}")
     return attention_mask
 
 
@@ -31,6 +36,13 @@ def check_positive(name: str, value: int) -> None:
     """Raises `ValueError` unless `value` is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def check_token(name: str, value: object, *, vocab_size: int) -> None:
+    """Raises `ValueError` unless `value` is None or one id of the vocabulary, or a list of such ids."""
+    for token in value if isinstance(value, list | tuple) else [] if value is None else [value]:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+            raise ValueError(f"{name} must be in the vocabulary, [0, {vocab_size}), got {token!r}")
 
 
 def check_room(name: str, attention_mask: Tensor, length: int, *, limit: int | None, shift: int) -> None:

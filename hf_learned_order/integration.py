@@ -123,7 +123,12 @@ class LearnedOrderGenerationMixin(_Base):
         if token_type_ids is not None and token_type_ids.any():
             raise ValueError("token_type_ids must be 0 everywhere: prompt and canvas are one segment")
         if isinstance(sampler, str):
-            settings["sampler_config"] = {"sampler": sampler, **(sampler_config or {})}
+            options = {"sampler": sampler, **merged([sampler_config])}
+            if options["sampler"] != sampler:
+                raise ValueError(
+                    f"sampler must be the one that sampler_config names, got {sampler!r} and {options['sampler']!r}"
+                )
+            settings["sampler_config"] = options
         resolved = Settings.resolve(
             settings,
             generation_config,
@@ -297,9 +302,11 @@ def custom_generate(
     check_tuned(model, loaded.config, scorer)
     settings = GenerationConfig.from_pretrained(scorer, **place).to_diff_dict()
     defaults = {name: value for name, value in settings.items() if name in known}
+    options: dict[str, Any] = {**defaults, **given}
+    options.setdefault("sampler", merged([options.get("sampler_config")]).get("sampler", "learned_order"))
     # a shallow copy shares the weights; the class swap is its own
     attached: Any = attach(copy.copy(model), loaded, mask_token_id=loaded.config.mask_token_id)
-    return attached.learned_order_generate(**{"sampler": "learned_order", **defaults, **given})
+    return attached.learned_order_generate(**options)
 
 
 @functools.cache

@@ -146,6 +146,7 @@ class AnswerAccuracy(evaluate.Metric):
     def _compute(
         self, predictions: list[str], references: list[str], is_right: Callable[[str, str], bool] = answered
     ) -> dict[str, Any]:
+        _check_some(predictions)
         right = [is_right(text, answer) for text, answer in zip(predictions, references, strict=True)]
         return {"accuracy": sum(right) / len(right), "right": right}
 
@@ -162,6 +163,7 @@ class OrderMetrics(evaluate.Metric):
 
     # pyrefly: ignore[bad-override] (evaluate's own metrics narrow it like this)
     def _compute(self, predictions: list[list[int]], k: int = 1) -> dict[str, float | None]:
+        _check_some(predictions)
         order = pad_sequence([torch.tensor(steps, dtype=torch.long) for steps in predictions], batch_first=True)
         values = {
             "kendall_tau": kendall_tau(order),
@@ -184,6 +186,11 @@ class AccuracyUnderParallelism(evaluate.Metric):
     # pyrefly: ignore[bad-override] (evaluate's own metrics narrow it like this)
     def _compute(self, predictions: list[float], references: list[float], **options: Any) -> dict[str, float]:
         return {"aup": aup(predictions, references, **options)}
+
+
+def _check_some(predictions: list) -> None:
+    if not predictions:
+        raise ValueError("predictions must hold at least one, got none")
 
 
 def _info_of(metric: evaluate.Metric, citation: str, features: Features) -> evaluate.MetricInfo:

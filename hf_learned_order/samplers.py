@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hf_learned_order.scorer import OrderScorer
 
 SMALL = torch.finfo(torch.float32).tiny
+MOST = 700.0  # exp of more is no float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +243,8 @@ class LearnedOrderSampler(Sampler):
 
     Attributes:
         scorer: the `OrderScorer`; in `generate` it is by default the one that was attached.
-        bias: the knob for speed, without retraining: larger unmasks more positions a step (`OrderScorer.law`).
+        bias: the knob for speed, without retraining: larger unmasks more positions a step (`OrderScorer.law`). In
+            [-700, 700].
         greedy: instead of a draw the likeliest positions, about as many as the law draws
             (`SubsetDistribution.greedy`). The same set always; the laws "factor" and "dependent" have one anyway. Not
             for a law of independent positions where these exclude one another: only chance keeps them apart there.
@@ -265,7 +267,7 @@ class LearnedOrderSampler(Sampler):
     def __post_init__(self):
         if not hasattr(self.scorer, "law"):
             raise TypeError(f"scorer must be an OrderScorer, got {type(self.scorer).__name__}")
-        check_range("bias", self.bias, low=float("-inf"))
+        check_range("bias", self.bias, low=-MOST, high=MOST)
         if not isinstance(self.greedy, bool):
             raise ValueError(f"greedy must be True or False, got {self.greedy!r}")
 

@@ -1,6 +1,7 @@
 """Ways in: several responses, pipelines, chats, stop strings, adapters, and `custom_generate` without `attach`."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,52 @@ from hf_learned_order.samplers import (
     ThresholdSampler,
     make_sampler,
 )
+
+
+class TestTrainedBudget:
+    """A scorer that was trained for a step budget keeps to it, as in `evaluate`."""
+
+    def attached(self, family="bert", **config):
+        model = tiny_model(family)
+        return attach(model, scorer_for(model, max_denoising_steps=2, **config), mask_token_id=MASK)
+
+    def steps(self, model, sampler="learned_order", **options) -> list[int]:
+        given = {"max_new_tokens": 12, "max_denoising_steps": None, "eos_token_id": [], "seed": 0, **options}
+        return generated(model, sampler, **given).nfe.tolist()
+
+    @pytest.mark.parametrize("law", ["non_empty", "factor"])
+    def test_is_the_default(self, law):
+        model = self.attached(law=law, bound=0.0)
+        assert self.steps(model) == [2, 2]
+        assert self.steps(model, LearnedOrderSampler(scorer=model.order_scorer)) == [2, 2]
+        assert max(self.steps(model, "left_to_right")) == 12
+
+    def test_what_is_given_counts_first(self):
+        model = self.attached(law="factor", bound=0.0)
+        assert self.steps(model, max_denoising_steps=5) == [5, 5]
+        assert self.steps(model, generation_config=GenerationConfig(max_denoising_steps=4)) == [4, 4]
+        model.generation_config.max_denoising_steps = 3
+        assert self.steps(model) == [3, 3]
+
+    def test_not_in_blocks(self):
+        model = self.attached(law="factor", bound=0.0)
+        assert self.steps(model, block_length=4) == [12, 12]
+        model = self.attached("llama", law="factor", bound=0.0)
+        model.denoiser_options["family"] = replace(model.denoiser_options["family"], attention="4d", block_size=4)
+        assert self.steps(model) == [12, 12]
+
+    def test_infilling_and_without_attach(self):
+        model = self.attached("llama", law="factor", bound=0.0)
+        ids = torch.tensor([[5, 6, *[MASK] * 6]])
+        assert model.generate(ids, sampler="learned_order", infill=True, return_dict_in_generate=True).nfe == 2
+        options = {"max_new_tokens": 6, "mask_token_id": MASK, "return_dict_in_generate": True, "eos_token_id": []}
+        rule = LearnedOrderSampler(scorer=model.order_scorer)
+        plain = tiny_model("llama")
+        output = plain.generate(ids[:, :2], custom_generate=rule, **options)
+        assert output.nfe == 2
+
+    def test_a_scorer_that_was_trained_for_none(self):
+        assert self.steps(attached(scorer=True), sampler_config={"bias": -60.0}) == [12, 12]
 
 
 class TestSeveralResponses:

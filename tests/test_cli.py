@@ -15,6 +15,7 @@ from PIL import Image
 from transformers.utils import logging
 
 from hf_learned_order import cli
+from hf_learned_order.caches import CACHES
 from hf_learned_order.cli import main
 from hf_learned_order.comparison import knob
 from hf_learned_order.results import load_results
@@ -93,6 +94,38 @@ def test_generate_with_several_samplers(folder, capsys):
     both = runs.pop((2, "left_to_right"))
     assert both.out == "".join(run.out for run in runs.values())
     assert both.err == "".join(f"{name}: {run.err}" for (_, name), run in runs.items())
+
+
+def test_generate_with_options_of_samplers(folder, capsys):
+    def calls(*more: str) -> list[int]:
+        assert generate(folder, *more) == 0
+        return [int(line.split()[-7]) for line in capsys.readouterr().err.splitlines()]
+
+    learned = ["--sampler", "learned_order", "--scorer", str(folder / "scorer-0")]
+    assert calls("--sampler", "threshold", "--sampler_config", '{"threshold": 0}') == [1]
+    both = ["--sampler", "threshold", "left_to_right", "threshold", "--sampler_config", '{"threshold": 0}', "{}", "{}"]
+    assert calls(*both)[0] == 1 < calls(*both)[2]
+    printed = {}
+    for seed in range(8):
+        for config in ("{}", '{"greedy": true}'):
+            assert generate(folder, *learned, "--seed", str(seed), "--sampler_config", config) == 0
+            printed.setdefault(config, set()).add("".join(capsys.readouterr()))
+    assert len(printed["{}"]) > 1 == len(printed['{"greedy": true}'])
+
+
+@pytest.mark.parametrize(
+    ("configs", "message"),
+    [
+        (["greedy=true"], "--sampler_config must be JSON like '{\"greedy\": true}', got greedy=true"),
+        (["[1]"], "--sampler_config must be JSON like '{\"greedy\": true}', got [1]"),
+        (["{}", "{}"], "--sampler_config must be given once for each --sampler, got 2 and 1"),
+        (['{"greedy": true}'], "sampler_config of 'iid' must have keys among [], got ['greedy']"),
+        (['{"sampler": "factor"}'], "sampler must be the one that sampler_config names, got 'iid' and 'factor'"),
+    ],
+)
+def test_options_of_samplers_that_do_not_do(folder, capsys, configs, message):
+    status = generate(folder, "--sampler", "iid", "--sampler_config", *configs)
+    assert error_of(status, capsys) == message
 
 
 def test_order_map(folder, capsys):
@@ -235,7 +268,7 @@ def test_unknown_sampler(folder, capsys):
 
 
 def test_learned_order_without_a_scorer(folder, capsys):
-    assert 'sampler "learned_order" needs a scorer' in error_of(generate(folder), capsys)
+    assert error_of(generate(folder), capsys) == 'sampler "learned_order" needs --scorer'
     message = error_of(evaluate(folder, "--samplers", "learned_order"), capsys)
     assert message == 'sampler "learned_order" needs --scorer'
 
@@ -297,7 +330,43 @@ def test_numbers_out_of_range(folder, capsys):
     assert message == "max_denoising_steps must be a positive integer, got 0"
     message = error_of(generate(folder, "--sampler", "iid", "--max_new_tokens", "-1"), capsys)
     assert message == "max_new_tokens must be a positive integer, got -1"
-    assert error_of(evaluate(folder, "--seeds", "0", output="none"), capsys) == "seeds must be 1 or more, got 0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "0"], "--seeds must be a positive integer, got 0"),
+        (["--batch_size", "0"], "--batch_size must be a positive integer, got 0"),
+        (["--limit", "0"], "--limit must be a positive integer, got 0"),
+        (["--limit", "-1"], "--limit must be a positive integer, got -1"),
+        (["--tuning_limit", "0"], "--tuning_limit must be a positive integer, got 0"),
+        (["--canvas_length", "-2"], "--canvas_length must be a positive integer, got -2"),
+        (["--nfe", "4", "-3"], "--nfe must be a number in [1.0, 1000000.0], got -3.0"),
+        (["--nfe", "nan"], "--nfe must be a number in [1.0, 1000000.0], got nan"),
+        (["--nfe", "inf"], "--nfe must be a number in [1.0, 1000000.0], got inf"),
+        (["--temperature", "nan"], "--temperature must be a number in [0.0, inf], got nan"),
+        (["--budget_shares", "1", "0.5"], "--budget_shares must be a number in [1.0, 1000000.0], got 0.5"),
+        (["--dtype", "foo"], "--dtype must be a floating-point type of torch, e.g. bfloat16, got foo"),
+        (["--dtype", "int8"], "--dtype must be a floating-point type of torch, e.g. bfloat16, got int8"),
+    ],
+)
+def test_numbers_of_an_evaluation(capsys, arguments, message):
+    """Before anything is loaded."""
+    status = main(["evaluate", "--model", "nowhere/at_all", "--train_file", "x", "--test_file", "y", *arguments])
+    assert error_of(status, capsys) == message
+
+
+def test_a_model_or_a_scorer_that_is_not_there(folder, capsys, monkeypatch):
+    """The Hub's own errors do not always name it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    missing = str(folder / "nope")
+    for command in (generate, evaluate):
+        message = error_of(command(folder, "--model", "examples/nope", "--scorer", "x"), capsys)
+        assert message.startswith("--model examples/nope (no folder here): ")
+        message = error_of(command(folder, "--scorer", missing), capsys)
+        assert message.startswith(f"--scorer {missing} (no folder here): ")
+        message = error_of(command(folder, "--scorer", str(folder)), capsys)
+        assert message.startswith(f"--scorer {folder}: ")
 
 
 @pytest.mark.parametrize("name", ["map.gif", "map", ""])
@@ -307,8 +376,10 @@ def test_order_map_of_another_kind(folder, capsys, name):
 
 
 def test_order_map_that_cannot_be_written(folder, capsys):
+    """Before anything is decoded."""
     path = folder / "nowhere" / "map.html"
-    assert str(path) in error_of(generate(folder, "--sampler", "iid", "--order_map", str(path)), capsys)
+    message = error_of(generate(folder, "--model", "nowhere", "--order_map", str(path)), capsys)
+    assert message == f"--order_map must be in a folder that there is, got {path}"
 
 
 def test_plot_of_another_file(folder, capsys):
@@ -323,6 +394,13 @@ def test_usage(arguments, capsys):
         main(arguments)
     assert stop.value.code == 2
     assert "usage: hf-learned-order" in capsys.readouterr().err
+
+
+def test_caches(capsys):
+    """The parser repeats them: to import them takes seconds."""
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    assert f"--kv_cache {{{','.join(CACHES)}}}" in capsys.readouterr().out
 
 
 # ---- light -------------------------------------------------------------------------------------------------------

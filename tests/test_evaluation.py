@@ -1,5 +1,6 @@
 """Accuracy, NFE and bound of a data set, tuning to a target, and what becomes of the results."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -76,6 +77,17 @@ class Answers:
 def test_rows_are_sorted_by_length(evaluator, dataset):
     lengths = evaluator.dataset["length"][:]
     assert lengths == sorted(dataset["length"][:])
+
+
+def test_columns(evaluator, denoiser, tokenizer, dataset):
+    """What stands in others is nobody's business; `length` is one of them."""
+    own = dataset.remove_columns("length").add_column("length", ["long"] * len(dataset))
+    for rows in (own, dataset.remove_columns("length")):
+        same = Evaluator(denoiser, tokenizer, rows, canvas_length=CANVAS)
+        assert same.dataset["prompt_ids"][:] == evaluator.dataset["prompt_ids"][:]
+    message = "dataset must have the columns prompt_ids, response_ids, answer, but lacks prompt_ids, answer"
+    with pytest.raises(ValueError, match=message):
+        Evaluator(denoiser, tokenizer, dataset.remove_columns(["prompt_ids", "answer"]), canvas_length=CANVAS)
 
 
 def test_accuracy_is_of_the_final_answer(denoiser, tokenizer, dataset):
@@ -305,6 +317,9 @@ def test_a_greedy_order_needs_one_run(evaluator, denoiser):
     (result,) = compare(evaluator, evaluator, scorers=scorers, greedy=True, **options)
     assert result.runs == 2
     assert abs(result.nfe - 3.0) < 0.5
+    assert re.fullmatch(r"bias=\S+ greedy", result.setting)
+    (drawn,) = compare(evaluator, evaluator, scorers=scorers, seeds=1, **options)
+    assert re.fullmatch(r"bias=\S+", drawn.setting)
 
 
 def test_finished_rows_are_not_measured_again(evaluator):

@@ -221,6 +221,22 @@ def test_overwritten_weights(saved):
         OrderScorer.from_pretrained(saved)
 
 
+def test_no_configuration(saved):
+    """transformers takes the default fields, and these weights fit them."""
+    scorer = OrderScorer(OrderScorerConfig())
+    scorer.save_pretrained(saved / "inner")
+    for name, folder, options in (
+        (saved / "inner", saved / "inner", {}),
+        (saved, saved / "inner", {"subfolder": "inner"}),
+    ):
+        OrderScorer.from_pretrained(name, **options)
+        (folder / "config.json").rename(folder / "away")
+        with pytest.raises(OSError, match=r"scorer/inner must hold a scorer, but it has no config\.json"):
+            OrderScorer.from_pretrained(name, **options)
+        OrderScorer.from_pretrained(name, **options, config=OrderScorerConfig())
+        (folder / "away").rename(folder / "config.json")
+
+
 @pytest.mark.parametrize("config", [{"hidden_size": 16}, {"law": "dependent"}, {"hidden_size": 2**20}])
 def test_weights_of_another_shape(saved, config):
     change_config(saved, **config)

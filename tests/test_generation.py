@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from models import DECODERS, EOS, FAMILIES, MASK, MAX_LENGTH, PAD, VOCAB, WORDS, tiny_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import MaxLengthCriteria, StoppingCriteriaList
+from transformers import LogitsProcessorList, MaxLengthCriteria, StoppingCriteriaList
 
 from hf_learned_order.denoisers import Denoiser, predict
 from hf_learned_order.generation import LearnedOrderOutput, decode
@@ -572,6 +572,29 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"attention_mask must have the shape of input_ids \(1, 3\), got \(1, 4\)"):
             self.decode(words(1, 3), torch.ones(1, 4))
 
+    @pytest.mark.parametrize("value", [2, -1, 0.5, float("nan")])
+    def test_attention_mask_of_other_numbers(self, value):
+        mask = torch.tensor([[1, 1, 1], [0, value, 1]])
+        with pytest.raises(ValueError, match=rf"^attention_mask must hold 0 and 1 only, got {value}"):
+            self.decode(words(2, 3), mask)
+        with pytest.raises(ValueError, match=rf"negative_prompt_attention_mask must hold 0 and 1 only, got {value}"):
+            self.decode(
+                words(2, 3),
+                guidance_scale=2.0,
+                negative_prompt_ids=words(2, 3),
+                negative_prompt_attention_mask=mask,
+            )
+
+    def test_attention_mask_of_another_type(self):
+        with pytest.raises(TypeError, match="attention_mask must be a tensor, got list"):
+            self.decode(words(2, 3), [[1, 1, 1], [0, 1, 1]])
+
+    @pytest.mark.parametrize("kind", [torch.bool, torch.int, torch.long, torch.float, torch.half])
+    @pytest.mark.parametrize("family", ["bert", "llama"])
+    def test_attention_mask_of_any_dtype(self, kind, family):
+        ids, mask = words(2, 3), torch.tensor([[1, 1, 1], [0, 1, 1]])
+        assert_same_rows(self.decode(ids, mask.to(kind), family=family), self.decode(ids, mask, family=family))
+
     @pytest.mark.parametrize("value", [0, -1, True, 2.0, "8"])
     @pytest.mark.parametrize("name", ["max_new_tokens", "max_denoising_steps"])
     def test_counts(self, name, value):
@@ -597,7 +620,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match="pad_token_id must be given with stopping_criteria and no eos_token_id"):
             self.decode(words(1, 3), stopping_criteria=criteria)
 
-    @pytest.mark.parametrize("value", [-0.5, float("nan"), True])
+    @pytest.mark.parametrize("value", [-0.5, float("nan"), True, "hot"])
     def test_temperature(self, value):
         with pytest.raises(ValueError, match=f"temperature must be 0 or more, got {value!r}"):
             self.decode(words(1, 3), temperature=value)
@@ -649,6 +672,55 @@ class TestBadInput:
     @staticmethod
     def decode(ids, mask=None, *, family="bert", **options) -> LearnedOrderOutput:
         return decode(denoiser_of(family), ids, mask, **{"sampler": TopProbSampler(), "max_new_tokens": 4, **options})
+
+
+class TestLogitsThatSayNothing:
+    MESSAGE = "logits of a masked position must be finite or -inf, and not all -inf, but some are not"
+
+    @pytest.mark.parametrize("sampler", SAMPLERS)
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_a_damaged_weight(self, sampler, temperature, value):
+        denoiser = Denoiser(tiny_model("bert"), mask_token_id=MASK)
+        denoiser.model.cls.predictions.decoder.bias.data[WORDS[3]] = value
+        rule = make_sampler(sampler, scorer=scorer_of("bert"))
+        with pytest.raises(ValueError, match=self.MESSAGE):
+            decode(denoiser, words(2, 3), sampler=rule, max_new_tokens=4, temperature=temperature, eos_token_id=EOS)
+
+    @pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+    @pytest.mark.parametrize("options", [{}, {"clean": words(2, 4)}], ids=["drawn", "scored"])
+    def test_a_logits_processor(self, value, options):
+        """In one row and behind the first step."""
+        calls = []
+
+        def processor(ids, scores):
+            calls.append(len(scores))
+            return torch.where((ids[:, :1] == ids[-1, 0]) & (len(calls) > 1), value, scores)
+
+        with pytest.raises(ValueError, match=self.MESSAGE):
+            decode(
+                denoiser_of("bert"),
+                words(2, 3),
+                sampler=TopProbSampler(),
+                max_new_tokens=4,
+                logits_processor=LogitsProcessorList([processor]),
+                **options,
+            )
+        assert 2 <= len(calls) <= 4
+
+    def test_tokens_that_are_ruled_out(self):
+        def processor(_, scores):
+            return scores.index_fill(-1, torch.tensor(WORDS[:-1]), -torch.inf)
+
+        output = decode(
+            denoiser_of("bert"),
+            words(2, 3),
+            sampler=TopProbSampler(),
+            max_new_tokens=4,
+            logits_processor=LogitsProcessorList([processor]),
+            clean=words(2, 4),
+        )
+        assert (output.log_likelihood == -torch.inf).all()
 
 
 class Watch(TorchDispatchMode):

@@ -192,6 +192,19 @@ def test_generate_until_takes_settings_of_generate(lm):
         lm.generate_until(instances("generate_until", [("1+2", {"until": [], "speed": 2})]))
 
 
+def test_a_scorer_keeps_to_the_budget_that_it_was_trained_for(model):
+    scorer = scorer_of(model, max_denoising_steps=2)
+    asked = instances("loglikelihood", PAIRS), instances("generate_until", [("1+2", {"until": []})])
+    rows = []
+    for steps in (None, 2, 20):
+        lm = LearnedOrderLM(
+            model, tokenizer=equation_tokenizer(), scorer=scorer, max_denoising_steps=steps, max_gen_toks=20
+        )
+        rows.append((lm.loglikelihood(asked[0]), lm.generate_until(asked[1])))
+    assert rows[0] == rows[1]
+    assert all(one != other for one, other in zip(rows[0], rows[2], strict=True))
+
+
 def test_long_contexts_lose_their_beginning(lm, caplog):
     options = {"until": [], "max_gen_toks": 8}
     long = "".join(f"{i}+1;" for i in range(50))

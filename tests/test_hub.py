@@ -155,7 +155,7 @@ def test_subfolder(hub, tmp_path):
     HfApi().create_repo("user/many")
     HfApi().upload_folder(repo_id="user/many", folder_path=tmp_path, path_in_repo="scorers/0")
     assert_same(OrderScorer.from_pretrained("user/many", subfolder="scorers/0"), scorer)
-    with pytest.raises(OSError, match="Can't load the model for 'user/many'"):
+    with pytest.raises(OSError, match=r"user/many must hold a scorer, but it has no config.json"):
         OrderScorer.from_pretrained("user/many")
 
 
@@ -279,6 +279,12 @@ def test_push_in_offline_mode(hub, monkeypatch):
     with pytest.raises(OSError, match="user/scorer: nothing was pushed: no connection, or HF_HUB_OFFLINE is set"):
         scorer_of().push_to_hub("user/scorer")
     assert hub.requests == []
+
+
+def test_a_folder_that_is_not_there_is_told_before_the_hub_is_asked(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"folder must be one .*, but .*nope has no config.json"):
+        push_folder(tmp_path / "nope", "user/scorer")
 
 
 def test_save_and_push_at_once(tmp_path):
@@ -563,6 +569,17 @@ def test_custom_generate(hub):
     assert not torch.equal(out.order, fast.order)
     by_position = model.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"], **options, **remote)
     assert torch.equal(by_position.sequences, out.sequences)
+
+
+def test_custom_generate_takes_the_sampler_of_a_sampler_config(hub):
+    scorer_of(max_denoising_steps=3).push_to_hub("user/scorer")
+    model, prompt = tiny_model("llama"), torch.tensor([[5, 6, 7]])
+    options = {"max_new_tokens": 9, "return_dict_in_generate": True}
+    config = {"sampler": "threshold", "threshold": 0.0}
+    out = model.generate(
+        prompt, custom_generate="user/scorer", trust_remote_code=True, sampler_config=config, **options
+    )
+    assert out.nfe == 1
 
 
 def test_custom_generate_takes_a_revision(hub):

@@ -355,6 +355,20 @@ class TestBadInput:
         with pytest.raises(ValueError, match="sampler_config must be empty when sampler is an instance"):
             generated(attached(), TopProbSampler(), sampler_config={"threshold": 1.0})
 
+    def test_two_samplers(self):
+        message = "sampler must be the one that sampler_config names, got 'factor' and 'top_prob'"
+        with pytest.raises(ValueError, match=message):
+            generated(attached(), "factor", sampler_config={"sampler": "top_prob"})
+        same = {"sampler": "factor", "factor": 0.0}
+        expected = generated(attached(), "factor", sampler_config={"factor": 0.0})
+        for sampler in ("factor", None):
+            assert_equal(generated(attached(), sampler, sampler_config=same), expected)
+
+    @pytest.mark.parametrize("sampler", ["threshold", None])
+    def test_options_of_another_type(self, sampler):
+        with pytest.raises(TypeError, match="sampler_config must be a dict, got list"):
+            generated(attached(), sampler, sampler_config=["threshold"])
+
     def test_learned_order_without_a_scorer(self):
         with pytest.raises(ValueError, match=r'"learned_order" needs a scorer: attach\(model, scorer=...\)'):
             generated(attached(), "learned_order")
@@ -428,6 +442,47 @@ class TestBadInput:
     def test_temperature(self, temperature):
         with pytest.raises(ValueError, match="temperature must be positive when do_sample=True, got"):
             generated(attached(), do_sample=True, temperature=temperature)
+
+    @pytest.mark.parametrize("do_sample", [True, False])
+    @pytest.mark.parametrize("temperature", ["hot", True])
+    def test_temperature_of_another_type(self, temperature, do_sample):
+        with pytest.raises(ValueError, match=f"temperature must be a number, got {temperature!r}"):
+            generated(attached(), do_sample=do_sample, temperature=temperature)
+
+    @pytest.mark.parametrize("seed", ["a", 1.5, True])
+    def test_seed(self, seed):
+        with pytest.raises(ValueError, match=f"seed must be an integer, got {seed!r}"):
+            generated(attached(), "iid", seed=seed)
+
+    @pytest.mark.parametrize("name", ["eos_token_id", "pad_token_id"])
+    @pytest.mark.parametrize("token", [-5, VOCAB, 9999, "x", True])
+    def test_special_tokens(self, name, token):
+        message = rf"{name} must be in the vocabulary, \[0, {VOCAB}\), got {token!r}"
+        with pytest.raises(ValueError, match=message):
+            generated(attached(), **{name: token})
+        model = attached()
+        setattr(model.generation_config, name, token)
+        with pytest.raises(ValueError, match=message):
+            generated(model)
+        ids = torch.tensor([[WORDS[0], MASK]])
+        assert MASK not in model.generate(ids, sampler="top_prob", infill=True)  # where nothing ends
+
+    def test_one_of_several_special_tokens(self):
+        with pytest.raises(ValueError, match=r"eos_token_id must be in the vocabulary, .*, got -1"):
+            generated(attached(), eos_token_id=[2, -1])
+
+    @pytest.mark.parametrize("texts", ["", ["w5", ""], [5], 5])
+    def test_stop_strings(self, texts):
+        with pytest.raises(ValueError, match="stop_strings must be a text or a list of texts, none empty, got"):
+            generated(attached(), stop_strings=texts, tokenizer=tiny_tokenizer())
+
+    def test_no_stop_strings(self):
+        assert_equal(generated(attached(), stop_strings=[]), generated(attached()))
+
+    @pytest.mark.parametrize("token", ["1", 1.0])
+    def test_mask_token_of_another_type(self, token):
+        with pytest.raises(ValueError, match=rf"mask_token_id must be in \[0, {VOCAB}\), got {token!r}"):
+            attach(tiny_model("bert"), mask_token_id=token)
 
     def test_token_types(self):
         inputs = tokenized()

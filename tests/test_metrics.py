@@ -89,6 +89,12 @@ def test_answer_accuracy():
     assert values == {"accuracy": 0.5, "right": [True, False, True, False]}
 
 
+@pytest.mark.parametrize(("metric", "more"), [(AnswerAccuracy, {"references": []}), (OrderMetrics, {})])
+def test_nothing_to_measure(metric, more):
+    with pytest.raises(ValueError, match="predictions must hold at least one, got none"):
+        metric(keep_in_memory=True).compute(predictions=[], **more)
+
+
 @given(points=curves, above=st.floats(0, 50), alpha=st.floats(0, 5))
 def test_aup(points, above, alpha):
     rising = sorted(points)

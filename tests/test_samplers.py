@@ -501,10 +501,18 @@ def test_frequencies_of_another_vocabulary():
         propose(PositionSampler(frequencies=torch.ones(4)), step)
 
 
-@pytest.mark.parametrize("value", [float("nan"), "fast", None])
+@pytest.mark.parametrize("value", [float("nan"), "fast", None, 1e9, -float("inf")])
 def test_bias_out_of_range(value):
     with pytest.raises(ValueError, match="bias must be a number in"):
         LearnedOrderSampler(scorer=SCORER, bias=value)
+
+
+@pytest.mark.parametrize("law", ["factor", "dependent", "non_empty"])
+@pytest.mark.parametrize(("bias", "count"), [(-700.0, 1), (700.0, 9)])
+def test_the_largest_biases(law, bias, count):
+    scorer = OrderScorer(OrderScorerConfig(law=law, hidden_size=8, denoiser_hidden_size=4, vocab_size=VOCAB))
+    step = step_of(torch.zeros(20, 9, VOCAB), torch.ones(20, 9, dtype=torch.bool))
+    assert (propose(LearnedOrderSampler(scorer=scorer, bias=bias), step).unmask.sum(-1) == count).all()
 
 
 @pytest.mark.parametrize("value", [1, "yes", None])
