@@ -232,7 +232,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         for result in track(comparison, description=f"{task}: samplers x budgets", console=Console(stderr=True)):
             sweep.add(result)
             results.append(result)
-    _report(results, evaluators, scorers, folder)
+    _report(results, evaluators, scorers, folder, greedy=options.greedy)
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
@@ -256,7 +256,7 @@ def _check_numbers(options: argparse.Namespace) -> None:
         raise ValueError(f"--dtype must be a floating-point type of torch, e.g. bfloat16, got {options.dtype}")
 
 
-def _report(results: list, evaluators: dict, scorers: list, folder: Path) -> None:
+def _report(results: list, evaluators: dict, scorers: list, folder: Path, *, greedy: bool) -> None:
     """Tables and pictures."""
     from rich.console import Console
 
@@ -268,7 +268,8 @@ def _report(results: list, evaluators: dict, scorers: list, folder: Path) -> Non
     console = Console(width=120)
     for task, (_, test) in evaluators.items():
         rows = [result for result in results if result.task == task]
-        order_map_of(test, scorers, folder / ("order_map.png" if len(titles) == 1 else f"order_map_{task}.png"))
+        picture = folder / ("order_map.png" if len(titles) == 1 else f"order_map_{task}.png")
+        order_map_of(test, scorers, picture, greedy=greedy)
         console.print(titles[task], table(rows), order_table(rows), aup_table(rows), sep="\n")
     print(f"Written to {folder}: results.json, results.csv, trade_off.png, order_map.png")
 

@@ -144,6 +144,8 @@ class Settings:
                 sources.append(getattr(own, name, None))
             if name in ("eos_token_id", "pad_token_id"):
                 sources += [getattr(holder, name, None) for holder in special_tokens]
+                # with -1 a model's configuration says that there is none, as Llama's once did
+                sources = sources[:2] + [value for value in sources[2:] if value != -1]
             values = [value for value in sources if value is not None]
             if values:
                 found[name] = merged(values) if name == "sampler_config" else values[0]

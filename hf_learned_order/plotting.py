@@ -82,8 +82,14 @@ def order_map(maps: Sequence[OrderMap], path: str | Path, *, title: str = "") ->
     pyplot.close(figure)
 
 
-def order_map_of(evaluator: Evaluator, scorers: Sequence[OrderScorer], path: str | Path, *, count: int = 3) -> None:
-    """The order map of `count` problems of a data set, by entropy at 4 steps and by the first scorer at like NFE."""
+def order_map_of(
+    evaluator: Evaluator, scorers: Sequence[OrderScorer], path: str | Path, *, greedy: bool = False, count: int = 3
+) -> None:
+    """The order map of `count` problems of a data set, by entropy at 4 steps and by the first scorer at like NFE.
+
+    As in `comparison.compare`, with `greedy` it takes the likeliest positions, and it keeps to the budget that it was
+    trained for.
+    """
     middle, end = len(evaluator.dataset) // 2, len(evaluator.dataset)
     dataset = evaluator.dataset.select(range(middle, min(middle + count, end)))
     few = Evaluator(
@@ -93,9 +99,10 @@ def order_map_of(evaluator: Evaluator, scorers: Sequence[OrderScorer], path: str
         canvas_length=evaluator.canvas_length,
     )
     rules: list[tuple[str, Sampler, int | None]] = [("entropy", EntropySampler(), 4)]
-    make = knob("learned_order", scorers[0]) if scorers else None
+    make = knob("learned_order", scorers[0], greedy=greedy) if scorers else None
     if make is not None:
-        rules.append(("learned", make(few.tune_knob(make, 4.0)), None))
+        budget = scorers[0].config.max_denoising_steps
+        rules.append(("learned", make(few.tune_knob(make, 4.0, max_denoising_steps=budget)), budget))
     maps = []
     for label, sampler, budget in rules:
         for output, _ in few.outputs(sampler, max_denoising_steps=budget):

@@ -37,6 +37,10 @@ class TestSources:
         model = attached()
         assert resolve(special_tokens=(model.config,)).eos_token_id == EOS
         assert resolve(own=GenerationConfig(eos_token_id=7), special_tokens=(model.config,)).eos_token_id == 7
+        none = GenerationConfig(eos_token_id=-1, pad_token_id=-1)
+        assert resolve(own=none, special_tokens=(model.config,)).eos_token_id == EOS
+        assert resolve(own=none, special_tokens=(none,)).pad_token_id is None
+        assert resolve({"pad_token_id": -1}, own=none).pad_token_id == -1  # refused where it is used
 
     def test_what_is_saved_for_a_canvas_does_not_reach_infilling(self):
         own = GenerationConfig(max_new_tokens=9, block_length=3, stop_strings=["x"], max_denoising_steps=2)

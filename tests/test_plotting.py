@@ -107,3 +107,15 @@ def test_order_map_of(tmp_path, figures, rows, with_scorer):
     labels = [label.get_text().split(",")[0] for label in figures[0].axes[0].get_yticklabels()]
     count = min(rows, 2)  # as many as there are
     assert labels == ["entropy"] * count + ["learned"] * count * with_scorer
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_order_map_of_a_scorer_with_a_budget(tmp_path, figures, greedy):
+    write_rows(tmp_path / "rows.jsonl", 60, 0)
+    tokenizer, model = equation_tokenizer(), equation_model()
+    dataset = equations(chains_of(read_rows(tmp_path / "rows.jsonl"))[0], tokenizer, canvas_length=24)
+    evaluator = Evaluator(Denoiser(model), tokenizer, dataset.select(range(2)), canvas_length=24)
+    scorer = scorer_of(model, law="count", max_denoising_steps=2)
+    order_map_of(evaluator, [scorer], tmp_path / "map.png", greedy=greedy)
+    labels = [label.get_text() for label in figures[0].axes[0].get_yticklabels()]
+    assert {label for label in labels if label.startswith("learned")} <= {"learned, 1 calls", "learned, 2 calls"}
