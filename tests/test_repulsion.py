@@ -56,6 +56,11 @@ def test_greedy_of_pairs_that_never_go_together():
     assert not any(i + 4 in taken for i in taken)
 
 
+def test_greedy_of_positions_that_attract_one_another():
+    law = RepulsiveBernoulli(torch.zeros(8), -50 * torch.ones(8, 8), torch.zeros(8), torch.ones(8, dtype=torch.bool))
+    assert positions(law.greedy()) == set(range(7))  # 1/2, 3/4 and six times 1, by 1 - 2^-8: 7.28
+
+
 @pytest.mark.parametrize("logits", [[0.0, 0.5, -1.0, 1.0], [-12.0, -11.0, -12.0, -12.5]])
 def test_samples_in_an_order_of_their_own(logits):
     a, preference, masked = (4 * randn(3, 4, 4)).tolist(), [1.0, 3.0, 0.0, 2.0], [True, True, True, True]
