@@ -55,9 +55,16 @@ def saving(folder: object) -> Iterator[None]:
 
 @contextmanager
 def reading(source: object) -> Iterator[None]:
-    """What damaged files of a scorer make transformers, torch and safetensors raise, as a `ValueError`."""
+    """What damaged files of a scorer make transformers, torch and safetensors raise, as a `ValueError`.
+
+    An `OSError` that does not say what it was about, as transformers' where there is no network, is told so.
+    """
     try:
         yield
+    except OSError as error:
+        if str(source) in str(error):
+            raise
+        raise OSError(f"{source}: {error}") from error
     except (SafetensorError, RuntimeError, AttributeError, LookupError, AssertionError) as error:
         raise ValueError(
             f"{source}: its config.json or model.safetensors is damaged, or they do not belong together "

@@ -183,6 +183,13 @@ def test_offline_in_a_fresh_process(hub):
     assert hub.requests == []
 
 
+@pytest.mark.parametrize("name", ["folder/nope", "user/never"])
+def test_what_is_nowhere_is_named(hub, name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match=name):
+        OrderScorer.from_pretrained(name)
+
+
 def test_revision_of_the_denoiser(base, hub):
     denoiser = load_denoiser(base)
     scorer = OrderScorer.for_denoiser(Denoiser(denoiser, mask_token_id=MASK), **SMALL)
