@@ -142,6 +142,8 @@ class CountedBernoulli(CountedSubset):
             # the number of the first position on the right: no two splits share one
             chance = uniform[..., half :: 2 * half][..., : counts.shape[-1], None]
             on_left = half - inverse_cdf(chances.cumsum(-1), chance).squeeze(-1)
+            # scores that are no numbers split a count into more than it: an index out of bounds, on a GPU fatal
+            on_left = torch.minimum(on_left, counts)
             counts = torch.stack([on_left, counts - on_left], -1).flatten(-2)
         return counts[..., : self.masked.shape[-1]].bool() & self.masked
 

@@ -33,7 +33,7 @@ from hf_learned_order.samplers import (
     TopProbSampler,
     make_sampler,
 )
-from hf_learned_order.scorer import OrderScorer
+from hf_learned_order.scorer import LAWS, OrderScorer
 
 RANDOM_NAMES = ("iid", "random", "remdm")  # a new rule that draws has to be named here
 DETERMINISTIC = [
@@ -686,6 +686,15 @@ class TestLogitsThatSayNothing:
         rule = make_sampler(sampler, scorer=scorer_of("bert"))
         with pytest.raises(ValueError, match=self.MESSAGE):
             decode(denoiser, words(2, 3), sampler=rule, max_new_tokens=4, temperature=temperature, eos_token_id=EOS)
+
+    @pytest.mark.parametrize("law", LAWS)
+    @pytest.mark.parametrize("greedy", [False, True])
+    def test_whatever_the_law(self, law, greedy):
+        denoiser = Denoiser(tiny_model("bert"), mask_token_id=MASK)
+        denoiser.model.cls.predictions.decoder.bias.data[WORDS[3]] = float("nan")
+        sampler = LearnedOrderSampler(scorer=scorer_of("bert", law), greedy=greedy)
+        with pytest.raises(ValueError, match=self.MESSAGE):
+            decode(denoiser, words(2, 3), sampler=sampler, max_new_tokens=9, max_denoising_steps=4)
 
     @pytest.mark.parametrize("value", [float("nan"), -float("inf")])
     @pytest.mark.parametrize("options", [{}, {"clean": words(2, 4)}], ids=["drawn", "scored"])
