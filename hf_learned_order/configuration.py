@@ -139,14 +139,12 @@ class Settings:
                 raise ValueError(f"with a sampler, {source} must set only {allowed}; got {got}")
         found: dict[str, Any] = {}
         for name in names:
-            sources = [given.get(name), called.get(name)]
-            if not (infill and name in CANVAS_ONLY):
-                sources.append(getattr(own, name, None))
+            models = [] if infill and name in CANVAS_ONLY else [getattr(own, name, None)]
             if name in ("eos_token_id", "pad_token_id"):
-                sources += [getattr(holder, name, None) for holder in special_tokens]
+                models += [getattr(holder, name, None) for holder in special_tokens]
                 # with -1 a model's configuration says that there is none, as Llama's once did
-                sources = sources[:2] + [value for value in sources[2:] if value != -1]
-            values = [value for value in sources if value is not None]
+                models = [value for value in models if value != -1]
+            values = [value for value in (given.get(name), called.get(name), *models) if value is not None]
             if values:
                 found[name] = merged(values) if name == "sampler_config" else values[0]
         return cls(**found)

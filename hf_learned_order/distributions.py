@@ -66,8 +66,8 @@ class SubsetDistribution(Distribution):
     def greedy(self) -> Tensor:
         """bool [..., canvas]: one set in the place of a draw, the likeliest of about as many positions as are drawn.
 
-        As many as the mean says, rounded. Not the mode: where positions that are equally likely
-        share the chance of a step, the likeliest set of any size has one position or none of them.
+        As many as the mean says, rounded. Not the mode: where positions that are equally likely share the chance of a
+        step, the likeliest set of any size has one position or none of them.
         """
         count = self.mean.sum(-1, keepdim=True).round()
         return largest(self.mean, self.masked, count)

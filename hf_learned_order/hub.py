@@ -188,13 +188,7 @@ class HubMixin(_Base):
         """
         wants_info = kwargs.pop("output_loading_info", False)
         check_name(pretrained_model_name_or_path)
-        place = {name: kwargs[name] for name in PLACE if name in kwargs}
         with reading(pretrained_model_name_or_path):
-            config_class: Any = cls.config_class
-            # without fields, transformers would go on with the default ones
-            if "config" not in kwargs and not config_class.get_config_dict(pretrained_model_name_or_path, **place)[0]:
-                where = "/".join(filter(None, (str(pretrained_model_name_or_path), kwargs.get("subfolder"))))
-                raise OSError(f"{where} must hold a scorer, but it has no {CONFIG_NAME}, or an empty one")
             loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path, *args, use_safetensors=True, output_loading_info=True, **kwargs
             )
@@ -205,6 +199,7 @@ class HubMixin(_Base):
                 f"{pretrained_model_name_or_path}: its model.safetensors must hold the weights that its config.json "
                 f"asks for, but {len(wrong)} are missing or too many: {', '.join(wrong[:3])}"
             )
+        place = {name: kwargs[name] for name in PLACE if name in kwargs}
         commit = getattr(scorer.config, "_commit_hash", None)  # the one that was loaded: it is in the cache
         path = cached_file(pretrained_model_name_or_path, WEIGHTS, _commit_hash=commit, **place)
         if path is not None:

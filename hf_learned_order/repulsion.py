@@ -68,7 +68,7 @@ class RepulsiveBernoulli(SubsetDistribution):
         visited = as_visited(self.repulsion, order)
         logits, masked = (values.gather(-1, order) for values in (self.free.logits, self.masked))
         number = visits(masked)
-        free = _clamped(logits, masked, torch.zeros_like(logits)).sigmoid()
+        free = self.free.log_success.gather(-1, order).exp()
         chance, count = free * masked, torch.zeros_like(free[..., 0])
         for k in range(number):
             here = chance[..., k].clamp(max=1.0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
+from transformers.utils import CONFIG_NAME
 
 from hf_learned_order.denoisers import Denoiser
 from hf_learned_order.features import FEATURES
@@ -178,6 +179,19 @@ class OrderScorerConfig(PreTrainedConfig):
                 stacklevel=2,
             )
         return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """transformers' own, which goes on with the default fields where there are none.
+
+        Raises:
+            OSError: there is no file, or an empty one.
+        """
+        where = "/".join(filter(None, (str(pretrained_model_name_or_path), kwargs.get("subfolder"))))
+        found, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not found:
+            raise OSError(f"{where} must hold a scorer, but it has no {CONFIG_NAME}, or an empty one")
+        return found, unused
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:

@@ -155,8 +155,9 @@ def test_subfolder(hub, tmp_path):
     HfApi().create_repo("user/many")
     HfApi().upload_folder(repo_id="user/many", folder_path=tmp_path, path_in_repo="scorers/0")
     assert_same(OrderScorer.from_pretrained("user/many", subfolder="scorers/0"), scorer)
-    with pytest.raises(OSError, match=r"user/many must hold a scorer, but it has no config.json"):
-        OrderScorer.from_pretrained("user/many")
+    for loaded in (OrderScorer, OrderScorer.config_class):
+        with pytest.raises(OSError, match=r"user/many must hold a scorer, but it has no config.json"):
+            loaded.from_pretrained("user/many")
 
 
 def test_cache_and_offline(hub, tmp_path):

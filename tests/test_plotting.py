@@ -94,14 +94,19 @@ def test_figures_are_closed(tmp_path):
     assert pyplot.get_fignums() == []
 
 
+def evaluator_of(folder, count: int) -> Evaluator:
+    """On `count` problems."""
+    write_rows(folder / "rows.jsonl", 60, 0)
+    tokenizer, model = equation_tokenizer(), equation_model()
+    dataset = equations(chains_of(read_rows(folder / "rows.jsonl"))[0], tokenizer, canvas_length=24)
+    return Evaluator(Denoiser(model), tokenizer, dataset.select(range(count)), canvas_length=24)
+
+
 @pytest.mark.parametrize("rows", [1, 9])
 @pytest.mark.parametrize("with_scorer", [False, True])
 def test_order_map_of(tmp_path, figures, rows, with_scorer):
-    write_rows(tmp_path / "rows.jsonl", 60, 0)
-    tokenizer, model = equation_tokenizer(), equation_model()
-    dataset = equations(chains_of(read_rows(tmp_path / "rows.jsonl"))[0], tokenizer, canvas_length=24)
-    evaluator = Evaluator(Denoiser(model), tokenizer, dataset.select(range(rows)), canvas_length=24)
-    scorers = [scorer_of(model)] if with_scorer else []
+    evaluator = evaluator_of(tmp_path, rows)
+    scorers = [scorer_of(evaluator.denoiser.model)] if with_scorer else []
     order_map_of(evaluator, scorers, tmp_path / "map.png", count=2)
     assert colours_of(tmp_path / "map.png") > 10
     labels = [label.get_text().split(",")[0] for label in figures[0].axes[0].get_yticklabels()]
@@ -111,11 +116,8 @@ def test_order_map_of(tmp_path, figures, rows, with_scorer):
 
 @pytest.mark.parametrize("greedy", [False, True])
 def test_order_map_of_a_scorer_with_a_budget(tmp_path, figures, greedy):
-    write_rows(tmp_path / "rows.jsonl", 60, 0)
-    tokenizer, model = equation_tokenizer(), equation_model()
-    dataset = equations(chains_of(read_rows(tmp_path / "rows.jsonl"))[0], tokenizer, canvas_length=24)
-    evaluator = Evaluator(Denoiser(model), tokenizer, dataset.select(range(2)), canvas_length=24)
-    scorer = scorer_of(model, law="count", max_denoising_steps=2)
+    evaluator = evaluator_of(tmp_path, 2)
+    scorer = scorer_of(evaluator.denoiser.model, law="count", max_denoising_steps=2)
     order_map_of(evaluator, [scorer], tmp_path / "map.png", greedy=greedy)
     labels = [label.get_text() for label in figures[0].axes[0].get_yticklabels()]
     assert {label for label in labels if label.startswith("learned")} <= {"learned, 1 calls", "learned, 2 calls"}
