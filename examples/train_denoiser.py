@@ -80,7 +80,7 @@ class DenoiserTrainingArguments(TrainingArguments):
     max_grad_norm: float = 1.0
     train_sampling_strategy: str = "sequential"  # `curriculum` puts the rows in order
     torch_compile: bool = True
-    bf16: bool = True
+    bf16: bool = torch.accelerator.is_available()  # CPUs that have no instructions for it are slower with it by far
     use_cpu: bool = not torch.accelerator.is_available()  # without it, bf16 is refused there
     dataloader_pin_memory: bool = False
     remove_unused_columns: bool = False
