@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from datasets import concatenate_datasets
+from muon import MuonAdamW
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -95,39 +96,6 @@ class DenoiserTrainingArguments(TrainingArguments):
     )
     noise_ramp_steps: int = field(default=1500, metadata={"help": "updates until t reaches up to 1, from 0.3"})
     seed: int = 0
-
-
-class MuonAdamW(torch.optim.Optimizer):
-    """Muon for the matrices inside the model, AdamW for embeddings, norms and biases, as one optimizer."""
-
-    def __init__(self, model: torch.nn.Module, *, lr: float):
-        matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embeddings" not in n]
-        chosen = {id(p) for p in matrices}
-        rest = [p for p in model.parameters() if id(p) not in chosen]
-        self.parts = {
-            "muon": torch.optim.Muon(matrices, lr=lr, weight_decay=0.01),
-            "adamw": torch.optim.AdamW(rest, lr=0.15 * lr, betas=(0.9, 0.98), weight_decay=0.0),
-        }
-        super().__init__([{"params": matrices, "lr": lr}, {"params": rest, "lr": 0.15 * lr}], {})
-        self._share_groups()
-
-    def _share_groups(self) -> None:
-        # A learning rate schedule writes into `param_groups`: they have to be the parts' own.
-        self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
-
-    def step(self, closure=None):  # pyrefly: ignore[bad-override]
-        loss = closure() if closure else None
-        for part in self.parts.values():
-            part.step()
-        return loss
-
-    def state_dict(self):
-        return {name: part.state_dict() for name, part in self.parts.items()}
-
-    def load_state_dict(self, state_dict):
-        for name, part in self.parts.items():
-            part.load_state_dict(state_dict[name])
-        self._share_groups()
 
 
 class DenoiserTrainer(ResumingTrainer):
