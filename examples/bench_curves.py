@@ -55,6 +55,7 @@ def points(
     name: str,
     scorers: list[str],
     bounds: Sequence[float],
+    budgets: Sequence[int] = BUDGETS,
     *,
     entropy_weight: float | None = None,
     greedy: bool = False,
@@ -62,9 +63,9 @@ def points(
     """A label, the rule and its step budget, for each setting of a rule."""
     if name == "learned_order":
         for path in scorers:
-            yield from points_of_scorer(path, bounds, entropy_weight=entropy_weight, greedy=greedy)
+            yield from points_of_scorer(path, bounds, budgets, entropy_weight=entropy_weight, greedy=greedy)
     elif name in COUNTED:
-        for budget in BUDGETS:
+        for budget in budgets:
             yield f"{name} T={budget}", make_sampler(name), budget
     else:
         made = map(BOUNDED[name], bounds) if name in BOUNDED else map(SURE[name], CONFIDENCES)
@@ -73,13 +74,13 @@ def points(
 
 
 def points_of_scorer(
-    path: str, bounds: Sequence[float], *, entropy_weight: float | None, greedy: bool
+    path: str, bounds: Sequence[float], budgets: Sequence[int], *, entropy_weight: float | None, greedy: bool
 ) -> Iterator[tuple[str, Sampler, int | None]]:
     """The bound of a law that is deterministic, the step budget of one that draws."""
     scorer = OrderScorer.from_pretrained(path).eval()
     if scorer.is_random:
         label = f"{path},greedy" if greedy else path
-        for budget in BUDGETS:
+        for budget in budgets:
             if budget <= (scorer.config.max_denoising_steps or budget):
                 yield f"{label} T={budget}", LearnedOrderSampler(scorer=scorer, greedy=greedy), budget
         return
@@ -128,6 +129,9 @@ def main() -> None:
     parser.add_argument(
         "--bounds", nargs="+", type=float, default=BOUNDS, help="of the rules and scorers that have one"
     )
+    parser.add_argument(
+        "--budgets", nargs="+", type=int, default=BUDGETS, help="of the rules and scorers that have none: step budgets"
+    )
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--entropy_weight", type=float, help="of scorers with the dependent law, in place of their own")
     parser.add_argument("--greedy", action="store_true", help="of scorers whose law draws, the likeliest positions")
@@ -159,7 +163,12 @@ def main() -> None:
     there = {row["label"] for row in map(json.loads, path.read_text().splitlines())}
     for name in options.samplers:
         settings = points(
-            name, options.scorer, options.bounds, entropy_weight=options.entropy_weight, greedy=options.greedy
+            name,
+            options.scorer,
+            options.bounds,
+            options.budgets,
+            entropy_weight=options.entropy_weight,
+            greedy=options.greedy,
         )
         for setting, sampler, budget in settings:
             if budget is None and options.max_denoising_steps is not None:

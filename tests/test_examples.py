@@ -100,9 +100,9 @@ def test_train_judges_with_one_objective_only(monkeypatch):
 
 def test_curves(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
-    monkeypatch.setattr(bench_curves, "BUDGETS", (2, 4))
     models = ["--model", str(EXAMPLES / "sudoku-denoiser"), "--scorer", str(EXAMPLES / "sudoku-scorer")]
     small = ["--limit", "6", "--samplers", "top_prob", "learned_order", "--nfe", "3", "--bound", "--bounds", "0.2"]
+    small += ["--budgets", "2", "4"]
     monkeypatch.setattr(sys, "argv", ["bench_curves.py", *models, *small, "--output", str(tmp_path / "curves.jsonl")])
     bench_curves.main()
     rows = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
@@ -125,6 +125,8 @@ def test_curves_have_a_setting_for_every_law(tmp_path):
     shape = {"vocab_size": 9, "denoiser_hidden_size": 8, "hidden_size": 8, "num_attention_heads": 2}
     for law, budget in (("count", 6), ("dependent", None)):
         OrderScorer(OrderScorerConfig(law=law, max_denoising_steps=budget, **shape)).save_pretrained(tmp_path / law)
+    drawn = list(bench_curves.points("learned_order", [str(tmp_path / "count")], [], [2, 6, 7]))
+    assert [budget for _, _, budget in drawn] == [2, 6]
     drawn = list(bench_curves.points("learned_order", [str(tmp_path / "count")], []))
     assert [budget for _, _, budget in drawn] == [1, 2, 3, 4, 5, 6]
     greedy = list(bench_curves.points("learned_order", [str(tmp_path / "count")], [], greedy=True))
