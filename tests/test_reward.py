@@ -247,6 +247,24 @@ def test_what_is_judged_has_an_end_and_its_own_answer():
         assert [row[:1] for row in tokens] == answers
 
 
+def test_what_is_explored_is_judged_by_the_answer_of_its_row_where_others_have_finished(monkeypatch):
+    def script(number, canvas):
+        """The first row is done in a step, the second one says something else, a word a step."""
+        return [(RIGHT, 0.999)] * 3 if number == 7 else [(WRONG, 0.9), (WRONG, 0.8), (WRONG, 0.7)]
+
+    objective = objective_of(
+        script, "factor", trained=False, is_right=lambda tokens, answers: tokens[:, 0] == answers[:, 0]
+    )
+    monkeypatch.setattr(objective, "_budget", lambda draws: (3, 0.0))
+    monkeypatch.setattr(Draws, "integer", lambda self, low, high: low)  # the second step explores
+    batch = batch_of(2, [RIGHT] * 3)
+    batch["input_ids"][0] = 7
+    out = objective(**batch, answer=torch.tensor([[RIGHT], [WRONG]]))
+    assert out["right"] == 1
+    # of two rows one is explored, right with each draw, in two calls or three of three
+    assert 1 / 3 <= 2 * out["reward"] <= 2 / 3
+
+
 @pytest.mark.parametrize("end", [None, 1])
 def test_what_a_judged_response_takes(end, monkeypatch):
     """The calls of its own: one for each position up to its end that was not explored. The published one ends later."""
