@@ -8,6 +8,7 @@ calling as long as another has rows left. transformers' `generate` does the same
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -78,3 +79,14 @@ def splittable(model: nn.Module) -> list[str]:
     shared = {type(part).__name__ for part in model.modules() if any(times[id(p)] > 1 for p in part.parameters())}
     whole = getattr(model, "_no_split_modules", None) or ()
     return sorted({*whole} - shared)  # pyrefly: ignore[not-iterable] (names: a module may have anything as attribute)
+
+
+def check_wrapping(plugin: Any) -> None:
+    """Raises `ValueError` where accelerate's FSDP plugin, if any, may split layers of the scorer."""
+    from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
+
+    if plugin is not None and plugin.auto_wrap_policy is size_based_auto_wrap_policy:
+        raise ValueError(
+            "fsdp_auto_wrap_policy must be TRANSFORMER_BASED_WRAP, got SIZE_BASED_WRAP, which may split layers of the "
+            "scorer, and processes call those unequally often"
+        )

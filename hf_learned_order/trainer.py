@@ -38,7 +38,7 @@ from hf_learned_order.resuming import ResumingTrainer
 from hf_learned_order.rollouts import OrderByRow
 from hf_learned_order.saved import load_weights, save_weights
 from hf_learned_order.scorer import ELBO_LAWS, RANDOM_LAWS, OrderScorer
-from hf_learned_order.sharding import splittable
+from hf_learned_order.sharding import check_wrapping, splittable
 from hf_learned_order.updates import Draws, seeds_of
 
 CALIBRATION_ROWS = 256
@@ -64,8 +64,8 @@ class OrderTrainer(ResumingTrainer):
 
     Raises:
         ValueError: the tokenizer has no mask token, the scorer does not fit, both ways of tuning are asked for,
-            `is_right` or a setting is given that the objective has not, `target_nfe` is out of reach, or DeepSpeed is
-            to split weights (ZeRO-3).
+            `is_right` or a setting is given that the objective has not, `target_nfe` is out of reach, or DeepSpeed
+            (ZeRO-3) or FSDP (SIZE_BASED_WRAP) is to split the scorer.
     """
 
     if TYPE_CHECKING:
@@ -158,6 +158,7 @@ class OrderTrainer(ResumingTrainer):
             ),
             **kwargs,
         )
+        check_wrapping(getattr(self.accelerator.state, "fsdp_plugin", None))
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(OrderProgress)

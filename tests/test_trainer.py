@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import FullyShardedDataParallelPlugin
 from models import tiny_model
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
@@ -437,6 +439,19 @@ def test_combinations_are_checked(options, message, tmp_path, tokenizer, dataset
 def test_zero_3_is_refused(tmp_path, tokenizer, dataset, monkeypatch):
     monkeypatch.setattr("hf_learned_order.trainer.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ValueError, match=r"deepspeed must not be ZeRO-3, which splits the scorer too, .* FSDP2"):
+        trainer_of(tmp_path, tokenizer, dataset)
+
+
+@pytest.mark.parametrize("policy", ["size_based_wrap", "transformer_based_wrap", "no_wrap"])
+def test_fsdp_by_size_is_refused(policy, tmp_path, tokenizer, dataset, monkeypatch):
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy=policy)
+    monkeypatch.setattr(AcceleratorState, "fsdp_plugin", plugin, raising=False)  # accelerate sets it on GPUs only
+    if policy == "size_based_wrap":
+        with pytest.raises(
+            ValueError, match=r"fsdp_auto_wrap_policy must be TRANSFORMER_BASED_WRAP, got SIZE_BASED_WRAP"
+        ):
+            trainer_of(tmp_path, tokenizer, dataset)
+    else:
         trainer_of(tmp_path, tokenizer, dataset)
 
 
