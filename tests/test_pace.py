@@ -129,7 +129,7 @@ def test_what_cannot_be_met_is_approached():
         ("factor", 6.0, {"max_denoising_steps": 12}),
         ("factor", 6.0, {"max_denoising_steps": 12, "objective": "elbo", "posterior": "prior", "num_chains": 2}),
         ("dependent", 6.0, {}),
-        ("non_empty", 3.0, {"posterior": "clean"}),
+        ("non_empty", 3.0, {"posterior": "clean", "max_steps": 110}),  # the speed of a law that draws is noise too
     ],
 )
 def test_trainer_lands_on_the_target(law, target, options, tmp_path):

@@ -1,5 +1,6 @@
 """`examples/space` as it would stand on the Hub: assembled in a folder of its own, started, used in a browser."""
 
+import asyncio
 import os
 import re
 import runpy
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -95,9 +97,18 @@ def test_space_in_a_browser(space, web):
         assert f"{re.search('NFE ([0-9])', text)[1]} denoiser calls" in count
 
 
+def run_app() -> dict[str, Any]:
+    """What the app's file defines, run inside an event loop: without one, gradio opens some and leaves them open."""
+
+    async def run() -> dict[str, Any]:
+        return runpy.run_path(str(SPACE / "app.py"))
+
+    return asyncio.run(run())
+
+
 def test_each_step_is_shown_before_the_next_one_is_decoded(monkeypatch):
     pytest.importorskip("gradio", reason="no gradio: pip install -e '.[space]'")
-    app = runpy.run_path(str(SPACE / "app.py"))
+    app = run_app()
     monkeypatch.setitem(app["compare"].__globals__, "PAUSE", 0.0)
     allowed, calls = threading.Semaphore(0), []
 
@@ -123,7 +134,7 @@ def test_each_step_is_shown_before_the_next_one_is_decoded(monkeypatch):
 
 def test_an_error_of_the_decoding_ends_the_wait():
     pytest.importorskip("gradio", reason="no gradio: pip install -e '.[space]'")
-    app = runpy.run_path(str(SPACE / "app.py"))
+    app = run_app()
     with pytest.raises(ValueError, match="max_denoising_steps must be a positive integer, got 0"):
         list(app["compare"]("24/2", "left_to_right", 0))
 
