@@ -54,8 +54,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure=None):  # pyrefly: ignore[bad-override]
-        loss = closure() if closure else None
+    def step(self):  # pyrefly: ignore[bad-override] (a closure is `MuonAdamW`'s)
         for group in self.param_groups:
             for matrix in (p for p in group["params"] if p.grad is not None):
                 state = self.state[matrix]
@@ -66,7 +65,6 @@ class Muon(torch.optim.Optimizer):
                 height, width = matrix.shape
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
                 matrix.add_(update, alpha=-group["lr"] * math.sqrt(max(1, height / width)))
-        return loss
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

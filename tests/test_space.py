@@ -99,6 +99,7 @@ def test_space_in_a_browser(space, web):
 
 def run_app() -> dict[str, Any]:
     """What the app's file defines, run inside an event loop: without one, gradio opens some and leaves them open."""
+    pytest.importorskip("gradio", reason="no gradio: pip install -e '.[space]'")
 
     async def run() -> dict[str, Any]:
         return runpy.run_path(str(SPACE / "app.py"))
@@ -107,7 +108,6 @@ def run_app() -> dict[str, Any]:
 
 
 def test_each_step_is_shown_before_the_next_one_is_decoded(monkeypatch):
-    pytest.importorskip("gradio", reason="no gradio: pip install -e '.[space]'")
     app = run_app()
     monkeypatch.setitem(app["compare"].__globals__, "PAUSE", 0.0)
     allowed, calls = threading.Semaphore(0), []
@@ -133,7 +133,6 @@ def test_each_step_is_shown_before_the_next_one_is_decoded(monkeypatch):
 
 
 def test_an_error_of_the_decoding_ends_the_wait():
-    pytest.importorskip("gradio", reason="no gradio: pip install -e '.[space]'")
     app = run_app()
     with pytest.raises(ValueError, match="max_denoising_steps must be a positive integer, got 0"):
         list(app["compare"]("24/2", "left_to_right", 0))
