@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -98,13 +99,17 @@ def test_space_in_a_browser(space, web):
 
 
 def run_app() -> dict[str, Any]:
-    """What the app's file defines, run inside an event loop: without one, gradio opens some and leaves them open."""
+    """What the app's file defines, run inside an event loop: without one, gradio opens some and leaves them open.
+
+    In a thread, because playwright's loop runs in this one for as long as there is a browser.
+    """
     pytest.importorskip("gradio", reason="no gradio: pip install -e '.[space]'")
 
     async def run() -> dict[str, Any]:
         return runpy.run_path(str(SPACE / "app.py"))
 
-    return asyncio.run(run())
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(run())).result()
 
 
 def test_each_step_is_shown_before_the_next_one_is_decoded(monkeypatch):
