@@ -1,6 +1,7 @@
 """Settings for every test; a Hub on this machine in the place of huggingface.co."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -25,6 +26,11 @@ settings.register_profile(
     "default", deadline=None, derandomize=True, database=None, max_examples=60, suppress_health_check=slow
 )
 settings.load_profile("default")
+
+
+def pytest_collection_finish():
+    """What has been imported is not looked through again by each `gc.collect()`, of which a Trainer calls several."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
