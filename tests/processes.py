@@ -3,6 +3,7 @@
 First each process has all weights, then they are split.
 """
 
+import gc
 import json
 import os
 import sys
@@ -168,6 +169,7 @@ def generate_with_split_weights() -> None:
 if __name__ == "__main__":
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # as pyproject.toml
+    gc.freeze()  # as conftest.py does
     dist.init_process_group("gloo", timeout=timedelta(seconds=120))  # a process may wait for another in vain
     folder, logs = Path(sys.argv[1]), {}
     logs["whole"] = {**train_all(folder / "whole", SPLIT, batch=2), "evaluation": evaluate(folder, batch=2)}

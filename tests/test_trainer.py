@@ -247,17 +247,17 @@ class StopAt(TrainerCallback):
 
 @pytest.mark.parametrize("case", CASES)
 def test_resumed_run_is_the_uninterrupted_one(case, tmp_path, tokenizer, dataset):
-    options = {**CASES[case], "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    options = {**CASES[case], "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     whole = trainer_of(tmp_path / "whole", tokenizer, dataset, **options)
     whole.train()
-    stopped = trainer_of(tmp_path / "parts", tokenizer, dataset, callbacks=[StopAt(2)], **options)
+    stopped = trainer_of(tmp_path / "parts", tokenizer, dataset, callbacks=[StopAt(1)], **options)
     stopped.train()
-    assert stopped.state.global_step == 2
+    assert stopped.state.global_step == 1
     assert changed(weights_of(stopped.scorer), weights_of(whole.scorer))
     torch.manual_seed(99)
     resumed = trainer_of(tmp_path / "parts", tokenizer, dataset, **options)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-2"))
-    assert resumed.state.global_step == 4
+    resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-1"))
+    assert resumed.state.global_step == 2
     assert changed(weights_of(resumed.model), weights_of(whole.model)) == set()  # scorer, posterior and denoiser
     for name in ("loss", "bound", "observed"):
         losses = [[logs[name] for logs in t.state.log_history if name in logs] for t in (whole, resumed)]
