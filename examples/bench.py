@@ -20,11 +20,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_learned_order.denoisers import Denoiser
-from hf_learned_order.families import Family
-from hf_learned_order.generation import decode
-from hf_learned_order.samplers import SAMPLERS, Sampler, make_sampler
-from hf_learned_order.scorer import OrderScorer
+from hf_learned_order.decoding.loop import decode
+from hf_learned_order.decoding.samplers.base import Sampler
+from hf_learned_order.decoding.samplers.table import SAMPLERS, make_sampler
+from hf_learned_order.denoisers.denoiser import Denoiser
+from hf_learned_order.denoisers.families import Family
+from hf_learned_order.orders.scorer import OrderScorer
 
 BATCHES = [1, 8, 32]
 PROMPTS, CANVAS, STEPS = (8, 24), 32, 4  # shortest and longest prompt

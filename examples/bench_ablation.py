@@ -14,9 +14,9 @@ import torch
 from bench_known_answers import spread
 from problems import ExactPairs
 
-from hf_learned_order.objective import OrderELBO
-from hf_learned_order.posteriors import CleanPosterior
-from hf_learned_order.scorer import OrderScorer
+from hf_learned_order.orders.posterior import CleanPosterior
+from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.training.objectives.elbo import OrderELBO
 
 N, STEPS, CHAINS, WARM_UP = 4, 2, 32, 10
 SHAPE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

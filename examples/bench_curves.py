@@ -19,22 +19,23 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from hf_learned_order.denoisers import Denoiser, load_denoiser, load_tokenizer
-from hf_learned_order.evaluation import Evaluator
-from hf_learned_order.plotting import trade_off
-from hf_learned_order.remasking import WINOSampler
-from hf_learned_order.results import Result
-from hf_learned_order.samplers import (
+from hf_learned_order.decoding.samplers.adaptive import (
     EntropyBoundSampler,
     FactorSampler,
     KLASSSampler,
-    LearnedOrderSampler,
-    Sampler,
     ThresholdSampler,
-    make_sampler,
 )
-from hf_learned_order.scorer import OrderScorer
-from hf_learned_order.tasks import Source, find_task
+from hf_learned_order.decoding.samplers.base import Sampler
+from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
+from hf_learned_order.decoding.samplers.remasking import WINOSampler
+from hf_learned_order.decoding.samplers.table import make_sampler
+from hf_learned_order.denoisers.denoiser import Denoiser
+from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
+from hf_learned_order.evaluation.evaluator import Evaluator
+from hf_learned_order.evaluation.plotting import trade_off
+from hf_learned_order.evaluation.results import Result
+from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.tasks.table import Source, find_task
 
 BOUNDS = (30.0, 12.0, 6.0, 4.0, 3.0, 2.0, 1.4, 1.0, 0.7, 0.4, 0.3, 0.2, 0.13, 0.08, 0.05, 0.025, 0.005)
 CONFIDENCES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)

@@ -16,8 +16,8 @@ from problems import ExactPairs
 from rich.console import Console
 from rich.table import Table
 
-from hf_learned_order.objective import OrderELBO
-from hf_learned_order.scorer import OrderScorer
+from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.training.objectives.elbo import OrderELBO
 
 N, CHAINS, DRAWS, FIT = 4, 32, 200, 150
 # name, chains of each response, options

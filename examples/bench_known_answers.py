@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from problems import ExactCopy, ExactPairs, ExactReplaceAt, ExactReplaceRandom, ExactShuffle
 
-from hf_learned_order.generation import decode
-from hf_learned_order.objective import BASELINES, OrderELBO, remaining
-from hf_learned_order.samplers import LearnedOrderSampler
-from hf_learned_order.scorer import ELBO_LAWS, OrderScorer
+from hf_learned_order.decoding.loop import decode
+from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
+from hf_learned_order.orders.configuration import ELBO_LAWS
+from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.training.objectives.elbo import BASELINES, OrderELBO, remaining
 
 PROBLEMS: dict[str, Any] = {
     "copy": ExactCopy,

@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-from hf_learned_order.arguments import OrderTrainingArguments
-from hf_learned_order.data import equation_tokenizer
-from hf_learned_order.denoisers import Denoiser
-from hf_learned_order.scorer import OrderScorer
-from hf_learned_order.trainer import OrderTrainer
+from hf_learned_order.denoisers.denoiser import Denoiser
+from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.tasks.data import equation_tokenizer
+from hf_learned_order.training.arguments import OrderTrainingArguments
+from hf_learned_order.training.trainer import OrderTrainer
 
 TARGET = 0.85
 PROMPT, CANVAS = 24, 32

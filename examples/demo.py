@@ -13,9 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hf_learned_order.cli import main as command_line
-from hf_learned_order.gsm8k import Chain, chains_of, read_rows
-from hf_learned_order.resampler import Resampler
+from hf_learned_order.cli.main import main as command_line
+from hf_learned_order.tasks.gsm8k import Chain, chains_of, read_rows
+from hf_learned_order.tasks.resampler import Resampler
 
 SAMPLERS = ["iid", "random", "top_prob", "margin", "entropy", "threshold", "factor", "entropy_bound", "learned_order"]
 HERE = Path(__file__).parent

@@ -14,15 +14,17 @@ from dataclasses import dataclass, field, replace
 
 from transformers import EarlyStoppingCallback, HfArgumentParser, set_seed
 
-from hf_learned_order.answers import AnswerMetrics
-from hf_learned_order.arguments import OrderTrainingArguments
-from hf_learned_order.cards import Card
-from hf_learned_order.denoisers import Denoiser, load_denoiser, load_tokenizer
-from hf_learned_order.saved import last_checkpoint
-from hf_learned_order.scorer import LAWS, OrderScorer
-from hf_learned_order.tasks import TASKS, Source
-from hf_learned_order.trainer import OrderTrainer
-from hf_learned_order.warm_starts import WARM_STARTS
+from hf_learned_order.denoisers.denoiser import Denoiser
+from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
+from hf_learned_order.orders.configuration import LAWS
+from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.orders.warm_starts import WARM_STARTS
+from hf_learned_order.sharing.cards import Card
+from hf_learned_order.tasks.answers import AnswerMetrics
+from hf_learned_order.tasks.table import TASKS, Source
+from hf_learned_order.training.arguments import OrderTrainingArguments
+from hf_learned_order.training.saved import last_checkpoint
+from hf_learned_order.training.trainer import OrderTrainer
 
 
 @dataclass(kw_only=True)

@@ -32,10 +32,10 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_learned_order.collator import CanvasCollator
-from hf_learned_order.data import HELD_OUT
-from hf_learned_order.resuming import ResumingTrainer
-from hf_learned_order.tasks import Source, find_task
+from hf_learned_order.tasks.collator import CanvasCollator
+from hf_learned_order.tasks.data import HELD_OUT
+from hf_learned_order.tasks.table import Source, find_task
+from hf_learned_order.training.resuming import ResumingTrainer
 
 
 @dataclass(kw_only=True)

@@ -6,59 +6,53 @@
 The public names load on first use, so that `import hf_learned_order` costs nothing.
 """
 
-from importlib import import_module
-from typing import Any
+from hf_learned_order.common.lazy import lazy
 
-_MODULES = {
-    "attach": "integration",
-    "detach": "integration",
-    "load_model": "integration",
-    "decode": "generation",
-    "LearnedOrderOutput": "generation",
-    "Denoiser": "denoisers",
-    "Family": "families",
-    "load_denoiser": "denoisers",
-    "register_family": "families",
-    "OrderScorer": "scorer",
-    "OrderScorerConfig": "scorer",
-    "SAMPLERS": "samplers",
-    "Sampler": "rules",
-    "Proposal": "rules",
-    "IIDSampler": "samplers",
-    "RandomSampler": "samplers",
-    "LeftToRightSampler": "samplers",
-    "TopProbSampler": "samplers",
-    "MarginSampler": "samplers",
-    "EntropySampler": "samplers",
-    "ThresholdSampler": "samplers",
-    "FactorSampler": "samplers",
-    "EntropyBoundSampler": "samplers",
-    "KLASSSampler": "samplers",
-    "PositionSampler": "samplers",
-    "DilatedSampler": "samplers",
-    "LearnedOrderSampler": "samplers",
-    "ReMDMSampler": "remasking",
-    "WINOSampler": "remasking",
-    "Predictions": "predictions",
-    "Step": "predictions",
-    "OrderELBO": "objective",
-    "CleanPosterior": "posteriors",
-    "OrderTrainer": "trainer",
-    "OrderTrainingArguments": "arguments",
-    "Card": "cards",
-    "push_folder": "hub",
-    "Evaluator": "evaluation",
-    "compare": "comparison",
-    "OrderMap": "order_maps",
-}
-__all__ = list(_MODULES)  # pyrefly: ignore
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(_MODULES)
+__getattr__, __dir__, __all__ = lazy(  # pyrefly: ignore
+    __name__,
+    {
+        "attach": "interface.attach",
+        "detach": "interface.attach",
+        "load_model": "interface.loading",
+        "custom_generate": "interface.loading",
+        "generate_custom": "interface.calls",
+        "decode": "decoding.loop",
+        "LearnedOrderOutput": "decoding.outputs",
+        "Denoiser": "denoisers.denoiser",
+        "Family": "denoisers.families",
+        "load_denoiser": "denoisers.loading",
+        "load_tokenizer": "denoisers.loading",
+        "register_family": "denoisers.families",
+        "OrderScorer": "orders.scorer",
+        "OrderScorerConfig": "orders.configuration",
+        "SAMPLERS": "decoding.samplers.table",
+        "Sampler": "decoding.samplers.base",
+        "Proposal": "decoding.samplers.base",
+        "IIDSampler": "decoding.samplers.scheduled",
+        "RandomSampler": "decoding.samplers.scheduled",
+        "LeftToRightSampler": "decoding.samplers.scheduled",
+        "TopProbSampler": "decoding.samplers.scheduled",
+        "MarginSampler": "decoding.samplers.scheduled",
+        "EntropySampler": "decoding.samplers.scheduled",
+        "PositionSampler": "decoding.samplers.scheduled",
+        "DilatedSampler": "decoding.samplers.scheduled",
+        "ThresholdSampler": "decoding.samplers.adaptive",
+        "FactorSampler": "decoding.samplers.adaptive",
+        "EntropyBoundSampler": "decoding.samplers.adaptive",
+        "KLASSSampler": "decoding.samplers.adaptive",
+        "LearnedOrderSampler": "decoding.samplers.learned",
+        "ReMDMSampler": "decoding.samplers.remasking",
+        "WINOSampler": "decoding.samplers.remasking",
+        "Predictions": "denoisers.predictions",
+        "Step": "denoisers.predictions",
+        "OrderELBO": "training.objectives.elbo",
+        "CleanPosterior": "orders.posterior",
+        "OrderTrainer": "training.trainer",
+        "OrderTrainingArguments": "training.arguments",
+        "Card": "sharing.cards",
+        "push_folder": "sharing.hub",
+        "Evaluator": "evaluation.evaluator",
+        "compare": "evaluation.comparison",
+        "OrderMap": "evaluation.order_maps",
+    },
+)

@@ -7,9 +7,9 @@ import torch
 from models import tiny_model
 from transformers import PreTrainedModel
 
-from hf_learned_order.data import equation_tokenizer
-from hf_learned_order.denoisers import Denoiser
-from hf_learned_order.scorer import OrderScorer
+from hf_learned_order.denoisers.denoiser import Denoiser
+from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.tasks.data import equation_tokenizer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 write_rows = runpy.run_path(str(EXAMPLES / "demo.py"))["write_rows"]

@@ -19,7 +19,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from hf_learned_order.configuration import Settings
+from hf_learned_order.interface.settings import Settings
 
 VOCAB, HIDDEN = 40, 32
 BOS, PAD, EOS, MASK = 0, 1, 2, 3

@@ -20,12 +20,12 @@ from models import MASK, tiny_model
 from test_trainer import CANVAS, CASES, PROBLEMS, trainer_of
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from hf_learned_order.answers import AnswerMetrics, decoded
-from hf_learned_order.data import equation_tokenizer, equations
-from hf_learned_order.denoisers import Denoiser
-from hf_learned_order.gsm8k import chains_of, read_rows
-from hf_learned_order.integration import attach
-from hf_learned_order.scorer import OrderScorer
+from hf_learned_order.denoisers.denoiser import Denoiser
+from hf_learned_order.interface.attach import attach
+from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.tasks.answers import AnswerMetrics, decoded
+from hf_learned_order.tasks.data import equation_tokenizer, equations
+from hf_learned_order.tasks.gsm8k import chains_of, read_rows
 
 # plain gradient descent: Adam divides a gradient by itself, and where there is none that is noise
 OPTIONS = {"optim": "sgd", "learning_rate": 0.3, "max_denoising_steps": 3}

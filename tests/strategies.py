@@ -4,7 +4,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hf_learned_order.predictions import Predictions, Step
+from hf_learned_order.denoisers.predictions import Predictions, Step
 
 VOCAB = 5
 MASK = 3

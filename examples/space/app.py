@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from hf_learned_order import SAMPLERS, attach, load_denoiser
-from hf_learned_order.denoisers import load_tokenizer
-from hf_learned_order.order_maps import OrderMap, page, visible
+from hf_learned_order.denoisers.loading import load_tokenizer
+from hf_learned_order.evaluation.order_maps import OrderMap, page, visible
 
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE if (HERE / "denoiser").is_dir() else HERE.parent

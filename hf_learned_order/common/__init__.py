@@ -1,0 +1,4 @@
+"""What every room uses: checks of arguments, files that are whole or not there, lazy exports.
+
+It imports no other room.
+"""

@@ -1,0 +1,310 @@
+"""The one decoding loop.
+
+    canvas of mask tokens -> { denoiser -> guidance, logits processors -> predictions -> the rule proposes -> at least
+    one, everything at the last step -> tokens drawn at the proposed positions, the mask token at those to remask }
+    -> sequences, order, nfe
+
+Each step unmasks something and the last step unmasks everything and remasks nothing, so every rule ends.
+
+Which positions may be touched is one bool tensor, `Canvas.masked`: the whole window behind the prompts, or the masks
+of the prompts themselves (`infill=True`). With a `block_length` the loop runs once for each block, from left to right,
+and a rule sees the block only; the denoiser sees everything, or remembers some of it (`caches`). A block-causal model
+goes through its own blocks, which start at another column in each row; rows whose blocks agree go together.
+
+The same loop scores a given response (`clean=`): the true token takes the place of the drawn one, and the sum of
+log p_theta over the unmasked positions bounds log p(x | c) from below when the rule is deterministic, and in
+expectation when it is random (method: ELBO with the rule as prior and posterior).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from hf_learned_order.common.checks import check_ids, check_positive, check_room, check_token
+from hf_learned_order.decoding.canvas import Canvas, Part, given_layout, left_padded
+from hf_learned_order.decoding.guidance import Guidance, guidance_of
+from hf_learned_order.decoding.inputs import check_clean, check_draft, check_infill
+from hf_learned_order.decoding.outputs import LearnedOrderOutput
+from hf_learned_order.decoding.samplers.base import Sampler, State
+from hf_learned_order.decoding.stopping import Stopping
+from hf_learned_order.decoding.streaming import Stream
+from hf_learned_order.denoisers.caches import WindowedDenoiser
+from hf_learned_order.denoisers.denoiser import Denoiser
+from hf_learned_order.denoisers.predictions import Predictions, Step, pieces
+from hf_learned_order.denoisers.sharding import in_step
+from hf_learned_order.orders.laws.base import at_least_one, everything
+
+
+@torch.no_grad()
+def decode(
+    denoiser: Denoiser,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    sampler: Sampler,
+    max_new_tokens: int | None = None,
+    max_denoising_steps: int | None = None,
+    block_length: int | None = None,
+    kv_cache: str | None = None,
+    infill: bool = False,
+    temperature: float = 0.0,
+    logits_processor: LogitsProcessorList | None = None,
+    logits_warper: LogitsProcessorList | None = None,
+    guidance_scale: float | None = None,
+    negative_prompt_ids: Tensor | None = None,
+    negative_prompt_attention_mask: Tensor | None = None,
+    eos_token_id: int | list[int] | None = None,
+    pad_token_id: int | None = None,
+    stopping_criteria: StoppingCriteriaList | None = None,
+    streamer: BaseStreamer | None = None,
+    generator: torch.Generator | None = None,
+    clean: Tensor | None = None,
+    draft: Tensor | None = None,
+) -> LearnedOrderOutput:
+    """Fill a canvas of `max_new_tokens` masks behind each prompt, or the masks within it.
+
+    Args:
+        denoiser: the model.
+        input_ids: int [batch, prompt], padded on either side.
+        attention_mask: [batch, prompt], 0 at padding; by default nothing is padding.
+        sampler: the rule.
+        max_new_tokens: length of the canvas, by default 128.
+        max_denoising_steps: step budget T; by default one for each position. Divided evenly among blocks.
+        block_length: decode in blocks of so many positions, from left to right; must divide `max_new_tokens`. A
+            block-causal model always goes through its own blocks, which start at the first token of the prompt. With
+            `infill` blocks are counted from there too, and need not come out even.
+        kv_cache: keep keys and values between calls: "exact" for a block-causal model; "prefix" or "dual", which
+            approximate, for others in blocks. See `caches`.
+        infill: fill the masks in `input_ids`, all of them; nothing else is touched or added, and no EOS ends a row.
+        temperature: 0 takes the most likely token at an unmasked position, otherwise it is drawn.
+        logits_processor: changes the logits at each position, given prompt and canvas as they are, before rules and
+            draws see them. In these ids padding looks like the mask token.
+        logits_warper: the same, for draws only, behind the temperature.
+        guidance_scale, negative_prompt_ids, negative_prompt_attention_mask: see `Guidance`; 1 or None is no guidance.
+        eos_token_id: a row is finished when everything before its first EOS is settled; None decodes every position.
+            Several ids may end a response.
+        pad_token_id: what follows the end of a response in `sequences`; by default more EOS.
+        stopping_criteria: end a row as well, see `Stopping`.
+        streamer: gets prompt and response as they become final, see `Stream`.
+        generator: source of all randomness; by default torch's global one.
+        clean: [batch, canvas], a response to score instead of drawing one; not with a rule that remasks. With `infill`
+            [batch, prompt], of which the positions of the masks are read.
+        draft: int [batch, canvas], the canvas to begin with, some of it still the mask token; its length is that of the
+            canvas. What stands there counts as unmasked before the first step; not with a rule that remasks.
+
+    Raises:
+        ValueError, TypeError: an argument is out of range; the message names it.
+        ValueError: a position was unmasked of whose logits one is nan or inf, or all are -inf.
+    """
+    mask = check_ids("input_ids", input_ids, attention_mask, vocab_size=denoiser.vocab_size)
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature >= 0:
+        raise ValueError(f"temperature must be 0 or more, got {temperature!r}")
+    if infill:
+        check_infill(
+            max_new_tokens=max_new_tokens,
+            negative_prompt_ids=negative_prompt_ids,
+            stopping_criteria=stopping_criteria or None,
+        )
+        eos_token_id = pad_token_id = None
+    check_token("eos_token_id", eos_token_id, vocab_size=denoiser.vocab_size)
+    check_token("pad_token_id", pad_token_id, vocab_size=denoiser.vocab_size)
+    check_draft(draft, input_ids, sampler, infill=infill, max_new_tokens=max_new_tokens)
+    length = None if infill else 128 if max_new_tokens is None else max_new_tokens
+    if draft is not None:
+        length = draft.shape[1]
+    canvas = _canvas(denoiser, input_ids, mask, length, draft)
+    block_size = denoiser.family.block_size
+    plan = canvas.plan(block_length, max_denoising_steps, block_size=block_size, infill=infill)
+    if block_size is not None and negative_prompt_ids is not None:
+        raise ValueError(
+            "negative_prompt_ids must be None with a block-causal model: its blocks are counted from the first token, "
+            "so the canvas would be divided in another way behind another prompt"
+        )
+    if infill and clean is not None and clean.shape == input_ids.shape:
+        clean = left_padded(clean, mask)[0][:, canvas.start :]
+    check_clean(clean, canvas, sampler)
+    windowed, second = (WindowedDenoiser(denoiser, kv_cache, block_length=block_length) for _ in range(2))
+    loop = _Loop(
+        denoiser=windowed,
+        sampler=sampler,
+        canvas=canvas,
+        stopping=Stopping(canvas, eos_token_id=eos_token_id, criteria=stopping_criteria, pad_token_id=pad_token_id),
+        guidance=guidance_of(guidance_scale, canvas, second, negative_prompt_ids, negative_prompt_attention_mask),
+        logits_processor=logits_processor,
+        logits_warper=logits_warper,
+        temperature=temperature,
+        generator=generator,
+        clean=clean,
+        stream=None if streamer is None else Stream(streamer, input_ids, canvas, mask if infill else None),
+    )
+    with in_step(denoiser, canvas.ids.device):
+        for part in plan:
+            loop.run(part)
+    if loop.stream is not None:
+        loop.stream.end()
+    return _output(loop, input_ids, mask, infill=infill)
+
+
+@dataclass(kw_only=True)
+class _Loop:
+    """A batch on its way through the loop; the attributes are those of `decode`."""
+
+    denoiser: WindowedDenoiser
+    sampler: Sampler
+    canvas: Canvas
+    stopping: Stopping
+    stream: Stream | None
+    guidance: Guidance | None
+    logits_processor: LogitsProcessorList | None
+    logits_warper: LogitsProcessorList | None
+    temperature: float
+    generator: torch.Generator | None
+    clean: Tensor | None
+
+    def run(self, part: Part) -> None:
+        """Unmask everything in a window of some rows within its steps. Rows that are done with it cost nothing."""
+        canvas = self.canvas
+        rows, window, steps, group = part
+        state: State = ()
+        going_on, at, eligible = self.pending(rows, window)
+        rows = rows[going_on]
+        for steps_left in range(steps, 0, -1):
+            if len(rows) == 0:
+                break
+            step = self.look(rows, at, window, group, steps_left)
+            if steps_left == steps:
+                state = self.sampler.init_state(step)
+            unmask, remask, state = self.changes(step, state)
+            tokens = (
+                self.draw(step.predictions, rows[at[0]], eligible) if self.clean is None else self.clean[rows, window]
+            )
+            canvas.write(rows, window, tokens, step.predictions.log_prob(tokens), unmask, remask)
+            del step  # or its logits would live beside those of the next
+            self.stopping.update(canvas)
+            going_on, at, eligible = self.pending(rows, window)
+            if len(going_on) < len(rows):
+                rows, state = rows[going_on], tuple(part[going_on] for part in state)
+            if self.stream is not None:
+                self.stream.update(canvas, self.stopping, final=len(rows) == 0 or not self.sampler.remasks)
+
+    def pending(self, rows: Tensor, window: slice) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        """Which of `rows` are not done with the window; the positions to look at next, int [n] twice, the row among
+        these and the position in the window; and which of the n are masked, int.
+
+        The sizes of a step hang on this, so it is the one place where a step waits for the device. What the last one
+        wrote is looked at with it: log-probabilities that are no numbers come of logits that say nothing.
+
+        Raises:
+            ValueError: at a position that was unmasked a logit was nan or inf, or all were -inf.
+        """
+        canvas = self.canvas
+        masked, broken = torch.stack([canvas.masked[rows, window], canvas.token_log_probs[rows, window].isnan()]).cpu()
+        if broken.numpy().any():  # numpy, because the copy is here already: nothing waits
+            raise ValueError(
+                "logits of a masked position must be finite or -inf, and not all -inf, but some are not: the model's "
+                "weights are damaged, its dtype is too narrow, or a logits processor left no token"
+            )
+        going_on = masked.any(-1).nonzero().squeeze(-1)
+        masked = masked[going_on]
+        row, position = (masked | self.sampler.reads_unmasked).nonzero(as_tuple=True)
+        eligible = masked[row, position].nonzero().squeeze(-1)
+        going_on, row, position, eligible = (part.to(rows.device) for part in (going_on, row, position, eligible))
+        return going_on, (row, position), eligible
+
+    def look(self, rows: Tensor, at: tuple[Tensor, Tensor], window: slice, group: int, steps_left: int) -> Step:
+        """What the denoiser believes of positions of the window, and all else that a rule may look at."""
+        canvas, width = self.canvas, window.stop - window.start
+        logits, hidden = self.denoiser(
+            canvas.ids[rows],
+            canvas.attention_mask[rows],
+            slice(canvas.start + window.start, canvas.start + window.stop),
+            rows=rows,
+            group=group,
+            at=at,
+            hidden_states=self.sampler.needs_hidden_states,
+        )
+        if self.guidance is not None:
+            logits = self.guidance(rows, window, group, at, logits)
+        if self.logits_processor:
+            logits, ids = logits.float(), self.visible
+            logits[:, canvas.mask_token_id] = -torch.inf
+            for piece in pieces(len(logits), logits):
+                # pyrefly: ignore[bad-argument-type] (a Tensor is what it takes)
+                logits[piece] = self.logits_processor(ids[rows[at[0][piece]]], logits[piece])
+        return Step(
+            predictions=Predictions.from_logits(logits, canvas.mask_token_id, at=at, shape=(len(rows), width)),
+            masked=canvas.masked[rows, window],
+            steps_left=steps_left,
+            unmasked=canvas.order[rows, window] > 0,
+            canvas=canvas.tokens[rows, window],
+            token_log_probs=canvas.token_log_probs[rows, window],
+            rows=rows,
+            hidden_states=hidden,
+            padding=None if canvas.padding is None else canvas.padding[rows, window],
+            generator=self.generator,
+        )
+
+    def changes(self, step: Step, state: State) -> tuple[Tensor, Tensor, State]:
+        """What a step unmasks and remasks, and the state of the next: the rule proposes, the laws of the loop hold."""
+        nothing = torch.zeros_like(step.masked)
+        if step.steps_left == 1:
+            return everything(step.masked), nothing, state
+        unmask, state, remask = self.sampler.propose(step, state)
+        unmask = at_least_one(unmask, step.masked, step.predictions.confidence)
+        return unmask, remask & step.unmasked if self.sampler.remasks and remask is not None else nothing, state
+
+    def draw(self, predictions: Predictions, rows: Tensor, eligible: Tensor) -> Tensor:
+        """Token ids [batch, window] at the `eligible` ones of n positions, which lie in `rows` [n]."""
+        if not self.logits_warper:
+            return predictions.draw(eligible, temperature=self.temperature, generator=self.generator)
+        ids, warper = self.visible, self.logits_warper
+
+        def warp(scores: Tensor, among: Tensor) -> Tensor:
+            return warper(ids[rows[among]], scores)  # pyrefly: ignore[bad-argument-type]
+
+        return predictions.draw(eligible, temperature=self.temperature, generator=self.generator, warp=warp)
+
+    @property
+    def visible(self) -> Tensor:
+        """int [batch, length]: what processors see of prompts and canvas, padding as the mask token."""
+        return self.canvas.ids.masked_fill(self.canvas.attention_mask == 0, self.canvas.mask_token_id)
+
+
+def _canvas(
+    denoiser: Denoiser, input_ids: Tensor, attention_mask: Tensor, length: int | None, draft: Tensor | None
+) -> Canvas:
+    """`length` masks behind the prompts, or what a draft has there; with None, the masks within them."""
+    if length is not None:
+        check_positive("max_new_tokens", length)
+    shift = denoiser.family.shift
+    check_room("prompt", attention_mask, length or 0, limit=denoiser.max_length, shift=shift)
+    prompt, mask = left_padded(input_ids, attention_mask)
+    if length is None:
+        return Canvas.within(prompt, mask, start=shift, mask_token_id=denoiser.mask_token_id)
+    return Canvas.behind(prompt, mask, length=length, mask_token_id=denoiser.mask_token_id, draft=draft)
+
+
+def _output(loop: _Loop, input_ids: Tensor, attention_mask: Tensor, *, infill: bool) -> LearnedOrderOutput:
+    canvas, response, length = loop.canvas, loop.stopping.response(loop.canvas), loop.stopping.length
+    sequences = torch.cat([input_ids, response], 1)
+    order, token_log_probs = canvas.order, canvas.token_log_probs
+    if infill:
+        sequences = given_layout(canvas.ids, attention_mask)
+        before = (canvas.start, 0)  # what stands before the first column that can be filled
+        order, token_log_probs = (
+            given_layout(torch.nn.functional.pad(part, before), attention_mask) for part in (order, token_log_probs)
+        )
+        length = (order > 0).sum(-1)
+    nfe = canvas.steps * (1 if loop.guidance is None else 2)
+    return LearnedOrderOutput(
+        sequences=sequences,
+        order=order,
+        length=length,
+        nfe=nfe,
+        tokens_per_forward=length / nfe.clamp(min=1),  # a row without masks needs no call
+        log_likelihood=canvas.token_log_probs.sum(-1),
+        token_log_probs=token_log_probs,
+    )

@@ -1,0 +1,88 @@
+"""Rules that take as many positions per step as the denoiser's predictions allow."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from hf_learned_order.decoding.samplers.base import Proposal, Sampler, State, check_integer, check_range
+from hf_learned_order.denoisers.predictions import Step
+from hf_learned_order.orders.laws.bounded import factor_set
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdSampler(Sampler):
+    """Every position with c >= threshold, else the one with the largest c. Fast-dLLM, arXiv 2505.22618."""
+
+    threshold: float = 0.9
+
+    def __post_init__(self):
+        check_range("threshold", self.threshold, low=0.0, high=1.0)
+
+    def propose(self, step: Step, state: State) -> Proposal:
+        return Proposal(step.predictions.confidence >= self.threshold)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorSampler(Sampler):
+    """`factor_set` of the confidence c; where it is empty, the position with the largest c. arXiv 2505.22618."""
+
+    factor: float = 1.0
+
+    def __post_init__(self):
+        check_range("factor", self.factor, low=0.0)
+
+    def propose(self, step: Step, state: State) -> Proposal:
+        return Proposal(factor_set(step.predictions.confidence, step.masked, self.factor))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropyBoundSampler(Sampler):
+    """The most positions, by rising H, with sum H - max H <= gamma. EB-sampler, arXiv 2505.24857."""
+
+    gamma: float = 0.1
+
+    def __post_init__(self):
+        check_range("gamma", self.gamma, low=0.0)
+
+    def propose(self, step: Step, state: State) -> Proposal:
+        entropy = step.predictions.entropy.masked_fill(~step.masked, torch.inf)
+        rising, order = entropy.sort(dim=-1, stable=True)
+        # sorted, so the largest of the first k is the k-th: the sum without it is the sum of the ones before
+        accepted = rising.masked_fill(rising.isinf(), 0.0).cumsum(-1).roll(1, -1)
+        accepted[..., 0] = 0.0
+        return Proposal(torch.zeros_like(step.masked).scatter(-1, order, accepted <= self.gamma))
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLASSSampler(Sampler):
+    """Every position with c > threshold whose prediction was stable, KL(p_t || p_t-1) < epsilon, at each of the last
+    `history` steps; else the one with the largest c. KLASS, arXiv 2511.05664.
+
+    The first step has no step before it, so nothing is stable before step history + 1. Their values for GSM8K are
+    0.6, 0.015, 2. The state holds the predictions of the step before: [batch, canvas, vocab].
+    """
+
+    threshold: float = 0.9
+    epsilon: float = 0.01
+    history: int = 2
+
+    def __post_init__(self):
+        check_range("threshold", self.threshold, low=0.0, high=1.0)
+        check_range("epsilon", self.epsilon, low=0.0)
+        check_integer("history", self.history, low=1)
+
+    def init_state(self, step: Step) -> State:
+        """log p_t-1, and for how many steps each position has been stable, int [batch, canvas]."""
+        # -1: the first step compares a prediction with itself, and that counts for nothing
+        return step.predictions.log_probs, torch.full_like(step.masked, -1, dtype=torch.long)
+
+    def propose(self, step: Step, state: State) -> Proposal:
+        previous, stable = state
+        stable = torch.where(step.predictions.kl(previous) < self.epsilon, stable + 1, 0)
+        unmask = (step.predictions.confidence > self.threshold) & (stable >= self.history)
+        # in place: beside the logits a second tensor of their size fits into memory, a third would not
+        return Proposal(unmask, (step.predictions.write_log_probs(previous), stable))

@@ -1,0 +1,84 @@
+"""Denoisers and tokenizers from a folder or a Hub repository."""
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from hf_learned_order.denoisers.checkpoints import LAYOUTS, check_inv_freq, load_native
+from hf_learned_order.denoisers.families import find_family
+
+
+def load_tokenizer(name_or_path: str | PathLike) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or a Hub repository."""
+    # its annotation allows None; it raises instead
+    return AutoTokenizer.from_pretrained(name_or_path)  # pyrefly: ignore[bad-return]
+
+
+_HUB = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
+
+
+def load_denoiser(
+    name_or_path: str | PathLike, *, trust_remote_code: bool = False, restore_inv_freq: bool = False, **kwargs: Any
+) -> PreTrainedModel:
+    """The model of a folder or a Hub repository.
+
+    LLaDA, Dream, DiffuCoder and A2D are recognised from their `config.json` and load as transformers' own Llama, Qwen2
+    and Qwen3, without their remote code. Anything else loads as a masked language model where it is one, else as a
+    decoder, by remote code only when `trust_remote_code` says so.
+
+    The commit that a repository was at is kept in the configuration's `_commit_hash`, as transformers 4 did: a scorer
+    names it.
+
+    Args:
+        name_or_path: a folder or a Hub repository.
+        trust_remote_code: run the code that the repository brings, where transformers has no class for it.
+        restore_inv_freq: put rotary frequencies computed from the configuration in the place of wrong ones.
+        kwargs: for `from_pretrained`.
+
+    Raises:
+        ValueError: an encoder-decoder, a causal model of no known family, remote code that is not trusted, rotary
+            frequencies that are not the configuration's, a checkpoint whose weights are not the layout's.
+    """
+    hub = {name: value for name, value in kwargs.items() if name in _HUB}
+    raw, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
+    architecture = next(iter(raw.get("architectures") or ()), "")
+    if architecture in LAYOUTS:
+        return _with_commit(load_native(name_or_path, raw, architecture, **kwargs), name_or_path, hub)
+    auto_map = raw.get("auto_map") or {}
+    if auto_map and raw.get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
+        raise ValueError(
+            f"trust_remote_code must be True to load {str(name_or_path)!r}: transformers has no class for its "
+            f"{architecture or 'model'}, and it brings its own ({auto_map.get('AutoConfig')}). Read that code first"
+        )
+    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **hub)
+    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING or "AutoModelForMaskedLM" in auto_map
+    find_family(config, architecture, masked_lm=masked)  # before the weights come
+    causal = not auto_map or "AutoModelForCausalLM" in auto_map
+    loader = AutoModelForMaskedLM if masked else AutoModelForCausalLM if causal else AutoModel
+    model = loader.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **kwargs)
+    check_inv_freq(model, restore=restore_inv_freq)
+    return _with_commit(model, name_or_path, hub)
+
+
+def _with_commit(model: PreTrainedModel, name_or_path: str | PathLike, hub: dict[str, Any]) -> PreTrainedModel:
+    if not Path(name_or_path).exists():
+        file = f"{hub['subfolder']}/config.json" if hub.get("subfolder") else "config.json"
+        where = {name: value for name, value in hub.items() if name in ("revision", "cache_dir")}
+        cached = try_to_load_from_cache(str(name_or_path), file, **where)
+        if isinstance(cached, str):  # .../snapshots/COMMIT/config.json
+            model.config._commit_hash = cached.removesuffix(file).rstrip("/").rpartition("/")[2]
+    return model

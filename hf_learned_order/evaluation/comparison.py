@@ -1,0 +1,131 @@
+"""Every sampler at every target NFE: its knob, tuned on held-out problems, then measured on others."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from hf_learned_order.decoding.samplers.adaptive import (
+    EntropyBoundSampler,
+    FactorSampler,
+    KLASSSampler,
+    ThresholdSampler,
+)
+from hf_learned_order.decoding.samplers.base import Sampler
+from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
+from hf_learned_order.decoding.samplers.remasking import WINOSampler
+from hf_learned_order.decoding.samplers.table import make_sampler
+from hf_learned_order.evaluation.evaluator import Evaluator
+from hf_learned_order.evaluation.results import Result, over_runs
+from hf_learned_order.orders.scorer import OrderScorer
+
+BUDGET_SHARES = (1.0, 1.25, 1.5)
+
+
+def knob(name: str, scorer: OrderScorer | None = None, *, greedy: bool = False) -> Callable[[float], Sampler] | None:
+    """A sampler of that name for each setting in [0, 1], from slow to fast; None if it has no such knob."""
+    if name == "threshold":
+        return lambda x: ThresholdSampler(threshold=1.0 - x)
+    if name == "factor":
+        return lambda x: FactorSampler(factor=_log_scale(x))
+    if name == "klass":
+        return lambda x: KLASSSampler(threshold=1.0 - x)
+    if name == "wino":
+        return lambda x: WINOSampler(draft=1.0 - x)
+    if name == "entropy_bound":
+        return lambda x: EntropyBoundSampler(gamma=_log_scale(x))
+    if name == "learned_order" and scorer is not None:
+        return lambda x: LearnedOrderSampler(scorer=scorer, bias=12.0 * x - 6.0, greedy=greedy)
+    return None
+
+
+def compare(
+    tuning: Evaluator,
+    test: Evaluator,
+    *,
+    samplers: Sequence[str],
+    targets: Sequence[float],
+    scorers: Sequence[OrderScorer] = (),
+    greedy: bool = False,
+    seeds: int = 3,
+    budget_shares: Sequence[float] = BUDGET_SHARES,
+    with_bound: bool = True,
+    task: str = "",
+    finished: Sequence[Result] = (),
+) -> Iterator[Result]:
+    """Every sampler at every target NFE: tuned on `tuning`, measured on `test`.
+
+    Rules with a knob are tuned to the target, once as they are and once "tuned": with a step budget of one of the
+    `budget_shares` times the target, rounded up, at whose last step everything is unmasked, so that a few long
+    sequences do not use up the mean; budget and knob are those that get most right on `tuning`. Rules with a fixed
+    count get the budget nearest to the target. Rules that draw run with `seeds` seeds and `learned_order` with
+    every scorer: mean and standard deviation over them. A scorer that was trained for one step budget keeps to it.
+
+    Args:
+        tuning, test: what settings are tuned on, and what is measured.
+        samplers: names.
+        targets: mean NFE.
+        scorers: for `learned_order`.
+        greedy: of `learned_order`; where its law draws it takes the likeliest positions instead.
+        seeds: runs of a rule that draws.
+        budget_shares: step budgets of the tuned rows, times the target; none: no tuned rows.
+        with_bound: measure the bound, too.
+        task: what the rows are named for.
+        finished: rows that were measured before; they are returned in their place instead of measured again.
+
+    Raises:
+        ValueError: a sampler is unknown or lacks its scorer, or a number is out of range.
+    """
+    if seeds < 1:
+        raise ValueError(f"seeds must be 1 or more, got {seeds}")
+    for share in budget_shares:
+        if not share >= 1:
+            raise ValueError(f"budget_shares must be 1 or more each, got {share}")
+    there = {(row.sampler, row.target): row for row in finished if row.task == task}
+    for name in samplers:
+        # without a scorer, make_sampler says that there has to be one
+        mine = scorers if name == "learned_order" and scorers else (None,)
+        budgeted = any(scorer is not None and scorer.config.max_denoising_steps for scorer in mine)
+        for target in targets:
+            for both in (False,) if knob(name, mine[0]) is None or budgeted or not budget_shares else (False, True):
+                label = f"{name}, tuned" if both else name
+                if (label, target) in there:
+                    yield there[label, target]
+                    continue
+                budgets = sorted({min(math.ceil(share * target), tuning.canvas_length) for share in budget_shares})
+                runs = []
+                for scorer in mine:
+                    make = knob(name, scorer, greedy=greedy)
+                    sampler, budget, setting = _tuned(tuning, name, make, scorer, target, budgets if both else ())
+                    for seed in range(seeds if sampler.is_random or test.temperature else 1):
+                        run = test.measure(
+                            sampler, name=label, max_denoising_steps=budget, seed=seed, with_bound=with_bound
+                        )
+                        runs.append(replace(run, target=target, setting=setting, task=task))
+                yield over_runs(runs)
+
+
+def _tuned(
+    tuning: Evaluator,
+    name: str,
+    make: Callable[[float], Sampler] | None,
+    scorer: OrderScorer | None,
+    target: float,
+    budgets: Sequence[int],
+) -> tuple[Sampler, int | None, str]:
+    """The sampler tuned to the target, the step budget it runs with, and its setting in words."""
+    if make is None:
+        sampler = make_sampler(name)
+        return sampler, tuning.tune_budget(sampler, target), ""
+    if budgets:
+        setting, budget = tuning.tune_both(make, target, budgets=budgets)
+    else:
+        budget = scorer.config.max_denoising_steps if scorer is not None else None
+        setting = tuning.tune_knob(make, target, max_denoising_steps=budget)
+    sampler = make(setting)
+    words = [f"{k}={v:.4g}" for k, v in vars(sampler).items() if isinstance(v, float)]
+    words += [k for k, v in vars(sampler).items() if v is True]
+    return sampler, budget, " ".join(words + [f"T={budget}"] * (budget is not None))
+
+
+def _log_scale(x: float) -> float:
+    return 10.0 ** (5.0 * x - 3.5)

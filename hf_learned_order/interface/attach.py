@@ -1,0 +1,249 @@
+"""`attach(model)`: `model.generate(..., sampler=...)` for any masked diffusion model.
+
+The way in is a class swap. `model.__class__` becomes a subclass of `(LearnedOrderGenerationMixin, type(model))`; the
+object stays the same one, so PEFT, accelerate, pipelines and `state_dict` see no difference, and `detach` undoes it.
+"""
+
+import functools
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from hf_learned_order.decoding.outputs import LearnedOrderOutput
+from hf_learned_order.decoding.samplers.base import Sampler
+from hf_learned_order.decoding.samplers.table import SAMPLERS
+from hf_learned_order.denoisers.attention import check_attention
+from hf_learned_order.denoisers.checkpoints import check_inv_freq
+from hf_learned_order.denoisers.denoiser import Denoiser
+from hf_learned_order.denoisers.families import Family
+from hf_learned_order.interface.calls import run
+from hf_learned_order.interface.settings import Settings, merged
+from hf_learned_order.interface.tuned import bring_up
+from hf_learned_order.orders.scorer import OrderScorer
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+
+_Base = PreTrainedModel if TYPE_CHECKING else object  # a mixin for models
+
+
+class LearnedOrderGenerationMixin(_Base):
+    """`generate(sampler=...)`. transformers' `can_generate` looks for "GenerationMixin" in the names of the bases."""
+
+    if TYPE_CHECKING:
+        order_scorer: OrderScorer | None
+        denoiser_options: dict[str, Any]
+
+    def generate(self, *args: Any, sampler: str | Sampler | None = None, **kwargs: Any) -> Any:
+        """`learned_order_generate` with a sampler; without one, the model's own `generate`, to the token.
+
+        The sampler is the call's, else the one that a `sampler_config` names: the call's, its `generation_config`'s or
+        the model's.
+
+        Raises:
+            ValueError: no sampler is given and the model has no `generate` of its own.
+        """
+        if sampler is None and "custom_generate" not in kwargs:
+            configs = (
+                getattr(c, "sampler_config", None) for c in (kwargs.get("generation_config"), self.generation_config)
+            )
+            sampler = merged([kwargs.get("sampler_config"), *configs]).get("sampler")
+        if sampler is not None:
+            return self.learned_order_generate(*args, sampler=sampler, **kwargs)
+        own = getattr(super(), "generate", None)
+        # a PEFT wrapper has a generate, which hands on to a model that may have none
+        holder = self.get_base_model() if hasattr(self, "get_base_model") else super()  # pyrefly: ignore[not-callable]
+        if own is None or not hasattr(holder, "generate"):
+            raise ValueError(
+                f"sampler must be one of {', '.join(SAMPLERS)}, got None: "
+                f"{_base_class(self).__name__} has no generate of its own"
+            )
+        return own(*args, **kwargs)
+
+    @torch.no_grad()
+    def learned_order_generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        sampler: str | Sampler,
+        sampler_config: dict[str, Any] | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: Sequence[LogitsProcessor] = (),
+        stopping_criteria: Sequence[StoppingCriteria] = (),
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        streamer: BaseStreamer | None = None,
+        negative_prompt_ids: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        infill: bool = False,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        token_type_ids: Tensor | None = None,
+        **settings: Any,
+    ) -> LearnedOrderOutput | Tensor:
+        """Fill a canvas of mask tokens behind each prompt, in the order that `sampler` gives.
+
+        Args:
+            input_ids: int [batch, prompt], padded on the left or on the right.
+            attention_mask: [batch, prompt], 0 at padding.
+            sampler: a name of `SAMPLERS` or a `Sampler`.
+            sampler_config: options of a sampler given by name, e.g. `{"threshold": 0.9}`.
+            generation_config: settings; those of the model's own hold where it has none.
+            logits_processor: change what the denoiser believes, at each position, before rules and draws.
+            stopping_criteria: end a response, asked once for each token of it, in order.
+            tokenizer: for `stop_strings`.
+            streamer: gets the prompt and the response, in order, and drafts if it has `put_draft`.
+            negative_prompt_ids, negative_prompt_attention_mask: with `guidance_scale`; by default the prompt, masked.
+            infill: fill the masks in `input_ids` instead of a canvas behind it.
+            seed, generator: make random rules and drawn tokens repeatable; by default torch's global generator is used.
+            token_type_ids: as some tokenizers return them; must be 0.
+            settings: fields of `Settings`, over those of `generation_config`.
+
+        Raises:
+            ValueError: the sampler is unknown or lacks its scorer, the scorer was made for another denoiser, the
+                prompt and canvas exceed the model's positions, or settings are unknown, out of range or contradict
+                each other.
+            TypeError: an argument has the wrong type.
+        """
+        if token_type_ids is not None and token_type_ids.any():
+            raise ValueError("token_type_ids must be 0 everywhere: prompt and canvas are one segment")
+        if isinstance(sampler, str):
+            options = {"sampler": sampler, **merged([sampler_config])}
+            if options["sampler"] != sampler:
+                raise ValueError(
+                    f"sampler must be the one that sampler_config names, got {sampler!r} and {options['sampler']!r}"
+                )
+            settings["sampler_config"] = options
+        resolved = Settings.resolve(
+            settings,
+            generation_config,
+            own=self.generation_config,
+            special_tokens=(self.config, self.denoiser_options["family"]),
+            infill=infill,
+        )
+        rule = resolved.rule(sampler, sampler_config, scorer=self.order_scorer)
+        output = run(
+            self._denoiser(),
+            rule,
+            resolved,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            negative_prompt_ids=negative_prompt_ids,
+            negative_prompt_attention_mask=negative_prompt_attention_mask,
+            infill=infill,
+            logits_processor=[*resolved.processors(), *logits_processor],
+            logits_warper=resolved.warpers(),
+            stopping_criteria=[*stopping_criteria, *resolved.criteria(tokenizer)],
+            streamer=streamer,
+            seed=seed,
+            generator=generator,
+        )
+        return output if resolved.return_dict_in_generate else output.sequences
+
+    def _denoiser(self) -> Denoiser:
+        return Denoiser(self, **self.denoiser_options)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # the class is made at run time: a pickle names the model's own class and attaches again
+        return _rebuild, (_base_class(self),), self.__dict__
+
+
+def attach(
+    model: Model,
+    scorer: OrderScorer | str | PathLike | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    mask_token_id: int | None = None,
+    family: Family | None = None,
+) -> Model:
+    """Give a masked diffusion model `generate(..., sampler=...)`; returns the same object. May be called again.
+
+    Args:
+        model: a transformers model, PEFT-wrapped or not.
+        scorer: an `OrderScorer`, or where to load one from; needed for `sampler="learned_order"`. A LoRA adapter that
+            was trained along lies beside it and is loaded into `model`, unless that has an adapter already. An
+            `OrderScorer` brings none.
+        tokenizer: names the mask token; one that has none leaves it to the configuration, then to the family.
+        mask_token_id: the same, as a number.
+        family: how to call the model, where `families.FAMILIES` does not know it or is wrong about it.
+
+    Raises:
+        ValueError: no mask token is known, the scorer was made for another denoiser, or the model cannot denoise: an
+            encoder-decoder, of no known family, causal, prompt tuned, or with rotary frequencies that are not its own.
+            Or the scorer was trained along with every weight of the denoiser, and `model` is the one from before.
+        TypeError: `model` or `scorer` is of the wrong type.
+    """
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
+        raise TypeError(f"model must be a transformers model, got {type(model).__name__}")
+    source = scorer if isinstance(scorer, str | PathLike) else None
+    if isinstance(scorer, str | PathLike):
+        scorer = OrderScorer.from_pretrained(scorer)
+    if scorer is not None and not isinstance(scorer, OrderScorer):
+        raise TypeError(f"scorer must be an OrderScorer or a path, got {type(scorer).__name__}")
+    if tokenizer is not None and mask_token_id is None:
+        mask_token_id = tokenizer.mask_token_id
+    # pyrefly: ignore[bad-argument-type] (PEFT's wrapper is no PreTrainedModel)
+    denoiser = Denoiser(model, mask_token_id=mask_token_id, family=family)
+    if scorer is not None:
+        scorer.check_fits(denoiser)
+    if source is not None:
+        # pyrefly: ignore[bad-argument-type, missing-attribute] (a scorer was loaded from there)
+        bring_up(model, scorer.config, source)
+    check_inv_freq(model)  # pyrefly: ignore[bad-argument-type]
+    check_attention(denoiser)
+    if not isinstance(model, LearnedOrderGenerationMixin):
+        model.__class__ = _attached_class(type(model))
+    if getattr(model, "generation_config", None) is None:
+        # pyrefly: ignore[bad-argument-type]
+        model.generation_config = _generation_config(model.config)
+    # with this mark, which a configuration made from the model's carries, loading would drop the settings that are ours
+    settings: Any = model.generation_config
+    settings._from_model_config = False
+    # not as a submodule: the model's state_dict and parameters stay its own
+    model.__dict__["order_scorer"] = scorer
+    model.__dict__["denoiser_options"] = {"mask_token_id": denoiser.mask_token_id, "family": denoiser.family}
+    return model
+
+
+def detach(model: Model) -> Model:
+    """Undo `attach`; returns the same object."""
+    model.__class__ = _base_class(model)
+    for name in ("order_scorer", "denoiser_options"):
+        model.__dict__.pop(name, None)
+    return model
+
+
+@functools.cache
+def _attached_class(base: type) -> type:
+    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    return type(base.__name__, (LearnedOrderGenerationMixin, base), names)
+
+
+def _base_class(model: object) -> type:
+    kind = type(model)
+    return kind.__bases__[1] if LearnedOrderGenerationMixin in kind.__bases__ else kind
+
+
+def _rebuild(base: type) -> PreTrainedModel:
+    kind = _attached_class(base)
+    return kind.__new__(kind)  # pyrefly: ignore[no-matching-overload]
+
+
+def _generation_config(config: PreTrainedConfig) -> GenerationConfig:
+    """What was saved beside the model. transformers loads it for models with a `generate` of their own only."""
+    try:
+        return GenerationConfig.from_pretrained(config.name_or_path or "")
+    except OSError:  # not a folder or a repository, or one that has no such file
+        return GenerationConfig.from_model_config(config)

@@ -1,0 +1,102 @@
+"""All of a scorer's repository in one call: `load_model`, and what `custom_generate` runs."""
+
+import copy
+import inspect
+from dataclasses import fields
+from os import PathLike
+from typing import Any
+
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+)
+
+from hf_learned_order.decoding.outputs import LearnedOrderOutput
+from hf_learned_order.denoisers.loading import load_denoiser
+from hf_learned_order.interface.attach import LearnedOrderGenerationMixin, attach
+from hf_learned_order.interface.settings import Settings, merged
+from hf_learned_order.interface.tuned import bring_up, check_tuned
+from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.training.saved import DENOISER_FOLDER
+
+
+def load_model(
+    scorer: str | PathLike,
+    *,
+    denoiser: str | PathLike | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """All that a scorer's repository stands for, in one call: its denoiser, as it was tuned along, and the scorer.
+
+    Args:
+        scorer: the repository or folder that holds the scorer, and `adapter/` or `denoiser/` where there is one.
+        denoiser: where the denoiser is; by default `denoiser/` there, else the one that the scorer's configuration
+            names, at the revision that it names.
+        revision, token: of the scorer's repository.
+        **kwargs: of `load_denoiser`: `dtype`, `device_map`, `trust_remote_code`, ...
+
+    Raises:
+        ValueError: no denoiser is given and the scorer names none; and as `attach` and `load_denoiser`.
+        OSError: nothing to load there.
+    """
+    place: dict[str, Any] = {"revision": revision, "token": token}
+    loaded = OrderScorer.from_pretrained(scorer, **place).eval()
+    config = loaded.config
+    if denoiser is None and config.denoiser_tuning == "denoiser":
+        model = load_denoiser(scorer, subfolder=DENOISER_FOLDER, **place, **kwargs)
+    else:
+        name = denoiser or config.base_model_name_or_path
+        if name is None:
+            raise ValueError(
+                f"denoiser must be given: the scorer of {scorer} does not name the one it was trained with"
+            )
+        if denoiser is None:
+            kwargs.setdefault("revision", config.base_model_revision)
+        model = load_denoiser(name, **kwargs)
+        bring_up(model, config, scorer, **place)
+    return attach(model, loaded, mask_token_id=config.mask_token_id)
+
+
+def custom_generate(
+    model: PreTrainedModel,
+    scorer: str | PathLike,
+    *,
+    inputs: Tensor | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    **kwargs: Any,
+) -> LearnedOrderOutput | Tensor:
+    """What `model.generate(..., custom_generate="user/scorer", trust_remote_code=True)` runs; `model` stays as it is.
+
+    Args:
+        model: the denoiser.
+        scorer: the repository (or folder) that holds the scorer and a `generation_config.json`.
+        inputs: the prompt, where `generate` got it by position.
+        revision, token: of the repository.
+        **kwargs: of `learned_order_generate`; what is None counts as not given. By default the settings of the
+            repository's `generation_config.json`.
+
+    Raises:
+        ValueError: the denoiser was tuned along with the scorer, and `model` is the one from before.
+        TypeError: an argument of transformers' `generate` that this decoding does not have.
+    """
+    parameters = inspect.signature(LearnedOrderGenerationMixin.learned_order_generate).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    known += [field.name for field in fields(Settings)]
+    given = {name: value for name, value in {"input_ids": inputs, **kwargs}.items() if value is not None}
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise TypeError(f"arguments of generate must be among {', '.join(known[1:])}, got {', '.join(unknown)}")
+    place: dict[str, Any] = {"revision": revision, "token": token}
+    loaded = OrderScorer.from_pretrained(scorer, **place).eval()
+    check_tuned(model, loaded.config, scorer)
+    settings = GenerationConfig.from_pretrained(scorer, **place).to_diff_dict()
+    defaults = {name: value for name, value in settings.items() if name in known}
+    options: dict[str, Any] = {**defaults, **given}
+    options.setdefault("sampler", merged([options.get("sampler_config")]).get("sampler", "learned_order"))
+    # a shallow copy shares the weights; the class swap is its own
+    attached: Any = attach(copy.copy(model), loaded, mask_token_id=loaded.config.mask_token_id)
+    return attached.learned_order_generate(**options)

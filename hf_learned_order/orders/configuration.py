@@ -1,0 +1,257 @@
+"""The configuration of a scorer: its law, its shape, and the denoiser that it was made for."""
+
+import inspect
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+from transformers.utils import CONFIG_NAME
+
+from hf_learned_order.common.files import read_json, reading
+from hf_learned_order.denoisers.denoiser import Denoiser
+from hf_learned_order.denoisers.layers import LAST
+from hf_learned_order.orders.features import FEATURES
+from hf_learned_order.orders.warm_starts import WARM_STARTS
+
+RANDOM_LAWS = ("non_empty", "max_normalized", "count", "plackett_luce", "repulsive")  # have a density to differentiate
+DETERMINISTIC_LAWS = ("dependent", "factor")
+ELBO_LAWS = (*RANDOM_LAWS, "factor")  # the last one by a random law around it
+LAWS = (*RANDOM_LAWS, *DETERMINISTIC_LAWS)
+TUNINGS = (None, "adapter", "denoiser")
+
+
+class OrderScorerConfig(PreTrainedConfig):
+    """Shape of a scorer, and the denoiser it was made for.
+
+    Args:
+        law: "non_empty" (`NonEmptyBernoulli` with the ancestral schedule as offset), "max_normalized", "count"
+            (`CountedBernoulli`: how many, then which), "plackett_luce" (`CountedPlackettLuce`, likewise), "repulsive"
+            (`RepulsiveBernoulli`, by rising entropy), "dependent" (`BoundedDependence` with a learned A), or "factor"
+            (`BoundedRisk` with a learned probability).
+        law_temperature: tau, which scores (and log-weights of counts, and repulsions) are divided by; not used by the
+            deterministic laws.
+        bound: of the dependent law: what a position may cost, nats; of the factor law: what the risk may be; of a warm
+            start from the factor rule likewise, from the threshold rule: what 1 - c may be.
+        entropy_weight: of the dependent law: what a position costs by itself, as a share of its entropy.
+        warm_start: the rule that an untrained scorer decodes as, one of `WARM_STARTS`; None: as ancestral sampling. Of
+            laws with a temperature only, and the nearer, the lower that is.
+        features: what the scorer sees of each position beside whether it is masked, among `FEATURES`; None: all but
+            the position, and the budget only with laws that decide by it.
+        hidden_layers: which of the denoiser's hidden states the scorer sees, as indices into the tuple `hidden_states`
+            that transformers' models return: 0 the embeddings, -1 the last. None: the last alone.
+        law_bias: added to the `bias` of every draw, of laws that are not deterministic. `target_nfe` moves it.
+        max_denoising_steps: T, the budget that the scorer was trained for, the largest if it was trained for several;
+            None if it serves any.
+        hidden_size: width of the scorer.
+        num_hidden_layers: transformer layers over the canvas.
+        num_attention_heads: heads of each.
+        denoiser_hidden_size, vocab_size, mask_token_id: what a denoiser must have to be used with this scorer. A
+            `denoiser_hidden_size` of 0 is a scorer that looks at predictions only, never at hidden states.
+        base_model_name_or_path, base_model_revision: the denoiser it was trained with.
+        denoiser_tuning: how that one was tuned along: "adapter" or "denoiser", whose weights lie in the folder of that
+            name beside the scorer's; None: not at all.
+
+    Raises:
+        ValueError, TypeError: a field is out of its range or of another type.
+    """
+
+    model_type = "order_scorer"
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        """transformers' own, which goes on with a list, a number or null and fails without naming the file."""
+        return read_json(Path(json_file), dict)
+
+    def __init__(
+        self,
+        *,
+        law: str = "non_empty",
+        law_temperature: float = 0.1,
+        bound: float = 0.5,
+        entropy_weight: float = 1.5,
+        warm_start: str | None = None,
+        features: list[str] | None = None,
+        hidden_layers: list[int] | None = None,
+        law_bias: float = 0.0,
+        max_denoising_steps: int | None = None,
+        hidden_size: int = 64,
+        num_hidden_layers: int = 2,
+        num_attention_heads: int = 4,
+        denoiser_hidden_size: int = 128,
+        vocab_size: int = 32,
+        mask_token_id: int | None = None,
+        base_model_name_or_path: str | None = None,
+        base_model_revision: str | None = None,
+        denoiser_tuning: str | None = None,
+        **kwargs: Any,
+    ):
+        _check_fields(locals())
+        if law not in LAWS:
+            raise ValueError(f"law must be one of {', '.join(LAWS)}, got {law!r}")
+        if denoiser_tuning not in TUNINGS:
+            raise ValueError(f"denoiser_tuning must be one of {', '.join(map(str, TUNINGS))}, got {denoiser_tuning!r}")
+        if not law_temperature > 0:
+            raise ValueError(f"law_temperature must be positive, got {law_temperature!r}")
+        for name, value in (
+            ("bound", bound),
+            ("entropy_weight", entropy_weight),
+        ):
+            if not value >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {value!r}")
+        if not math.isfinite(law_bias):
+            raise ValueError(f"law_bias must be finite, got {law_bias!r}")
+        _check_start(law, warm_start)
+        _check_features(features)
+        _check_layers(hidden_layers, denoiser_hidden_size)
+        self.law = law
+        self.warm_start = warm_start
+        self.features = None if features is None else list(features)
+        self.hidden_layers = None if hidden_layers is None else list(hidden_layers)
+        self.bound = bound
+        self.entropy_weight = entropy_weight
+        self.law_bias = law_bias
+        self.max_denoising_steps = max_denoising_steps
+        self.law_temperature = law_temperature
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.denoiser_hidden_size = denoiser_hidden_size
+        self.vocab_size = vocab_size
+        self.mask_token_id = mask_token_id
+        self.base_model_name_or_path = base_model_name_or_path
+        self.base_model_revision = base_model_revision
+        self.denoiser_tuning = denoiser_tuning
+        super().__init__(**kwargs)
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """The features that the scorer sees, in the order of `FEATURES`."""
+        # what a deterministic law learns of a state does not depend on the budget
+        left_out = {"position", "budget"} if self.law in DETERMINISTIC_LAWS else {"position"}
+        chosen = set(FEATURES) - left_out if self.features is None else set(self.features)
+        return tuple(name for name in FEATURES if name in chosen)
+
+    @property
+    def layers_seen(self) -> tuple[int, ...]:
+        """The numbers of the hidden states that the scorer sees; empty, if it looks at predictions only."""
+        return tuple(self.hidden_layers or (LAST,)) if self.denoiser_hidden_size > 0 else ()
+
+    @classmethod
+    def for_denoiser(cls, denoiser: Denoiser, **kwargs: Any) -> "OrderScorerConfig":
+        """The configuration of a scorer that fits `denoiser`.
+
+        Raises:
+            TypeError: there is no such field, or one is of another type.
+            ValueError: a field is out of its range, or the denoiser has no such `hidden_layers`.
+        """
+        unknown = sorted(kwargs.keys() - cls._known())
+        if unknown:
+            raise TypeError(f"{', '.join(unknown)} must be fields of {cls.__name__}, but it has none of that name")
+        config = denoiser.model.config
+        kwargs.setdefault("denoiser_hidden_size", denoiser.hidden_size)
+        mine = cls(
+            vocab_size=config.vocab_size,
+            mask_token_id=denoiser.mask_token_id,
+            base_model_name_or_path=getattr(config, "_name_or_path", None) or None,
+            base_model_revision=getattr(config, "_commit_hash", None),
+            **kwargs,
+        )
+        if mine.hidden_layers is not None:
+            denoiser.layer_numbers(mine.hidden_layers)
+        return mine
+
+    @classmethod
+    def _known(cls) -> set[str]:
+        """Its own and those that every configuration of transformers has."""
+        return {*inspect.signature(cls.__init__).parameters, *PreTrainedConfig().to_dict(), "auto_map", "torch_dtype"}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """transformers' own, with a warning that names the keys this version does not know."""
+        unknown = sorted(name for name in config_dict.keys() - cls._known() if not name.startswith("_"))
+        if unknown:
+            warnings.warn(
+                f"the scorer's configuration has keys that this version of hf_learned_order does not know and that it "
+                f"does not use: {', '.join(unknown)}; a newer version may have written them",
+                stacklevel=2,
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """transformers' own, which goes on with the default fields where there are none.
+
+        Raises:
+            OSError: there is no file, or an empty one.
+        """
+        where = "/".join(filter(None, (str(pretrained_model_name_or_path), kwargs.get("subfolder"))))
+        found, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not found:
+            raise OSError(f"{where} must hold a scorer, but it has no {CONFIG_NAME}, or an empty one")
+        return found, unused
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own; a damaged file raises `ValueError`, `TypeError` or `OSError` and nothing else."""
+        with reading(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+
+# field of a configuration -> its type, and its least and largest value where it has them
+_FIELDS: dict[str, tuple[Any, float, float]] = {
+    **dict.fromkeys(("law_temperature", "bound", "entropy_weight", "law_bias"), (int | float, -math.inf, math.inf)),
+    **dict.fromkeys(("hidden_size", "num_attention_heads", "vocab_size"), (int, 1, 2**24)),
+    "denoiser_hidden_size": (int, 0, 2**24),
+    "num_hidden_layers": (int, 1, 256),
+    "max_denoising_steps": (int | None, 1, math.inf),
+    "mask_token_id": (int | None, 0, math.inf),
+    **dict.fromkeys(
+        ("base_model_name_or_path", "base_model_revision", "warm_start", "denoiser_tuning"), (str | None, 0, 0)
+    ),
+    **dict.fromkeys(("features", "hidden_layers"), (list | tuple | None, 0, 0)),
+}
+
+
+def _check_fields(values: dict[str, Any]) -> None:
+    for name, (kind, low, high) in _FIELDS.items():
+        value = values[name]
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise TypeError(f"{name} must be of type {getattr(kind, '__name__', kind)}, got {value!r}")
+        if isinstance(value, int | float) and not (math.isnan(value) or low <= value <= high):
+            raise ValueError(f"{name} must be in [{low}, {high}], got {value!r}")
+    if values["hidden_size"] % values["num_attention_heads"]:
+        raise ValueError(
+            f"hidden_size must be a multiple of num_attention_heads, "
+            f"got {values['hidden_size']} and {values['num_attention_heads']}"
+        )
+
+
+def _check_start(law: str, warm_start: str | None) -> None:
+    if warm_start is None:
+        return
+    if warm_start not in WARM_STARTS:
+        raise ValueError(f"warm_start must be one of {', '.join(WARM_STARTS)}, or None, got {warm_start!r}")
+    if law in DETERMINISTIC_LAWS:
+        raise ValueError(f"warm_start must be None with law {law!r}, which starts as its own rule, got {warm_start!r}")
+
+
+def _check_features(features: list[str] | None) -> None:
+    unknown = [name for name in features or () if name not in FEATURES]
+    if unknown:
+        raise ValueError(f"features must be among {', '.join(FEATURES)}, got {', '.join(map(repr, unknown))}")
+
+
+def _check_layers(hidden_layers: list[int] | None, denoiser_hidden_size: int) -> None:
+    if hidden_layers is None:
+        return
+    if any(isinstance(index, bool) or not isinstance(index, int) for index in hidden_layers):
+        raise TypeError(f"hidden_layers must hold integers, got {hidden_layers!r}")
+    if not hidden_layers:
+        raise ValueError("hidden_layers must not be empty: a scorer with denoiser_hidden_size 0 sees no hidden states")
+    if len(set(hidden_layers)) < len(hidden_layers):
+        raise ValueError(f"hidden_layers must be different ones, got {hidden_layers!r}")
+    if denoiser_hidden_size == 0:
+        raise ValueError(f"hidden_layers must be None with denoiser_hidden_size 0, got {hidden_layers!r}")

@@ -1,0 +1,264 @@
+"""The model card of a scorer, with its evaluation metadata: `model-index` and `.eval_results/*.yaml`."""
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+
+from hf_learned_order.common.files import fingerprint, read_json, read_weights
+from hf_learned_order.evaluation.results import SETTINGS, Result
+from hf_learned_order.sharing.card_tables import (
+    DATASET,
+    calls,
+    eval_result,
+    is_learned,
+    percent,
+    read_results,
+    table_rows,
+    verdict,
+)
+
+TEMPLATE = Path(__file__).with_name("model_card.md")
+UNNAMED = "path/or/name/of/the/denoiser"
+TRAINING_FILE, PLOT = "training_args.json", "trade_off.png"
+MARK = "<!-- What is written below this line stays; everything above it is written anew by each push. -->"
+VERSIONS = ("hf_learned_order", "torch", "transformers", "device")  # of the settings
+OURS = ("base_model", "datasets", "library_name", "license", "model-index", "tags")  # of the metadata
+# objective in words; what the laws without an ELBO are trained by unless told otherwise
+OBJECTIVES = {
+    "elbo": "variational: a bound on the likelihood over unmasking orders",
+    "correctness": "whether the most likely token at a position is right, learned from clean responses on its own "
+    "decodings",
+    "dependence": "how much one masked position says about another, learned from the denoiser itself",
+    "agreement": "what the denoiser gives, token by token, to what it drew in parallel; no labels",
+    "reward": "right answers with few calls, by reward on its own decodings",
+    "imitation": "whether the most likely token is what one token a step ends with, learned on its own decodings",
+    "dense": "the log-likelihood of each clean token where it is unmasked, at one token a step",
+}
+OBJECTIVE_OF = {"factor": "correctness", "dependent": "dependence"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a model card says and a scorer's configuration does not know.
+
+    Attributes:
+        results: a `results.json` that `hf-learned-order evaluate` wrote; every row goes into the card, whoever wins.
+            Without it the card says that nothing was measured. The `settings.json` beside it, if there is one, says
+            with which command, and which weights must be those of the scorer.
+        plot: the trade-off curve as PNG; by default the `trade_off.png` beside `results`, if there is one.
+        dataset: what was measured on, a dataset of the Hub; by default that of `settings.json`, else `openai/gsm8k`.
+        task: its task.
+        data: what the scorer was trained on, in words; by default what the trainer stated when it saved the scorer.
+        command: the command that trained it; likewise.
+        seeds: of the training; likewise.
+        limits: what else a reader should know.
+        license: the license of the scorer, an identifier of the Hub.
+        prompt: an example of one, for the card's code.
+    """
+
+    results: str | os.PathLike | None = None
+    plot: str | os.PathLike | None = None
+    dataset: str | None = None
+    task: str = "equations"
+    data: str = ""
+    command: str = ""
+    seeds: Sequence[int] = ()
+    limits: str = ""
+    license: str | None = None
+    prompt: str = "16-3-4;a*2"
+
+
+def card_files(folder: Path, repo_id: str, card: Card, written: str = "") -> dict[str, bytes]:
+    """Path in the repository to content: the card, and what backs it up where something was measured.
+
+    Args:
+        folder: what a scorer was saved to.
+        repo_id: where it goes.
+        card: what the card says.
+        written: the card that is there; what its readers wrote into it stays.
+
+    Raises:
+        ValueError: a file is of another kind, or `card.results` are those of other weights.
+        OSError: a file cannot be read.
+    """
+    files = {}
+    weights = read_weights(folder / "model.safetensors")
+    settings = settings_of(card, weights)
+    card = completed(card, folder, settings)
+    results = [] if card.results is None else read_results(card.results, card.task)
+    if card.results is not None:
+        files["results.json"] = Path(card.results).read_bytes()
+    if settings:
+        files[SETTINGS] = Path(card.results or "").with_name(SETTINGS).read_bytes()
+    entries = [
+        EvalResultEntry(card.dataset or DATASET, card.task, percent(row), notes=calls(row))
+        for row in results
+        if is_learned(row)
+    ]
+    if entries:
+        content = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+        files[f".eval_results/{entries[0].dataset_id.split('/')[-1]}.yaml"] = content.encode()
+    if card.plot is not None:
+        files[PLOT] = Path(card.plot).read_bytes()
+        if not files[PLOT].startswith(b"\x89PNG"):
+            raise ValueError(f"plot must be a PNG file, but {card.plot} is none")
+    parameters = sum(tensor.numel() for tensor in weights.values())
+    made = model_card(folder, repo_id, card, results, parameters=parameters, settings=settings)
+    files["README.md"] = str(with_own_words(made, written)).encode()
+    return files
+
+
+def settings_of(card: Card, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """What the `settings.json` beside `card.results` says; empty where there is none.
+
+    Raises:
+        ValueError: it says that other weights than these were measured.
+    """
+    path = None if card.results is None else Path(card.results).with_name(SETTINGS)
+    if path is None or not path.is_file():
+        return {}
+    settings = read_json(path, dict)
+    measured = settings.get("scorer_weights")
+    if measured and fingerprint(weights) not in measured:
+        raise ValueError(
+            f"results must be those of the scorer that is pushed, but {card.results} was measured with the weights of "
+            f"{', '.join(map(str, settings.get('scorer') or ['another']))}, which are others: evaluate this one"
+        )
+    return settings
+
+
+def completed(card: Card, folder: Path, settings: Mapping[str, Any]) -> Card:
+    """What is not stated, as the files say it: the trainer's, and those that `evaluate` wrote beside the results."""
+    training = read_json(folder / TRAINING_FILE, dict) if (folder / TRAINING_FILE).is_file() else {}
+    plot = None if card.results is None else Path(card.results).with_name(PLOT)
+    return replace(
+        card,
+        dataset=card.dataset or settings.get("dataset_name") or DATASET,
+        plot=plot if card.plot is None and plot is not None and plot.is_file() else card.plot,
+        data=card.data or str(training.get("data", "")),
+        command=card.command or str(training.get("command", "")),
+        seeds=card.seeds or training.get("seeds", ()),
+    )
+
+
+def training_file(arguments: str, card: Card, updates: int) -> str:
+    """What `TRAINING_FILE` holds: the trainer's arguments (JSON), what `card` states of the training, the updates."""
+    stated = {"data": card.data, "command": card.command, "seeds": list(card.seeds), "updates": updates}
+    return json.dumps({**json.loads(arguments), **stated}, indent=2) + "\n"
+
+
+def model_card(
+    folder: Path,
+    repo_id: str,
+    card: Card,
+    results: Sequence[Result],
+    *,
+    parameters: int,
+    settings: Mapping[str, Any],
+) -> ModelCard:
+    """The card of a saved scorer from the template `model_card.md`, with `model-index` where something was measured."""
+    config = read_json(folder / "config.json", dict)
+    base = config.get("base_model_name_or_path")
+    local = base is None or Path(base).exists()
+    name = repo_id.split("/")[-1]
+    learned = [eval_result(row, card) for row in results if is_learned(row)]
+    data = ModelCardData(
+        model_name=name if learned else None,
+        base_model=None if local else base,
+        library_name="transformers",
+        license=card.license,
+        datasets=[card.dataset or DATASET] if results else None,
+        tags=["order-scorer", "masked-diffusion", "hf_learned_order", "custom_generate", "arxiv:2602.23968"],
+        eval_results=learned or None,
+    )
+    generation = folder / "generation_config.json"
+    training = read_json(folder / TRAINING_FILE, dict) if (folder / TRAINING_FILE).is_file() else {}
+    objective = training.get("objective") or OBJECTIVE_OF.get(config.get("law", ""), "elbo")
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        name=name,
+        repo_id=repo_id,
+        card=replace(card, data=cell(card.data), limits=cell(card.limits)),
+        config=config,
+        denoiser=f"`{base or 'not named'}`" if local else f"[`{base}`](https://huggingface.co/{base})",
+        base=base or UNNAMED,
+        tokenizer=repo_id if (folder / "tokenizer_config.json").is_file() else base or UNNAMED,
+        parameters=parameters,
+        folders={name: (folder / name).is_dir() for name in ("adapter", "denoiser")},
+        generation=read_json(generation, dict) if generation.is_file() else config,
+        objective=OBJECTIVES.get(objective, f"`{objective}`"),
+        training=training_facts(training, objective),
+        count=max((row.count for row in results), default=0),
+        rows=table_rows(results),
+        verdict=verdict(results),
+        plot=card.plot,
+        fence="`" * max([3, *(len(run) + 1 for run in re.findall("`+", card.command))]),
+        evaluation=evaluation_command(settings, repo_id),
+        versions=", ".join(f"{name} {settings[name]}" for name in VERSIONS if name in settings),
+        mark=MARK,
+    )
+
+
+def with_own_words(card: ModelCard, written: str) -> ModelCard:
+    """`card` with what somebody wrote into the one that is there: text behind `MARK`, metadata that is not ours.
+
+    All of the text of a card that has no `MARK` is theirs.
+
+    Raises:
+        ValueError: its metadata cannot be read.
+    """
+    if not written:
+        return card
+    try:
+        theirs = ModelCard(written, ignore_metadata_errors=True)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"README.md: its metadata must be a YAML mapping: mend it, or delete the file ({error})"
+        ) from error
+    tags = theirs.data.get("tags")
+    card.data["tags"] = list(dict.fromkeys([*card.data["tags"], *(tags if isinstance(tags, list) else [])]))
+    for name, value in theirs.data.to_dict().items():
+        if name not in OURS or (name == "license" and card.data.get(name) is None):
+            card.data[name] = value
+    _, _, words = theirs.text.rpartition(MARK)
+    if words.strip():
+        card.text = f"{card.text.rstrip()}\n\n{words.strip()}\n"
+    return card
+
+
+def evaluation_command(settings: Mapping[str, Any], repo_id: str) -> str:
+    """The command that made the table, with the scorer under its name on the Hub; empty where it is not known."""
+    words, scorers = settings.get("command", []), settings.get("scorer", [])
+    # of several scorers only one is pushed here; the others keep the names that they had
+    own = scorers[0] if len(scorers) == 1 else None
+    return shlex.join(repo_id if word == own else word for word in words)
+
+
+def cell(text: str) -> str:
+    """`text` in one line of a table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def training_facts(arguments: Mapping[str, Any], objective: str) -> dict[str, Any]:
+    """What the trainer's arguments say of the training, by the words of the card; empty where there are none."""
+    if not arguments:
+        return {}
+    names = {"updates": "updates", "responses an update and device": "per_device_train_batch_size"}
+    if objective not in ("correctness", "dependence", "imitation"):
+        names["chains of each"] = "num_chains"
+    if objective not in ("dependence", "dense"):
+        names["largest step budget in training"] = "max_denoising_steps"
+    names |= {"canvas": "canvas_length", "learning rate": "learning_rate", "seed": "seed"}
+    facts = {word: arguments[name] for word, name in names.items() if name in arguments}
+    if (accumulated := arguments.get("gradient_accumulation_steps", 1)) != 1:
+        facts["batches an update"] = accumulated
+    return facts

@@ -1,0 +1,195 @@
+"""The tasks by name: where their problems come from, how long a canvas is, and when a response is right.
+
+`TASKS[name]` is all that training and evaluation know of a task. GSM8K's two take their rows from files or the Hub; the
+problems of the others are drawn.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from hf_learned_order.tasks import lists, reasoning, sudoku
+from hf_learned_order.tasks.data import (
+    Draw,
+    Problem,
+    character_tokenizer,
+    drawn,
+    equation_tokenizer,
+    equations,
+    load_gsm8k,
+    resampled_equations,
+    word_tokenizer,
+    words,
+)
+from hf_learned_order.tasks.gsm8k import answered, chains_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which problems are wanted.
+
+    Attributes:
+        split: "train", "validation" or "test".
+        count: how many; None for all that there are, or 1,000 where they are drawn.
+        seed: of what is drawn.
+        canvas_length: positions of a response.
+        dataset_name, train_file, test_file: GSM8K, on the Hub or as files (`data.load_gsm8k`).
+        resampling: options of `data.resampled_equations`, for the training split of `equations`.
+    """
+
+    split: str
+    count: int | None = None
+    seed: int = 0
+    canvas_length: int
+    dataset_name: str | None = None
+    train_file: str | Path | None = None
+    test_file: str | Path | None = None
+    resampling: dict[str, Any] = field(default_factory=lambda: {"keep": 0.4, "growth": 1})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A task.
+
+    Attributes:
+        load: rows of `prompt_ids`, `response_ids`, `answer`, `length`, and `given` where the canvas has clues.
+        is_right: from the text of a response and the row's `answer`.
+        canvas_length: positions of a response where nothing else is said.
+        tokenizer: of a model that is trained for this task alone; None where there is none.
+    """
+
+    load: Callable[[PreTrainedTokenizerBase, Source], Dataset]
+    is_right: Callable[[str, str], bool]
+    canvas_length: int
+    tokenizer: Callable[[], PreTrainedTokenizerFast] | None
+
+
+def load_equations(tokenizer: PreTrainedTokenizerBase, source: Source) -> Dataset:
+    """Chains of GSM8K; for training their numbers are drawn anew, `count` times, 20,000 by default."""
+    rows = _gsm8k(source)
+    if source.split != "train":
+        return equations(chains_of(rows[: source.count])[0], tokenizer, canvas_length=source.canvas_length)
+    # numbers close to the published ones: what matters is how a denoiser does on real problems
+    return resampled_equations(
+        chains_of(rows)[0],
+        tokenizer,
+        canvas_length=source.canvas_length,
+        count=20_000 if source.count is None else source.count,
+        seed=source.seed,
+        **source.resampling,
+    )
+
+
+def load_words(tokenizer: PreTrainedTokenizerBase, source: Source) -> Dataset:
+    """GSM8K's questions and solutions."""
+    rows = _gsm8k(source)
+    count = None if source.split == "train" else source.count
+    return words(rows[:count], tokenizer, canvas_length=source.canvas_length)
+
+
+def _gsm8k(source: Source) -> list[dict[str, str]]:
+    splits = load_gsm8k(dataset_name=source.dataset_name, train_file=source.train_file, test_file=source.test_file)
+    if source.split not in splits:
+        raise ValueError(f"dataset_name or the file of the {source.split} split must be given")
+    return splits[source.split]
+
+
+def load_drawn(draw: Draw, tokenizer: PreTrainedTokenizerBase, source: Source) -> Dataset:
+    """Problems that `draw` draws."""
+    return drawn(
+        draw,
+        tokenizer,
+        canvas_length=source.canvas_length,
+        count=1000 if source.count is None else source.count,
+        seed=source.seed,
+        split=source.split,
+    )
+
+
+Wanted = Callable[[str], bool]
+
+
+def draw_sudoku(size: int, clues: int, unique: bool, rng: random.Random, wanted: Wanted) -> Problem | None:
+    """A puzzle of so many clues."""
+    grid = sudoku.grids(1, size, np.random.default_rng(rng.getrandbits(64)))[0].tolist()
+    text = "".join(map(str, grid))
+    if not wanted(text):  # clues of a unique puzzle take time
+        return None
+    given = sudoku.clues(grid, size, clues, unique=unique, rng=rng)
+    if given is None:
+        return None
+    return Problem(prompt="", response=text, answer=sudoku.puzzle_text(grid, given), given=tuple(given))
+
+
+def draw_list(operation: str, length: int, rng: random.Random, wanted: Wanted) -> Problem:
+    """A list of `length` words."""
+    prompt, response = lists.draw(operation, length, rng)
+    return Problem(prompt=prompt, response=response, answer=prompt)
+
+
+def draw_countdown(rng: random.Random, wanted: Wanted) -> Problem:
+    """Numbers and a target."""
+    prompt, response = reasoning.countdown(rng)
+    return Problem(prompt=prompt, response=response, answer=prompt)
+
+
+def draw_chain_sum(rng: random.Random, wanted: Wanted) -> Problem:
+    """A sum of a few terms."""
+    prompt, response = reasoning.chain_sum(rng)
+    return Problem(prompt=prompt, response=response, answer=response)
+
+
+def _sudoku(size: int, clues: int, *, unique: bool = False) -> Task:
+    return Task(
+        load=partial(load_drawn, partial(draw_sudoku, size, clues, unique)),
+        is_right=sudoku.is_right,
+        canvas_length=size * size,
+        tokenizer=partial(character_tokenizer, "123456789"[:size]),
+    )
+
+
+def _list(operation: str, length: int = 8) -> Task:
+    return Task(
+        load=partial(load_drawn, partial(draw_list, operation, length)),
+        is_right=lists.is_right,
+        canvas_length=length + 1,
+        tokenizer=partial(word_tokenizer, (*lists.OPERATIONS, ":", *lists.INDICES, *lists.WORDS)),
+    )
+
+
+TASKS: dict[str, Task] = {
+    "equations": Task(load=load_equations, is_right=answered, canvas_length=64, tokenizer=equation_tokenizer),
+    "words": Task(load=load_words, is_right=answered, canvas_length=64, tokenizer=None),
+    "sudoku": _sudoku(6, 6),
+    "sudoku_12": _sudoku(6, 12),
+    "sudoku_unique": _sudoku(6, 12, unique=True),
+    "sudoku_9x9": _sudoku(9, 30),
+    "sudoku_9x9_unique": _sudoku(9, 30, unique=True),
+    **{operation: _list(operation) for operation in lists.OPERATIONS},
+    "countdown": Task(
+        load=partial(load_drawn, draw_countdown),
+        is_right=reasoning.countdown_is_right,
+        canvas_length=20,
+        tokenizer=equation_tokenizer,
+    ),
+    "chain_sum": Task(
+        load=partial(load_drawn, draw_chain_sum),
+        is_right=reasoning.chain_sum_is_right,
+        canvas_length=6,
+        tokenizer=equation_tokenizer,
+    ),
+}
+
+
+def find_task(name: str) -> Task:
+    """The task of that name. Raises `ValueError` that lists the names."""
+    if name not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
+    return TASKS[name]

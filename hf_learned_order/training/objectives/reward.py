@@ -1,0 +1,251 @@
+"""Task reward: right, and fast.
+
+    reward = [the response is right] * (1 - (NFE - 1) / canvas)^alpha
+
+The product matters: a sum is largest for unmasking everything at once, whatever it says. What is right is the published
+response, token for token, or what a judge says of it: where many responses are right, the published one is only one of
+them.
+
+Decoding goes on as in generation up to one step, the same for a batch, chosen evenly among those that a law decides.
+There K sets are drawn, and each is decoded to the end as in generation; each draw is followed by what it earned more
+than the mean of the other K - 1. Times the number of steps to choose from this is, for a law that draws, an unbiased
+estimate of the gradient of the expected reward. For the factor law, which draws nothing, it is that of a law that
+explores at one step (`OrderScorer.exploring_law`) and is the law itself at all others. One step that explores at a time
+says which draw was to blame, its states are those that generation passes, and the K decodings share what lies before.
+Group-relative policies divide by the standard deviation of the group as well, which weights prompts by how even they
+are and makes the gradient that of no fixed objective; that is left out.
+
+A scorer with the factor law learns with every budget: each batch has a T and a bound of its own, small budgets more
+often, where decoding has most to lose, and larger bounds with these. Its probabilities keep what they mean by a share
+of the loss of `correctness`, at the states that the decoding passes anyway. With a judge there is none: that loss takes
+the published token for the only right one. What the bound bounds is then no longer a risk, only a knob.
+
+Source: Jazbec et al., Learning Unmasking Policies for Diffusion Language Models, arXiv 2512.09106 (group-relative
+policy gradient with a product of correctness and speed; this speed factor and the single step are ours).
+Symbols: `x` clean, `T` max_denoising_steps, `K` num_chains.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_learned_order.decoding.canvas import left_padded
+from hf_learned_order.decoding.loop import decode
+from hf_learned_order.decoding.samplers.base import Proposal, State
+from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
+from hf_learned_order.denoisers.denoiser import Denoiser
+from hf_learned_order.denoisers.predictions import Step
+from hf_learned_order.denoisers.sharding import in_step
+from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.training.chains import leave_one_out
+from hf_learned_order.training.objectives.correctness import losses
+from hf_learned_order.training.rollouts import OrderByRow, PolicyGradientObjective
+from hf_learned_order.training.updates import Draws, mean_of
+
+BIASES = (-0.1, 7.0)  # times T, and divided by it: a batch's bias is drawn between the two
+CORRECTNESS = 0.1  # the share of the loss of `correctness`
+
+
+class RewardObjective(PolicyGradientObjective):
+    """Maximises the expected reward of the scorer's own decodings. Batch in, loss and measurements out, as `OrderELBO`.
+
+    Args:
+        denoiser, scorer, num_chains, eos_token_id: as in `PolicyGradientObjective`.
+        max_denoising_steps: T; with the factor law the largest one, each batch has its own.
+        speed_exponent: alpha, how much speed counts; 0: not at all.
+        is_right: the judge, from responses int [n, canvas] (EOS behind the first one) and their answers int [n, width],
+            rows of the `answer` of a batch, to bool [n]; `answers.judged` is one. By default a response is right that
+            is the published one. Then most explored responses need no denoiser any more, as what is wrong stays wrong;
+            those that are judged are all decoded to their end.
+
+    Raises:
+        ValueError: `speed_exponent` is negative, or as `PolicyGradientObjective`.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        scorer: OrderScorer,
+        *,
+        max_denoising_steps: int = 8,
+        num_chains: int = 8,
+        eos_token_id: int | None = None,
+        speed_exponent: float = 1.0,
+        is_right: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ):
+        super().__init__(
+            denoiser,
+            scorer,
+            max_denoising_steps=max_denoising_steps,
+            num_chains=num_chains,
+            eos_token_id=eos_token_id,
+        )
+        if not speed_exponent >= 0:
+            raise ValueError(f"speed_exponent must be 0 or more, got {speed_exponent}")
+        self.speed_exponent = speed_exponent
+        self.is_right = is_right
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        clean: Tensor,
+        seeds: Tensor | None = None,
+        given: Tensor | None = None,
+        answer: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """`loss` (to be minimised), the means of `reward` over the draws, `exact` (share of responses that come out
+        right without exploring; with a judge its name is `right`) and `nfe`. `seeds` are those of `updates.Draws`;
+        `given` bool [batch, canvas] are positions of `clean` that are known from the start; `answer` int
+        [batch, width] is what a judge takes.
+
+        Raises:
+            ValueError: there is a judge and no `answer`.
+        """
+        if self.is_right is not None and answer is None:
+            raise ValueError(
+                "answer must be given where responses are judged (collator.CanvasCollator(with_answers=True))"
+            )
+        draws = Draws(seeds, rows=len(clean), device=clean.device)
+        prompt = left_padded(input_ids, attention_mask)
+        steps, bias = self._budget(draws)
+        branch = draws.integer(2, steps)
+        # before any decoding, which is as long as the slowest row of the batch: [batch, K, branch, canvas + 1], of the
+        # step that explores and those behind it
+        numbers = draws.uniform(self.num_chains, branch, clean.shape[1] + 1)
+        sampler = _Branching(
+            scorer=self.scorer,
+            bias=bias,
+            clean=clean if self.is_right is None else None,
+            branch=branch,
+            steps=steps,
+            gradient=torch.is_grad_enabled(),
+            draws=draws,
+            seen=[],
+            states=[],
+        )
+        asked = torch.ones_like(clean, dtype=torch.bool) if given is None else ~given
+        surrogate, reward = clean.new_zeros((), dtype=torch.float), clean.new_zeros((), dtype=torch.float)
+        with in_step(self.denoiser, clean.device):
+            output = self._decode(*prompt, clean.masked_fill(asked, self.denoiser.mask_token_id), sampler, steps)
+            if sampler.states:  # else every row had finished before
+                surrogate, reward = self._explore(*prompt, clean, answer, sampler, numbers)
+        right = self._right(output.sequences[:, -clean.shape[1] :], clean, answer)
+        loss = -(steps - 1) * surrogate
+        if sampler.seen:
+            observed, _, counts = (torch.stack(parts).sum() for parts in zip(*sampler.seen, strict=True))
+            loss = loss + CORRECTNESS * mean_of(observed, counts)
+        # a batch without a draw still gives every parameter a gradient, of 0
+        loss = loss + sum(0.0 * p.sum() for p in self.scorer.parameters())
+        name = "exact" if self.is_right is None else "right"
+        return {"loss": loss, "reward": reward, name: right.float().mean(), "nfe": output.nfe.float().mean()}
+
+    def _explore(
+        self,
+        prompt: Tensor,
+        prompt_mask: Tensor,
+        clean: Tensor,
+        answer: Tensor | None,
+        sampler: "_Branching",
+        numbers: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The sum of log q(r) times its advantage over rows and draws, and that of rewards, both divided by B K."""
+        ((step, values),) = sampler.states
+        rows = step.rows
+        chains = self.num_chains
+        # a judge knows no end of the right response: what counts is that of the response as it looks here
+        looks = clean[rows] if self.is_right is None else torch.where(step.masked, step.predictions.tokens, step.canvas)
+        law = self.scorer.exploring_law(step, values, bias=sampler.bias, where=self.response(looks))
+        numbers = numbers[rows].transpose(0, 1)
+        with torch.no_grad():
+            unmask = law.draw(numbers[:, :, 0])  # [K, rows, canvas]
+        log_q = law.log_prob(unmask)  # [K, rows]
+        canvas = torch.where(unmask, step.predictions.tokens, step.canvas).flatten(0, 1)
+        masked = (step.masked & ~unmask).flatten(0, 1)
+        rows = rows.repeat(chains)
+        clean, answer = clean[rows], None if answer is None else answer[rows]
+        taken = torch.full_like(rows, sampler.calls)
+        unfinished = (masked & self.response(canvas)).any(-1)
+        if self.is_right is None:
+            # what is wrong stays wrong
+            unfinished &= (masked | (canvas == clean) | ~self.response(clean)).all(-1)
+        going_on = unfinished.nonzero().squeeze(-1)
+        if len(going_on):
+            rest = _Rest(scorer=self.scorer, bias=sampler.bias, numbers=numbers.flatten(0, 1)[going_on])
+            at = rows[going_on]
+            output = self._decode(prompt[at], prompt_mask[at], canvas[going_on], rest, sampler.branch - 1)
+            canvas[going_on] = output.sequences[:, -clean.shape[1] :]
+            taken[going_on] += output.nfe
+        right = self._right(canvas, clean, answer)
+        reward = (right * (1 - (taken - 1) / clean.shape[1]) ** self.speed_exponent).view(chains, -1)
+        draws = len(prompt) * chains
+        return (log_q * leave_one_out(reward.T).T).sum() / draws, reward.sum() / draws
+
+    def _right(self, tokens: Tensor, clean: Tensor, answer: Tensor | None) -> Tensor:
+        """bool [n]: which of the responses [n, canvas] are right, whatever stands behind their ends."""
+        if self.is_right is None:
+            return ((tokens == clean) | ~self.response(clean)).all(-1)
+        if self.eos_token_id is not None:
+            tokens = tokens.masked_fill(~self.response(tokens), self.eos_token_id)
+        # pyrefly: ignore[bad-argument-type] (`forward` has looked)
+        return self.is_right(tokens, answer)
+
+    def _budget(self, draws: Draws) -> tuple[int, float]:
+        """T and the bias of a batch."""
+        if self.scorer.is_random:
+            return self.max_denoising_steps, 0.0
+        # evenly in log T
+        steps = 2 * (self.max_denoising_steps / 2 + 0.5) ** draws.number(0.0, 1.0)
+        steps = min(int(steps), self.max_denoising_steps)
+        low, high = BIASES[0] * steps, BIASES[1] / steps
+        return steps, draws.number(low, high)
+
+    def _decode(self, prompt: Tensor, prompt_mask: Tensor, canvas: Tensor, sampler: LearnedOrderSampler, steps: int):
+        return decode(
+            self.denoiser,
+            prompt,
+            prompt_mask,
+            sampler=sampler,
+            max_denoising_steps=steps,
+            eos_token_id=self.eos_token_id,
+            draft=canvas,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Branching(OrderByRow):
+    """The learned order, what the law was made of at one of its steps, and what there is to learn at each."""
+
+    clean: Tensor | None  # None: nothing but the one step
+    branch: int  # steps left at that step, it included
+    steps: int
+    gradient: bool  # decoding is without
+    seen: list[tuple[Tensor, Tensor, Tensor]]
+    states: list[tuple[Step, Tensor]]
+
+    @property
+    def calls(self) -> int:
+        """Of the denoiser, up to that step."""
+        return self.steps - self.branch + 1
+
+    def propose(self, step: Step, state: State) -> Proposal:
+        with torch.set_grad_enabled(self.gradient):
+            values = self.scorer(step)
+            if self.clean is not None and not self.scorer.is_random:
+                self.seen.append(losses(step, values, self.clean[step.rows]))
+        if step.steps_left == self.branch:
+            self.states.append((step, values))
+        return self.drawn(step, values.detach())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rest(LearnedOrderSampler):
+    """The learned order behind the step that explores, each row drawn by numbers of its own."""
+
+    numbers: Tensor  # [rows, branch, canvas + 1]
+
+    def propose(self, step: Step, state: State) -> Proposal:
+        law = self.scorer.law(step, self.scorer(step), bias=self.bias)
+        return Proposal(law.draw(self.numbers[step.rows, -step.steps_left]))

@@ -1,0 +1,135 @@
+"""The scripts in `examples/` that no other test runs, at tiny settings."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import bench
+import bench_ablation
+import bench_curves
+import bench_training
+import demo
+import pytest
+import train
+from files import save_all, write_rows
+
+from hf_learned_order.decoding.samplers.table import SAMPLERS
+from hf_learned_order.evaluation.results import load_results
+from hf_learned_order.orders.configuration import OrderScorerConfig
+from hf_learned_order.orders.scorer import OrderScorer
+
+EXAMPLES = Path(demo.__file__).parent
+
+
+def test_demo_without_gsm8k(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "SAMPLERS", ["top_prob", "learned_order"])
+    files = ["--train_file", str(tmp_path / "no.jsonl"), "--test_file", str(tmp_path / "none.jsonl")]
+    small = ["--limit", "2", "--tuning_limit", "2", "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["demo.py", *files, *small])
+    assert demo.main() == 0
+    assert capsys.readouterr().out.startswith(f"No GSM8K at {tmp_path / 'none.jsonl'}: ")
+    results = load_results(tmp_path / "results.json")
+    assert [result.sampler for result in results] == ["top_prob", "learned_order", "learned_order, tuned"]
+    assert [result.runs for result in results] == [1, 3, 3]
+    assert {result.count for result in results} == {2}
+
+
+def test_bench(monkeypatch, capsys):
+    small = {"STEPS": 2, "CANVAS": 8, "BATCHES": [1, 2], "ROUNDS": {1: 1, 2: 1}, "TRAINING": 2, "TEXT": (4, 16)}
+    small |= {"MODELS": {"tiny": (bench.TINY, 1000)}}
+    small |= {"CACHED": {"max_new_tokens": 8, "block_length": 4, "max_denoising_steps": 4}}
+    for name, value in small.items():
+        monkeypatch.setattr(bench, name, value)
+    bench.main([])
+    printed = capsys.readouterr().out
+    assert all(f" {name} " in printed for name in [*SAMPLERS, *bench.LAWS, "none", "exact", "prefix", "dual"])
+    with pytest.raises(SystemExit):
+        bench.main(["speed"])
+    assert "tables must be among memory, caches, time, got speed" in capsys.readouterr().err
+
+
+def test_bench_of_training(monkeypatch, capsys):
+    monkeypatch.setattr(bench_training, "SIZES", {"tiny": bench_training.SIZES["tiny"]})
+    monkeypatch.setattr(bench_training, "UPDATES", 2)
+    bench_training.main()
+    printed = capsys.readouterr().out
+    assert all(name.split(",")[0] in printed for name in bench_training.CASES)
+    assert printed.count("%") >= len(bench_training.CASES) + 1
+
+
+def test_bench_of_choices(monkeypatch, capsys):
+    choices = ["default", "posterior clean, law count", "K 2"]
+    small = ["--seeds", "2", "--updates", "2", "--rows", "2"]
+    monkeypatch.setattr(sys, "argv", ["bench_ablation.py", "--choices", *choices, *small])
+    bench_ablation.main()
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == [f"| {name}" for name in choices]
+
+
+@pytest.mark.parametrize(
+    ("law", "options", "logged"),
+    [("dependent", (), "observed"), ("factor", ("--objective", "reward", "--reward", "task"), "right")],
+)
+def test_train(law, options, logged, tmp_path, monkeypatch, capsys):
+    save_all(tmp_path)
+    write_rows(tmp_path / "train.jsonl", 404, 0)
+    command = [
+        *("train.py", "--model_name_or_path", tmp_path / "denoiser", "--dataloader_pin_memory", "false"),
+        *("--train_file", tmp_path / "train.jsonl", "--output_dir", tmp_path / "out", "--law", law, *options),
+        *("--num_problems", "8", "--scorer_size", "16", "--scorer_layers", "1", "--max_steps", "1"),
+        *("--per_device_train_batch_size", "2", "--logging_steps", "1", "--hidden_layers", "1", "-1"),
+    ]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    train.main()
+    assert f"'{logged}': " in capsys.readouterr().out
+    scorer = OrderScorer.from_pretrained(tmp_path / "out")
+    assert (scorer.config.law, scorer.config.hidden_size) == (law, 16)
+    assert scorer.config.layers_seen == (1, -1)
+
+
+def test_train_judges_with_one_objective_only(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--law", "factor", "--reward", "task"])
+    with pytest.raises(ValueError, match='reward must be "exact" unless objective is "reward", got "task" and None'):
+        train.main()
+
+
+def test_curves(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    models = ["--model", str(EXAMPLES / "sudoku-denoiser"), "--scorer", str(EXAMPLES / "sudoku-scorer")]
+    small = ["--limit", "6", "--samplers", "top_prob", "learned_order", "--nfe", "3", "--bound", "--bounds", "0.2"]
+    small += ["--budgets", "2", "4"]
+    monkeypatch.setattr(sys, "argv", ["bench_curves.py", *models, *small, "--output", str(tmp_path / "curves.jsonl")])
+    bench_curves.main()
+    rows = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
+    assert [row["sampler"] for row in rows] == ["top_prob", "top_prob", "learned_order"]
+    assert [row["nfe"] for row in rows[:2]] == [2, 4]
+    assert 3 < rows[2]["nfe"] < 8
+    assert rows[2]["right"] >= 0.5  # about 80 % of 400 test puzzles
+    assert "bound, nats" in capsys.readouterr().out
+    more = ["--figure", str(tmp_path / "curves.png"), "--max_denoising_steps", "3"]
+    monkeypatch.setattr(sys, "argv", [*sys.argv, *more])
+    bench_curves.main()  # what is there is not measured again
+    rows = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
+    assert [row["sampler"] for row in rows[3:]] == ["learned_order"]
+    assert rows[3]["nfe"] == 3
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_have_a_setting_for_every_law(tmp_path):
+    """A law that draws has budgets up to its own, the dependent law bounds, at a weight that may be another one."""
+    shape = {"vocab_size": 9, "denoiser_hidden_size": 8, "hidden_size": 8, "num_attention_heads": 2}
+    for law, budget in (("count", 6), ("dependent", None)):
+        OrderScorer(OrderScorerConfig(law=law, max_denoising_steps=budget, **shape)).save_pretrained(tmp_path / law)
+    drawn = list(bench_curves.points("learned_order", [str(tmp_path / "count")], [], [2, 6, 7]))
+    assert [budget for _, _, budget in drawn] == [2, 6]
+    drawn = list(bench_curves.points("learned_order", [str(tmp_path / "count")], []))
+    assert [budget for _, _, budget in drawn] == [1, 2, 3, 4, 5, 6]
+    greedy = list(bench_curves.points("learned_order", [str(tmp_path / "count")], [], greedy=True))
+    assert [(label.endswith(f",greedy T={budget}"), sampler.greedy) for label, sampler, budget in greedy] == [
+        (True, True)
+    ] * 6
+    bounded = list(bench_curves.points("learned_order", [str(tmp_path / "dependent")], [2, 0.5], entropy_weight=0.0))
+    assert {(sampler.scorer.config.entropy_weight, budget) for _, sampler, budget in bounded} == {(0.0, None)}
+    bounds = [sampler.scorer.config.bound * math.exp(sampler.bias) for _, sampler, _ in bounded]
+    assert bounds == pytest.approx([2, 0.5])

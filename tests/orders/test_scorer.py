@@ -1,0 +1,603 @@
+"""The scorer: configuration, laws, the learned dependence, and what training finds on a problem with an answer."""
+
+import dataclasses
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import ENCODERS, EOS, MASK, VOCAB, tiny_model, tiny_tokenizer
+from problems import ExactPairs
+from transformers import AutoConfig, AutoModel
+from transformers.utils import logging
+
+from hf_learned_order.decoding.loop import decode
+from hf_learned_order.decoding.samplers.adaptive import FactorSampler
+from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
+from hf_learned_order.denoisers.denoiser import Denoiser
+from hf_learned_order.denoisers.families import ENCODER
+from hf_learned_order.denoisers.predictions import Predictions, Step
+from hf_learned_order.interface.attach import attach
+from hf_learned_order.orders.configuration import LAWS, RANDOM_LAWS, OrderScorerConfig
+from hf_learned_order.orders.laws.base import at_least_one
+from hf_learned_order.orders.laws.bounded import BoundedDependence
+from hf_learned_order.orders.posterior import CleanPosterior
+from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.training.objectives.dependence import DependenceObjective
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+SIZE = 12  # width of a made-up denoiser
+CANVAS = 10
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet():
+    """No progress bars of saving and loading."""
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+
+
+def scorer_of(law: str, *, trained: bool = True, **config) -> OrderScorer:
+    torch.manual_seed(0)
+    shape = {"denoiser_hidden_size": SIZE, "vocab_size": VOCAB, "mask_token_id": MASK}
+    scorer = OrderScorer(OrderScorerConfig(law=law, **{**SMALL, **shape, **config})).eval()
+    if trained and law != "dependent":  # a head that has left its start, where every score is 0
+        torch.nn.init.normal_(scorer.network.head.weight)
+    return scorer
+
+
+def step_of(rows: int = 6, *, steps_left: int = 4, seed: int = 0) -> Step:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(rows, CANVAS, VOCAB, generator=generator)
+    return Step(
+        predictions=Predictions.from_logits(logits, MASK),
+        masked=torch.rand(rows, CANVAS, generator=generator) < 0.8,
+        steps_left=steps_left,
+        hidden_states=torch.randn(rows, CANVAS, SIZE, generator=generator),
+    )
+
+
+# ---- configuration -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"law": "fast"},
+            "law must be one of non_empty, max_normalized, count, plackett_luce, repulsive, dependent",
+        ),
+        ({"law_temperature": 0.0}, r"law_temperature must be positive, got 0\.0"),
+        ({"law_temperature": math.nan}, "law_temperature must be positive, got nan"),
+        ({"bound": -0.1}, r"bound must be 0 or more, got -0\.1"),
+        ({"entropy_weight": -1.0}, r"entropy_weight must be 0 or more, got -1\.0"),
+        ({"law_bias": math.nan}, "law_bias must be finite, got nan"),
+        ({"law_bias": -math.inf}, "law_bias must be finite, got -inf"),
+    ],
+)
+def test_configuration_is_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        OrderScorerConfig(**options)
+
+
+def test_configuration_round_trip(tmp_path):
+    config = OrderScorerConfig(law="dependent", bound=0.7, entropy_weight=0.1, max_denoising_steps=5, hidden_size=32)
+    config.save_pretrained(tmp_path)
+    for loaded in (OrderScorerConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert type(loaded) is OrderScorerConfig
+        assert (loaded.law, loaded.bound, loaded.entropy_weight) == ("dependent", 0.7, 0.1)
+        assert (loaded.max_denoising_steps, loaded.hidden_size) == (5, 32)
+
+
+def test_for_denoiser_takes_its_shape():
+    denoiser = Denoiser(tiny_model("bert"), mask_token_id=MASK)
+    config = OrderScorer.for_denoiser(denoiser, law="max_normalized", **SMALL).config
+    assert (config.denoiser_hidden_size, config.vocab_size, config.mask_token_id) == (denoiser.hidden_size, VOCAB, MASK)
+    assert config.law == "max_normalized"
+
+
+def test_for_denoiser_knows_its_fields():
+    denoiser = Denoiser(tiny_model("bert"), mask_token_id=MASK)
+    with pytest.raises(TypeError, match="hiden_size, laws must be fields of OrderScorerConfig, but it has none"):
+        OrderScorer.for_denoiser(denoiser, hiden_size=16, laws="count", hidden_size=16)
+    assert OrderScorer.for_denoiser(denoiser, architectures=["Mine"], **SMALL).config.architectures == ["Mine"]
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_scorer_of_predictions_only(law):
+    denoiser = Denoiser(tiny_model("bert"), mask_token_id=MASK)
+    scorer = OrderScorer.for_denoiser(denoiser, law=law, denoiser_hidden_size=0, **SMALL)
+    scorer.check_fits(denoiser)
+    step = step_of()
+    blind = dataclasses.replace(step, hidden_states=None)
+    assert torch.equal(scorer(step), scorer(blind))
+    assert not [name for name, _ in scorer.named_parameters() if "hidden_states" in name]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("denoiser_hidden_size", "another denoiser .*: its hidden size must be 33, but this model's is 32"),
+        ("vocab_size", "another denoiser .*: its vocabulary size must be 41, but this model's is 40"),
+        ("mask_token_id", r"another denoiser \(user/base\): its mask token id must be 4, but this model's is 3"),
+    ],
+)
+def test_another_denoiser_is_refused(name, message):
+    denoiser = Denoiser(tiny_model("bert"), mask_token_id=MASK)
+    scorer = OrderScorer.for_denoiser(denoiser, **SMALL)
+    scorer.check_fits(denoiser)
+    scorer.config.base_model_name_or_path = "user/base"
+    setattr(scorer.config, name, getattr(scorer.config, name) + 1)
+    with pytest.raises(ValueError, match=message):
+        scorer.check_fits(denoiser)
+
+
+@pytest.mark.parametrize(
+    ("layers", "error", "message"),
+    [
+        (3, TypeError, r"hidden_layers must be of type .*, got 3"),
+        (["last"], TypeError, r"hidden_layers must hold integers, got \['last'\]"),
+        ([True], TypeError, r"hidden_layers must hold integers, got \[True\]"),
+        ([], ValueError, "hidden_layers must not be empty: a scorer with denoiser_hidden_size 0 sees no hidden states"),
+        ([1, -1, 1], ValueError, r"hidden_layers must be different ones, got \[1, -1, 1\]"),
+    ],
+)
+def test_hidden_layers_are_checked(layers, error, message):
+    with pytest.raises(error, match=message):
+        OrderScorerConfig(hidden_layers=layers)
+
+
+def test_hidden_layers_of_a_scorer_of_predictions_only():
+    with pytest.raises(ValueError, match=r"hidden_layers must be None with denoiser_hidden_size 0, got \[1\]"):
+        OrderScorerConfig(hidden_layers=[1], denoiser_hidden_size=0)
+
+
+def test_hidden_layers_of_another_denoiser_are_refused():
+    denoiser = Denoiser(tiny_model("bert"), mask_token_id=MASK)
+    message = r"hidden_layers must be in \[-3, 2\] with BertForMaskedLM of 2 layers, got \[3, -1\]"
+    with pytest.raises(ValueError, match=message):
+        OrderScorer.for_denoiser(denoiser, hidden_layers=[3, -1], **SMALL)
+    with pytest.raises(ValueError, match=r"hidden_layers must be different ones, got \[2, -1\]"):
+        OrderScorer.for_denoiser(denoiser, hidden_layers=[2, -1], **SMALL)
+    deep = Denoiser(tiny_model("bert", num_hidden_layers=3), mask_token_id=MASK)
+    scorer = OrderScorer.for_denoiser(deep, hidden_layers=[3, 0], **SMALL)
+    scorer.check_fits(deep)
+    with pytest.raises(ValueError, match=message.replace("-1", "0")):
+        scorer.check_fits(denoiser)
+
+
+def test_a_configuration_from_before_hidden_layers(tmp_path):
+    scorer_of("factor").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    assert fields.pop("hidden_layers") is None
+    path.write_text(json.dumps(fields))
+    loaded, step = OrderScorer.from_pretrained(tmp_path).eval(), step_of()
+    assert loaded.config.layers_seen == (-1,)
+    assert torch.equal(loaded(step), scorer_of("factor")(step))
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_several_hidden_states(law, tmp_path):
+    """Each matters, whatever its scale; the last one alone is the default, to the bit."""
+    scorer, step = scorer_of(law, hidden_layers=[0, -1]), step_of()
+    more = torch.randn(step.hidden_states.shape, generator=torch.Generator().manual_seed(1))
+    both = dataclasses.replace(step, hidden_states=torch.cat([more, 100 * step.hidden_states], -1))
+    values = scorer(both)
+    same = dataclasses.replace(step, hidden_states=torch.cat([more, 200 * step.hidden_states], -1))
+    torch.testing.assert_close(scorer(same), values, rtol=1e-3, atol=1e-3)
+    for other in ((more.flip(0), step.hidden_states), (more, step.hidden_states.flip(0)), (step.hidden_states, more)):
+        assert not torch.allclose(scorer(dataclasses.replace(step, hidden_states=torch.cat(other, -1))), values)
+    scorer.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    assert loaded.config.layers_seen == (0, -1)
+    assert torch.equal(loaded(both), values)
+    assert torch.equal(scorer_of(law, hidden_layers=[-1])(step), scorer_of(law)(step))
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "qwen2"])
+def test_what_a_scorer_is_shown_in_generate(family, monkeypatch):
+    """Hidden states of the chosen layers at the canvas, with and without a cache of the prompt."""
+    model, tokenizer, seen = tiny_model(family), tiny_tokenizer(), []
+    denoiser = Denoiser(model, mask_token_id=MASK)
+    scorer = OrderScorer.for_denoiser(denoiser, law="factor", hidden_layers=[1, -1], **SMALL)
+    attach(model, scorer, tokenizer=tokenizer)
+    forward = OrderScorer.forward
+    monkeypatch.setattr(OrderScorer, "forward", lambda self, step: seen.append(step) or forward(self, step))
+    inputs = tokenizer("w5 w6 w7", return_tensors="pt")
+    caches = (None,) if family in ENCODERS else (None, "prefix")
+    for cache in caches:
+        seen.clear()
+        options = {"block_length": 3, "kv_cache": cache, "max_new_tokens": 6}
+        model.generate(**inputs, sampler="learned_order", sampler_config={"bias": -8.0}, **options)
+        ids = torch.cat([inputs["input_ids"], seen[0].canvas, torch.full((1, 3), MASK)], 1)
+        expected = denoiser(ids, torch.ones_like(ids), 3, hidden_states=(1, -1))[1][:, :3]
+        torch.testing.assert_close(seen[0].hidden_states, expected)
+        assert all(step.hidden_states.shape == (1, 3, 64) for step in seen)
+
+
+# ---- the network and its laws ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_save_and_load(law, tmp_path):
+    scorer, step = scorer_of(law), step_of()
+    scorer.save_pretrained(tmp_path)
+    for loaded in (OrderScorer.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+        assert type(loaded) is OrderScorer
+        torch.testing.assert_close(loaded.eval()(step), scorer(step), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("bias", [-2.0, 0.0, 2.0])
+def test_law_is_over_the_masked_positions(law, bias):
+    scorer, step = scorer_of(law), step_of()
+    unmask = scorer.law(step, scorer(step), bias=bias).sample()
+    assert unmask.any(-1).all()
+    assert not (unmask & ~step.masked).any()
+
+
+def test_untrained_scores_are_zero():
+    for law in RANDOM_LAWS:
+        assert (scorer_of(law, trained=False)(step_of()) == 0).all()
+
+
+@pytest.mark.parametrize("law", ["count", "plackett_luce", "repulsive"])
+@pytest.mark.parametrize("steps_left", [1, 4])
+@pytest.mark.parametrize("bias", [-1.5, 0.0, 2.0])
+def test_untrained_law_is_ancestral_sampling(law, steps_left, bias):
+    step = step_of(steps_left=steps_left)
+    scorer, free = scorer_of(law, trained=False), scorer_of("non_empty", trained=False)
+    got, expected = (s.law(step, s(step), bias=bias) for s in (scorer, free))
+    value = expected.sample((50,), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(got.log_prob(value), expected.log_prob(value), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("law", ["non_empty", "count", "plackett_luce", "repulsive"])
+def test_bias_unmasks_more(law):
+    scorer, step = scorer_of(law), step_of(rows=64)
+    for head in (scorer.network.counts.head if scorer.network.counts else None, getattr(scorer.network, "gives", None)):
+        if head is not None:
+            torch.nn.init.normal_(head.weight, std=0.1)
+    with torch.no_grad():
+        values = scorer(step)
+        counts = [scorer.law(step, values, bias=b).sample().sum(-1).float() for b in (-200.0, -2.0, 0.0, 2.0, 300.0)]
+    means = [count.mean().item() for count in counts]
+    assert means == sorted(set(means))
+    if law != "repulsive":  # where positions of a set may still repel others at this bias
+        assert (counts[0] == 1).all()
+        assert counts[-1].equal(step.masked.sum(-1).float())
+
+
+def test_counts_of_a_scorer():
+    """Log-weights are of the canvas as a whole and of the count, up to counts that share a place of the table."""
+    scorer, step = scorer_of("count"), step_of()
+    torch.nn.init.normal_(scorer.network.counts.head.weight)
+    values = scorer(step)
+    assert values.shape == (6, CANVAS, 2)
+    assert len(values[0, :, 1].unique()) == CANVAS
+    assert not torch.allclose(values[0, :, 1], values[1, :, 1])
+    free = scorer_of("count", trained=False).law(step, torch.zeros_like(values)).log_count_probs[:, 1:]
+    learned = scorer.law(step, values).log_count_probs[:, 1:]
+    ratio = (learned - free - values[..., 1] / scorer.config.law_temperature)[step.masked.sum(-1) == CANVAS]
+    assert len(ratio)
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-4, atol=1e-4)
+    long = scorer.network.counts(torch.randn(1, 70_000, SMALL["hidden_size"]))
+    assert long.shape == (1, 70_000, 1)
+    assert long[0, 2**16 - 1] == long[0, -1]
+
+
+def test_close_counts_start_alike():
+    """So that what is learned of one holds for its neighbours; all places of the table can be learned."""
+    table = scorer_of("count", hidden_size=256, num_attention_heads=2).network.counts.sizes.weight
+    apart = lambda octaves: torch.cosine_similarity(table[: -8 * octaves], table[8 * octaves :]).abs().mean()  # noqa: E731
+    assert torch.cosine_similarity(table[:-1], table[1:]).min() > 0.95
+    assert apart(1) < 0.8
+    assert apart(4) < 0.3
+    assert table.square().mean().item() == pytest.approx(1.0, abs=0.1)
+    assert table.requires_grad
+
+
+def test_repulsion_of_a_scorer():
+    """Row i holds what each j takes from i; the posterior's is a correction to it."""
+    scorer, step = scorer_of("repulsive"), step_of()
+    torch.nn.init.normal_(scorer.network.gives.weight)
+    values = scorer(step)
+    assert values.shape == (6, CANVAS, 1 + CANVAS)
+    law = scorer.law(step, values)
+    tau = scorer.config.law_temperature
+    rank = step.predictions.entropy.masked_fill(~step.masked, torch.inf).argsort(dim=-1, stable=True).argsort(-1)
+    earlier = rank[:, None, :] < rank[:, :, None]
+    torch.testing.assert_close(law.repulsion, values[..., 1:].where(earlier, 0.0) / tau)
+
+
+@pytest.mark.parametrize("tau", [0.1, 1.0])
+@pytest.mark.parametrize("law", ["non_empty", "count", "plackett_luce", "repulsive"])
+def test_an_untrained_posterior_of_the_same_law_is_the_prior(law, tau):
+    scorer, step = scorer_of(law, law_temperature=tau), step_of()
+    posterior, values = CleanPosterior(scorer.config), scorer(step)
+    clean = torch.zeros(6, CANVAS, dtype=torch.long)
+    prior, q = scorer.law(step, values), posterior.law(step, clean, values)
+    sample = prior.sample((20,), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(q.log_prob(sample), prior.log_prob(sample))
+
+
+def test_dependence_is_within_the_entropies():
+    scorer, step = scorer_of("dependent"), step_of()
+    with torch.no_grad():
+        for module in (scorer.network.receives, scorer.network.gives):
+            module.weight.mul_(20)  # shares near 0 and near 1
+        dependence, entropy = scorer(step), step.predictions.entropy
+    cap = torch.minimum(entropy[:, :, None], entropy[:, None, :])
+    torch.testing.assert_close(cap, cap.mT)
+    assert dependence.shape == (6, CANVAS, CANVAS)
+    assert (dependence >= 0).all()
+    assert (dependence <= cap).all()
+    share = dependence / cap
+    assert share.min() < 0.05
+    assert share.max() > 0.95
+    assert not torch.allclose(share, share.mT)  # what one position says about another need not be mutual
+
+
+def test_dependence_does_not_see_the_budget():
+    scorer = scorer_of("dependent")
+    torch.testing.assert_close(scorer(step_of(steps_left=1)), scorer(step_of(steps_left=9)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bias", [-3.0, -1.0, 0.0, 1.0, 3.0])
+def test_an_untrained_scorer_is_the_factor_rule(bias):
+    scorer, step = scorer_of("factor", trained=False), step_of(rows=64)
+    unmask = scorer.law(step, scorer(step), bias=bias).sample()
+    rule = FactorSampler(factor=scorer.config.bound * math.exp(bias)).propose(step, ()).unmask
+    torch.testing.assert_close(unmask, at_least_one(rule, step.masked, step.predictions.confidence))
+
+
+def test_the_factor_law_does_not_see_the_budget():
+    scorer = scorer_of("factor")
+    torch.testing.assert_close(scorer(step_of(steps_left=1)), scorer(step_of(steps_left=9)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("law", RANDOM_LAWS)
+def test_a_bias_of_scores_may_be_larger_than_exp_takes(law):
+    scorer, step = scorer_of(law), step_of()
+    unmask = scorer.law(step, scorer(step), bias=1000.0).sample()
+    if law in ("non_empty", "repulsive"):
+        assert torch.equal(unmask, step.masked)
+    assert unmask.any(-1).all()
+
+
+def test_bias_of_the_factor_law():
+    scorer, step = scorer_of("factor"), step_of(rows=64)
+    counts = [scorer.law(step, scorer(step), bias=b).mean.sum(-1) for b in (-60.0, -1.0, 0.0, 1.0, 60.0)]
+    means = [count.mean().item() for count in counts]
+    assert means == sorted(set(means))
+    torch.testing.assert_close(counts[-1], step.masked.sum(-1).float())
+
+
+def test_bias_of_the_dependent_law():
+    scorer, step = scorer_of("dependent", entropy_weight=0.0), step_of(rows=64)
+    dependence = scorer(step)
+    counts = [scorer.law(step, dependence, bias=b).mean.sum(-1) for b in (-60.0, -2.0, -1.0, 0.0, 1.0, 60.0)]
+    means = [count.mean().item() for count in counts]
+    assert means == sorted(set(means))
+    assert (counts[0] == 1).all()
+    torch.testing.assert_close(counts[-1], step.masked.sum(-1).float())
+
+
+def test_entropy_weight_costs():
+    step = step_of(rows=64)
+    scorer, strict = scorer_of("dependent", entropy_weight=0.0), scorer_of("dependent", entropy_weight=1.0)
+    dependence = scorer(step)
+    assert strict.law(step, dependence).mean.sum() < scorer.law(step, dependence).mean.sum()
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_generate(law):
+    model = tiny_model("modernbert")
+    torch.manual_seed(0)
+    scorer = OrderScorer.for_denoiser(Denoiser(model, mask_token_id=MASK), law=law, **SMALL)
+    tokenizer = tiny_tokenizer()
+    attach(model, scorer, tokenizer=tokenizer)
+    inputs = tokenizer(["w5 w6 w7", "w8"], return_tensors="pt", padding=True)
+    options = {"max_new_tokens": 12, "seed": 3, "return_dict_in_generate": True, "eos_token_id": EOS}
+    by_name, again = (model.generate(**inputs, sampler="learned_order", **options) for _ in range(2))
+    by_instance = model.generate(**inputs, sampler=LearnedOrderSampler(scorer=scorer), **options)
+    assert MASK not in by_name.sequences
+    assert (by_name.nfe == by_name.order.max(-1).values).all()
+    for other in (again, by_instance):
+        assert torch.equal(by_name.sequences, other.sequences)
+        assert torch.equal(by_name.order, other.order)
+    if law != "max_normalized":  # which does not feel it
+        slow, fast = (
+            model.generate(**inputs, sampler="learned_order", sampler_config={"bias": bias}, **options).nfe.sum()
+            for bias in (-8.0, 20.0)
+        )
+        assert slow > fast == 2
+
+
+# ---- BoundedDependence against a slow reference ------------------------------------------------------------------
+
+# multiples of 1/8, so that float32 and Python agree to the bit, at the bound too
+nats = st.integers(0, 12).map(lambda n: n / 8)
+
+
+@st.composite
+def bounded(draw):
+    rows, length = draw(st.integers(1, 3)), draw(st.integers(1, 6))
+
+    def tensor(elements, *shape):
+        values = draw(st.lists(elements, min_size=math.prod(shape), max_size=math.prod(shape)))
+        return torch.tensor(values).view(shape)
+
+    return SimpleNamespace(
+        dependence=tensor(nats, rows, length, length),
+        own=tensor(nats, rows, length) if draw(st.booleans()) else torch.zeros(rows, length),
+        preference=tensor(st.integers(-3, 3).map(float), rows, length),
+        masked=tensor(st.booleans(), rows, length),
+        bound=draw(nats),
+    )
+
+
+def law_of(case) -> BoundedDependence:
+    return BoundedDependence(
+        case.dependence,
+        case.own,
+        case.preference,
+        case.masked,
+        bound=case.bound,
+    )
+
+
+def slow_set(case, row: int) -> list[bool]:
+    """As the docstring says it, one row, one position at a time."""
+    length = case.masked.shape[1]
+    visited = sorted((i for i in range(length) if case.masked[row, i]), key=lambda i: -case.preference[row, i].item())
+    accepted = []
+    for i in visited:
+        cost = case.own[row, i].item() + sum(case.dependence[row, i, j].item() for j in accepted)
+        if i == visited[0] or cost <= case.bound:
+            accepted.append(i)
+    return [i in accepted for i in range(length)]
+
+
+@given(bounded())
+def test_bounded_dependence_is_the_slow_one(case):
+    law = law_of(case)
+    expected = torch.tensor([slow_set(case, row) for row in range(len(case.masked))])
+    assert law.sample().tolist() == expected.tolist()
+    assert law.mean.tolist() == expected.float().tolist()
+    assert law.sample((3,)).tolist() == [expected.tolist()] * 3
+    # never empty where something is masked
+    assert law.sample().any(-1).tolist() == case.masked.any(-1).tolist()
+
+
+@given(bounded(), st.data())
+def test_bounded_dependence_has_all_its_mass_on_one_set(case, data):
+    law = law_of(case)
+    chosen = law.sample()
+    assert (law.log_prob(chosen) == 0).all()
+    flipped = data.draw(st.integers(0, chosen.shape[1] - 1))
+    other = chosen.clone()
+    other[:, flipped] = ~other[:, flipped]
+    assert (law.log_prob(other) == -torch.inf).all()
+
+
+def test_bounded_dependence_limits():
+    case = SimpleNamespace(
+        dependence=torch.full((1, 4, 4), 0.5),
+        own=torch.zeros(1, 4),
+        preference=torch.tensor([[0.0, 1.0, 3.0, 2.0]]),
+        masked=torch.tensor([[True, True, True, False]]),
+        bound=0.0,
+    )
+    assert law_of(case).sample().tolist() == [[False, False, True, False]]
+    case.bound = 0.5  # the second costs 0.5, the third 1.0
+    assert law_of(case).sample().tolist() == [[False, True, True, False]]
+    case.bound = 1.0
+    assert law_of(case).sample().tolist() == case.masked.tolist()
+
+
+@pytest.mark.parametrize("bound", [-1.0, math.nan])
+def test_bounded_dependence_bound_is_checked(bound):
+    zeros = torch.zeros(1, 2)
+    with pytest.raises(ValueError, match=f"bound must be 0 or more, got {bound}"):
+        BoundedDependence(torch.zeros(1, 2, 2), zeros, zeros, zeros == 0, bound=bound)
+
+
+# ---- a known answer: partners share log 2 nats, nobody else shares anything --------------------------------------
+
+
+def test_other_laws_are_refused_by_the_dependence_objective():
+    denoiser = ExactPairs(2)
+    with pytest.raises(ValueError, match="law must be \"dependent\", got 'non_empty': use another objective for it"):
+        DependenceObjective(denoiser, OrderScorer.for_denoiser(denoiser, **SMALL))
+
+
+def test_dependence_of_pairs_is_learned():
+    n, rows, updates = 4, 32, 300
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    denoiser = ExactPairs(n)
+    scorer = OrderScorer.for_denoiser(
+        denoiser,
+        law="dependent",
+        entropy_weight=0.0,  # these conditionals are exact
+        bound=0.3,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    objective = DependenceObjective(denoiser, scorer)
+    optimizer = torch.optim.AdamW(scorer.parameters(), lr=5e-3, weight_decay=0.0)
+    empty = torch.zeros(rows, 0, dtype=torch.long)
+    for _ in range(updates):
+        loss = objective(empty, empty, ExactPairs.draw(n, rows, generator))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    clean = ExactPairs.draw(n, rows, generator)
+    logits, hidden = denoiser(torch.full_like(clean, denoiser.mask_token_id), empty, 0)
+    step = Step(
+        predictions=Predictions.from_logits(logits, denoiser.mask_token_id),
+        masked=torch.ones_like(clean, dtype=torch.bool),
+        steps_left=1,
+        hidden_states=hidden,
+    )
+    with torch.no_grad():
+        dependence = scorer(step)[0]
+    partners = torch.eye(2 * n).roll(n, 0).bool()
+    others = ~partners & ~torch.eye(2 * n).bool()
+    print(f"partners {dependence[partners].min():.3f}, others {dependence[others].max():.4f}")
+    assert ((dependence[partners] / math.log(2) - 1).abs() < 0.15).all()
+    assert (dependence[others] < 0.05).all()
+
+    denoiser.max_length, denoiser.family = None, ENCODER
+    output = decode(
+        denoiser, empty, sampler=LearnedOrderSampler(scorer=scorer.eval()), max_new_tokens=2 * n, clean=clean
+    )
+    assert (output.nfe == 2).all()
+    first = output.order.view(rows, 2, n) == 1
+    assert (first.sum(1) == 1).all()  # one of each pair, then the other
+    torch.testing.assert_close(output.log_likelihood, torch.full((rows,), -n * math.log(2)))
+
+
+@given(
+    logits=st.lists(st.floats(-5, 9), min_size=5, max_size=5, unique_by=lambda x: round(x, 2)),
+    masked=st.lists(st.booleans(), min_size=5, max_size=5),
+    bias=st.floats(-3, 3),
+)
+def test_the_factor_law_explores_around_its_set(logits, masked, bias):
+    """As many positions in the mean, or half a one less than all; the surer the likelier; elsewhere the set itself."""
+    scorer = OrderScorer(OrderScorerConfig(law="factor", denoiser_hidden_size=0, hidden_size=8))
+    step = SimpleNamespace(masked=torch.tensor([masked]), steps_left=3)
+    values = torch.tensor([logits])
+    everywhere = torch.ones_like(step.masked)
+    own = scorer.law(step, values, bias=bias).sample()
+    law = scorer.exploring_law(step, values, bias=bias, where=everywhere)
+    if any(masked):
+        chances = law.logits.sigmoid()[step.masked]
+        assert chances.sum().item() == pytest.approx(min(own.sum().item(), sum(masked) - 0.5), abs=1e-3)
+        apart = (law.logits - values / 0.5)[step.masked]
+        torch.testing.assert_close(apart, apart[:1].expand_as(apart), atol=1e-4, rtol=0)
+    if own.sum() < sum(masked):  # nearly without noise
+        exploring = scorer.exploring_law(step, values, bias=bias, where=everywhere, temperature=1e-4)
+        assert exploring.sample().tolist() == own.tolist()
+    fixed = scorer.exploring_law(step, values, bias=bias, where=~everywhere)
+    assert fixed.sample().tolist() == own.tolist()
+
+
+def test_equal_logits_are_explored_as_the_factor_law_takes_them():
+    """Two of eight are taken: two in the mean, not four; where all are taken, all but a half."""
+    scorer = OrderScorer(OrderScorerConfig(law="factor", denoiser_hidden_size=0, hidden_size=8, bound=0.4))
+    step = SimpleNamespace(masked=torch.ones(1, 9, dtype=torch.bool), steps_left=3)
+    where = torch.tensor([[True] * 8 + [False]])
+    values = torch.tensor([[math.log(7)] * 8 + [-1.0]])  # each of eight right with 7/8
+    for bias, count in ((0.0, 2.0), (3.0, 7.5)):
+        law = scorer.exploring_law(step, values, bias=bias, where=where)
+        assert scorer.law(step, values, bias=bias).sample().sum() == (2 if bias == 0 else 9)
+        assert law.logits[:, :8].sigmoid().sum().item() == pytest.approx(count, abs=1e-4)
