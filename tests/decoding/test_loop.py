@@ -29,6 +29,7 @@ from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
 from hf_learned_order.decoding.samplers.remasking import ReMDMSampler, WINOSampler
 from hf_learned_order.decoding.samplers.scheduled import IIDSampler, RandomSampler, TopProbSampler
 from hf_learned_order.decoding.samplers.table import SAMPLERS, make_sampler
+from hf_learned_order.denoisers import predictions
 from hf_learned_order.denoisers.denoiser import Denoiser, predict
 from hf_learned_order.denoisers.predictions import Step
 from hf_learned_order.orders.configuration import LAWS
@@ -729,6 +730,21 @@ class TestLogitsThatSayNothing:
             clean=words(2, 4),
         )
         assert (output.log_likelihood == -torch.inf).all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["processor", "warper"])
+def test_in_pieces_each_position_is_changed_with_its_own_row(temperature, monkeypatch):
+    """Whatever is shown first in its row is all that is left to say there; two or three rows begin within a piece."""
+
+    def echo(ids, scores):
+        return scores.masked_fill(ids[:, :1] != torch.arange(VOCAB), -torch.inf)
+
+    monkeypatch.setattr(predictions, "CPU_PIECE", 5 * VOCAB // torch.get_num_threads())
+    ids = torch.tensor(WORDS[:7])[:, None].repeat(1, 2)
+    kind = "logits_processor" if temperature == 0 else "logits_warper"
+    options = {kind: LogitsProcessorList([echo]), "temperature": temperature}
+    output = decode(denoiser_of("bert"), ids, sampler=TopProbSampler(), max_new_tokens=3, **options)
+    assert torch.equal(response(output), ids[:, :1].expand(-1, 3))
 
 
 class Watch(TorchDispatchMode):

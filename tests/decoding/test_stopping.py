@@ -90,3 +90,13 @@ def test_padding_is_eos_by_default():
     unmask(canvas, 0, 0, 3)
     stopping.update(canvas)
     assert stopping.response(canvas).tolist() == [[3, 4, 4, 4, 4, 4]]
+
+
+def test_a_mask_ends_nothing():
+    """Where the mask token is among those that end a response, the first position left to fill is no end."""
+    canvas = canvas_of(1)
+    stopping = Stopping(canvas, eos_token_id=[EOS, MASK], criteria=None, pad_token_id=PAD)
+    unmask(canvas, 0, 0, 4)
+    stopping.update(canvas)
+    assert stopping.length.tolist() == [LENGTH]
+    assert canvas.masked.tolist() == [[False] + [True] * (LENGTH - 1)]

@@ -193,6 +193,18 @@ def test_knob_searches_up_to_high(evaluator):
     assert evaluator.tune_knob(knob("threshold"), 0.01, high=0.25, rounds=4) > 0.125
 
 
+def test_the_nearest_setting_is_kept_not_the_last(denoiser, tokenizer, dataset):
+    """10 (1 - setting) calls: of 0.5, 0.25, 0.375 and 0.4375, which are tried for 5.3, the first is nearest."""
+
+    class Line(Evaluator):
+        def quick(self, sampler, max_denoising_steps=None):
+            result = super().quick(TopProbSampler(), 1)
+            return replace(result, nfe=10 * sampler.threshold)
+
+    line = Line(denoiser, tokenizer, dataset.select(range(1)), canvas_length=CANVAS)
+    assert line.tune_knob(knob("threshold"), 5.3, rounds=4) == 0.5
+
+
 @pytest.mark.parametrize("target", [1.0, 3.0, 6.4])
 def test_budget_is_tuned_to_its_target(evaluator, target):
     budget = evaluator.tune_budget(TopProbSampler(), target)

@@ -1,5 +1,6 @@
 """`OrderTrainer` with real, tiny models: what it trains, what it saves, what it resumes, what it logs."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from hf_learned_order.tasks.gsm8k import chains_of, read_rows
 from hf_learned_order.training.arguments import OrderTrainingArguments
 from hf_learned_order.training.saved import last_checkpoint
 from hf_learned_order.training.trainer import OrderTrainer
+from hf_learned_order.training.updates import seeds_of
 
 PROBLEMS = Path(__file__).parents[2] / "examples" / "problems.jsonl"
 CANVAS = 32
@@ -324,6 +326,25 @@ def test_patience_outlasts_a_kill(tmp_path, tokenizer, dataset):
     assert again.state.global_step == 3
     assert not changed(weights_of(again.model), weights_of(whole.model))  # those of the best checkpoint
     assert run("parts", patience=4).state.global_step == 5
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_processes_draw_together_what_one_draws_alone(training, tmp_path, tokenizer, dataset, monkeypatch):
+    """Three of them, in the second batch of an update: the rows' seeds, in the order of the processes."""
+    sizes = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
+    trainer = trainer_of(tmp_path, tokenizer, dataset, seed=7, **sizes)
+    trainer._batch = 1
+
+    def seeds(world: int, rank: int, rows: int) -> list:
+        monkeypatch.setattr(type(trainer.args), "world_size", world)
+        monkeypatch.setattr(type(trainer.args), "process_index", rank)
+        return trainer._seeds(rows, training=training).tolist()
+
+    parts = [seeds(3, rank, 2) for rank in range(3)]
+    # those of an update are counted on through its batches; an evaluation of one process begins anew with each
+    expected = seeds_of(7, 0, first=6, rows=6).tolist() if training else seeds(1, 0, 6)
+    assert [*itertools.chain(*parts)] == expected
+    assert len({own for own, _ in expected}) == 6
 
 
 def test_untrained_bound_is_that_of_ancestral_sampling(tmp_path, tokenizer, dataset):
