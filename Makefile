@@ -65,7 +65,7 @@ bench: $(STAMP)
 	$(BIN)/python examples/bench.py $(ARGS)
 	$(BIN)/python examples/bench_training.py $(ARGS)
 
-# the tables of docs/results.md that need nothing trained before: two hours of a core, a row at a time
+# the tables of docs/results/ that need nothing trained before: two hours of a core, a row at a time
 results: export PYTHONPATH = tests
 results: $(STAMP)
 	$(BIN)/python examples/bench_estimators.py

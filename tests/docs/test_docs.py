@@ -31,7 +31,7 @@ from hf_learned_order.evaluation.results import Result, save_results
 from hf_learned_order.training.arguments import OrderTrainingArguments
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/README.md")])
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/README.md")])
 ELSEWHERE = {ROOT / "docs" / "publish.md"}  # tests/examples/test_publish.py runs it, from an empty folder
 FENCE = re.compile(
     r"^(?:<!-- not run: (?P<reason>[^\n]+?) -->\n)?^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$",
