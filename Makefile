@@ -20,10 +20,10 @@ export MALLOC_MMAP_THRESHOLD_ ?= 100000000000
 export MALLOC_TOP_PAD_ ?= 1000000000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check docs bench results clean
+.PHONY: help setup demo test test-slow test-all check docs bench results clean
 
 help:
-	@echo "make setup | demo | test | check | docs | bench | results | clean"
+	@echo "make setup | demo | test | test-slow | test-all | check | docs | bench | results | clean"
 
 setup: $(STAMP)
 
@@ -46,10 +46,19 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py $(ARGS)
 
-# one thread a worker: two workers on two cores otherwise wait for each other
-test: export OMP_NUM_THREADS = 1
+# One thread per worker: two workers on two cores otherwise wait for each other. Tests that share what takes long to
+# make are a group, for one worker.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# without the tests marked `slow`, which repeat on a larger scale what others show
 test: $(STAMP) check
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)
+	$(PYTEST) -m slow $(ARGS)
+
+test-all: $(STAMP) check
+	$(PYTEST) $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check
