@@ -1,6 +1,6 @@
-"""What `test_distributed.py` runs in two processes: `accelerate launch ... tests/processes.py FOLDER`.
+"""What `test_distributed.py` runs in two processes: `accelerate launch ... tests/processes.py FOLDER PART`.
 
-First each process has all weights, then they are split.
+First each process has all weights, then they are split. The part "few" is what `make test` waits for; "rest" is slow.
 """
 
 import gc
@@ -53,6 +53,15 @@ SHARDED = {
 }
 
 RESUMED = ("count", "lora", "train_denoiser")
+FEW = {"whole": ("clean", "paced_draws"), "split": ("count", "lora")}
+
+
+def cases_of(part: str) -> dict[str, dict[str, dict]]:
+    """The cases of the part "few" or "rest", with whole and with split weights."""
+    return {
+        weights: {name: options for name, options in cases.items() if (name in FEW[weights]) == (part == "few")}
+        for weights, cases in (("whole", SPLIT), ("split", SHARDED))
+    }
 
 
 def rows_of(tokenizer):
@@ -69,19 +78,19 @@ def uneven(rows):
     return rows.add_column("given", given)
 
 
-def train_all(folder: Path, cases: dict[str, dict], *, batch: int) -> dict[str, list[dict]]:
+def train_all(folder: Path, cases: dict[str, dict], *, batch: int, split: bool) -> dict[str, list[dict]]:
     """Train every case and save it; what each has logged."""
     tokenizer, logs = equation_tokenizer(), {}
     for case, options in cases.items():
         options = {**OPTIONS, **options, "per_device_train_batch_size": batch}
         rows = rows_of(tokenizer)
-        if cases is SHARDED and case != "agreement":  # which decodes whole responses
+        if split and case != "agreement":  # which decodes whole responses
             rows = uneven(rows)
         trainer = trainer_of(folder / case, tokenizer, rows, **options)
         trainer.train()
         trainer.save_model()
         logs[case] = [log for log in trainer.state.log_history if "loss" in log]
-        assert isinstance(trainer.model, FSDPModule) == (cases is SHARDED and "WORLD_SIZE" in os.environ)
+        assert isinstance(trainer.model, FSDPModule) == (split and "WORLD_SIZE" in os.environ)
     return logs
 
 
@@ -171,14 +180,18 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # as pyproject.toml
     gc.freeze()  # as conftest.py does
     dist.init_process_group("gloo", timeout=timedelta(seconds=120))  # a process may wait for another in vain
-    folder, logs = Path(sys.argv[1]), {}
-    logs["whole"] = {**train_all(folder / "whole", SPLIT, batch=2), "evaluation": evaluate(folder, batch=2)}
+    (folder, part), logs = (Path(sys.argv[1]), sys.argv[2]), {}
+    cases = cases_of(part)
+    logs["whole"] = train_all(folder / "whole", cases["whole"], batch=2, split=False)
     assert dist.get_world_size() == 2
-    generate_with_split_weights()
+    if part == "few":
+        logs["whole"]["evaluation"] = evaluate(folder, batch=2)
+        generate_with_split_weights()
     split_as_shipped()
-    logs["split"] = train_all(folder / "split", SHARDED, batch=2)
-    logs["split"]["evaluation"] = evaluate(folder, batch=2, split=True)
-    train_and_resume(folder / "resumed")
+    logs["split"] = train_all(folder / "split", cases["split"], batch=2, split=True)
+    if part == "rest":
+        logs["split"]["evaluation"] = evaluate(folder, batch=2, split=True)
+        train_and_resume(folder / "resumed")
     if dist.get_rank() == 0:
         (folder / "logs.json").write_text(json.dumps(logs))
     dist.destroy_process_group()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import RESUMED, SHARDED, SPLIT, evaluate, train_all
+from processes import RESUMED, cases_of, evaluate, train_all
 from safetensors.torch import load_file
 
 from hf_learned_order.tasks.gsm8k import answered
@@ -34,15 +34,18 @@ SAME = (
 )
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+pytestmark = pytest.mark.xdist_group("distributed")  # one worker: what takes long is run once for all
+SLOW = {"few": (), "rest": pytest.mark.slow}
+
+
+def run_both(folders, part: str):
     """Folders and logs of one process, and of two."""
-    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    one, two = folders.mktemp("one"), folders.mktemp("two")
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     done = subprocess.run(
         [
             *(sys.executable, *launch, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
-            *(TESTS / "processes.py", two),
+            *(TESTS / "processes.py", two, part),
         ],
         capture_output=True,
         text=True,
@@ -54,16 +57,35 @@ def runs(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr[-6000:]
     logs = {
-        "whole": {**train_all(one / "whole", SPLIT, batch=4), "evaluation": evaluate(one, batch=4)},
-        "split": {**train_all(one / "split", SHARDED, batch=4), "evaluation": evaluate(one, batch=4, split=True)},
+        weights: train_all(one / weights, cases, batch=4, split=weights == "split")
+        for weights, cases in cases_of(part).items()
     }
+    weights = "whole" if part == "few" else "split"
+    logs[weights]["evaluation"] = evaluate(one, batch=4, split=part == "rest")
     return (one, logs), (two, json.loads((two / "logs.json").read_text()))
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    return run_both(tmp_path_factory, "few")
+
+
+@pytest.fixture(scope="module")
+def rest(tmp_path_factory):
+    return run_both(tmp_path_factory, "rest")
+
+
 @pytest.mark.parametrize(
-    ("weights", "case"), [*(("whole", case) for case in SPLIT), *(("split", case) for case in SHARDED)]
+    ("part", "weights", "case"),
+    [
+        pytest.param(part, weights, case, marks=SLOW[part])
+        for part in SLOW
+        for weights, cases in cases_of(part).items()
+        for case in cases
+    ],
 )
-def test_two_processes_are_one_with_twice_the_batch(weights, case, runs):
+def test_two_processes_are_one_with_twice_the_batch(part, weights, case, request):
+    runs = request.getfixturevalue(part)
     (one, single), (two, double) = runs
     one, two, single, double = one / weights / case, two / weights / case, single[weights][case], double[weights][case]
     files = sorted(path.relative_to(one) for path in one.rglob("*.safetensors"))
@@ -87,9 +109,9 @@ def test_two_processes_are_one_with_twice_the_batch(weights, case, runs):
         )
 
 
-@pytest.mark.parametrize("weights", ["whole", "split"])
-def test_two_processes_evaluate_the_same_rows(weights, runs):
-    (_, single), (_, double) = runs
+@pytest.mark.parametrize(("weights", "part"), [("whole", "few"), pytest.param("split", "rest", marks=SLOW["rest"])])
+def test_two_processes_evaluate_the_same_rows(weights, part, request):
+    (_, single), (_, double) = request.getfixturevalue(part)
     alone, shared = single[weights]["evaluation"], double[weights]["evaluation"]
     assert shared["rows"] == alone["rows"]
     assert len(shared["rows"]) == 7
@@ -99,9 +121,10 @@ def test_two_processes_evaluate_the_same_rows(weights, runs):
     assert 0 < shared["eval_accuracy"] < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", RESUMED)
-def test_split_weights_are_resumed_to_the_bit(case, runs):
-    _, (folder, _) = runs
+def test_split_weights_are_resumed_to_the_bit(case, rest):
+    _, (folder, _) = rest
     whole, resumed = (folder / "resumed" / name for name in (case, f"{case}-resumed"))
     files = [path.relative_to(whole) for path in whole.rglob("*.safetensors") if "checkpoint-" not in str(path)]
     assert len(files) >= 2
