@@ -34,6 +34,7 @@ def gsm8k(hub, tmp_path_factory):
     hub.repositories["datasets/openai/gsm8k"].commit("main", files)
 
 
+@pytest.mark.slow  # ten processes; each step by itself: test_train, test_cli.py, test_hub.py, test_docs.py
 def test_a_new_user(hub, gsm8k, tmp_path, monkeypatch):
     monkeypatch.setenv("PROJECT", str(ROOT))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

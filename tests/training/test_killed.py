@@ -14,6 +14,7 @@ from files import save_all, write_rows
 from hf_learned_order.training.saved import last_checkpoint
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.xdist_group("killed")  # one worker: the process that forks has imported everything once
 CASES = {
     "elbo": ["--law", "non_empty", "--max_denoising_steps", "3", "--num_chains", "2", "--min_denoising_steps", "2"],
     "count": ["--law", "count", "--max_denoising_steps", "4", "--num_chains", "2", "--target_nfe", "2.5"],
@@ -76,7 +77,11 @@ def end(forks) -> int:
     return int(line)
 
 
-@pytest.mark.parametrize("case", CASES)
+# one with a posterior and drawn budgets, one whose speed is held
+FEW = ("elbo", "count")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=() if case in FEW else pytest.mark.slow) for case in CASES])
 def test_a_killed_run_ends_as_if_it_had_not_been(case, forks, material, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     start(forks, material, whole, case)
