@@ -103,6 +103,72 @@ DREAM = {
 }
 
 
+# config.json of nvidia/Nemotron-Labs-Diffusion-8B, at tiny sizes; rotary frequencies bend within 32 positions
+NEMOTRON = {
+    "ar_loss_weight": 1.0,
+    "architectures": ["NemotronLabsDiffusionModel"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attn_implementation": "sdpa",
+    "auto_map": {
+        "AutoConfig": "configuration_nemotron_labs_diffusion.NemotronLabsDiffusionConfig",
+        "AutoModel": "modeling_nemotron_labs_diffusion.NemotronLabsDiffusionModel",
+    },
+    "block_size": 4,
+    "bos_token_id": BOS,
+    "dlm_loss_weight": None,
+    "dlm_paradigm": "bidirectional",
+    "dp_varying_mask_ratio": False,
+    "eos_token_id": EOS,
+    "head_dim": 8,
+    "hidden_act": "silu",
+    "hidden_size": 32,
+    "initializer_range": 0.02,
+    "intermediate_size": 48,
+    "mask_token_id": MASK,
+    "max_position_embeddings": 64,
+    "mlp_bias": False,
+    "model_type": "nemotron_labs_diffusion",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-05,
+    "rope_parameters": {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 8.0,
+        "llama_4_scaling_beta": 0.1,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 8,
+        "rope_theta": 1000000.0,
+        "rope_type": "yarn",
+    },
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+    "transformers_version": "5.0.0",
+    "use_cache": False,
+    "vocab_size": VOCAB,
+}
+
+
+def nemotron_weights(config: dict) -> Weights:
+    """Random weights under the published names."""
+    generator = torch.Generator().manual_seed(0)
+    size, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    wide, narrow = (head * config[f"num_{kind}_heads"] for kind in ("attention", "key_value"))
+    shapes = {"input_layernorm": (size,), "post_attention_layernorm": (size,)}
+    shapes |= {"self_attn.q_proj": (wide, size), "self_attn.o_proj": (size, wide)}
+    shapes |= {f"self_attn.{name}_proj": (narrow, size) for name in "kv"}
+    shapes |= {"mlp.gate_proj": (inner, size), "mlp.up_proj": (inner, size), "mlp.down_proj": (size, inner)}
+    layers = range(config["num_hidden_layers"])
+    weights = {f"encoder.layers.{i}.{name}.weight": shape for i in layers for name, shape in shapes.items()}
+    weights |= {f"{name}.weight": (config["vocab_size"], size) for name in ("encoder.embed_tokens", "diffusion_head")}
+    weights["encoder.norm.weight"] = (size,)
+    return {name: 0.4 * torch.randn(shape, generator=generator) for name, shape in weights.items()}
+
+
 def a2d(base: str, architecture: str, **fields) -> dict:
     """config.json of dLLM's autoregressive-to-diffusion models, at tiny sizes; it names no mask token."""
     shared = {key: value for key, value in DREAM.items() if key not in ("mask_token_id", "max_window_layers")}

@@ -45,7 +45,7 @@ def check_token(name: str, value: object, *, vocab_size: int) -> None:
             raise ValueError(f"{name} must be in the vocabulary, [0, {vocab_size}), got {token!r}")
 
 
-def check_room(name: str, attention_mask: Tensor, length: int, *, limit: int | None, shift: int) -> None:
+def check_room(name: str, attention_mask: Tensor, length: int, *, limit: int | None, before: int) -> None:
     """That a canvas of `length` fits behind a prompt with this mask.
 
     Args:
@@ -53,7 +53,7 @@ def check_room(name: str, attention_mask: Tensor, length: int, *, limit: int | N
         attention_mask: [batch, prompt].
         length: of the canvas.
         limit: the model's longest sequence, None where it has none.
-        shift: 1 for a model that predicts a token from the one before it.
+        before: 1 for a model that predicts a token from the one before it.
 
     Raises:
         ValueError: both together exceed the limit, or a prompt is empty where one is needed.
@@ -63,7 +63,7 @@ def check_room(name: str, attention_mask: Tensor, length: int, *, limit: int | N
         raise ValueError(
             f"the {name} and max_new_tokens must fit the model's {limit} positions, got {width} + {length}"
         )
-    if shift and not attention_mask.any(-1).all():
+    if before and not attention_mask.any(-1).all():
         raise ValueError(
             f"each {name} must have at least one token: this model predicts a token from the one before it"
         )

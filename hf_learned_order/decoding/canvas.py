@@ -193,7 +193,13 @@ class Canvas:
         return list(zip(slices, self._shares(every, slices, steps), strict=True))
 
     def plan(
-        self, block_length: int | None, steps: int | None, *, block_size: int | None, infill: bool = False
+        self,
+        block_length: int | None,
+        steps: int | None,
+        *,
+        block_size: int | None,
+        causal_context: bool = False,
+        infill: bool = False,
     ) -> list[Part]:
         """What is decoded together, one after the other, blocks from left to right.
 
@@ -205,6 +211,8 @@ class Canvas:
             block_length: as in `windows`; on a block-causal model its `block_size` or None. With `infill` any.
             steps: as in `windows`, each row's divided among its own blocks.
             block_size: of a block-causal model, else None.
+            causal_context: blocks begin with the canvas. The context says the first token of a block, so a block of
+                two steps or more has a part of one position before it.
             infill: the canvas lies within the prompts.
 
         Raises:
@@ -221,18 +229,26 @@ class Canvas:
                 f"block_length must be None or {block_size}, the block in which this block-causal model attends, "
                 f"got {block_length!r}"
             )
-        groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        groups: dict[tuple[tuple[int, int, bool], ...], list[int]] = {}
         padding, masked = (self.attention_mask == 0).sum(-1).tolist(), self.masked.cpu()
         for row, pad in enumerate(padding):
-            grid = range((pad - self.start) % size, self.length, size)
+            grid = range(0 if causal_context else (pad - self.start) % size, self.length, size)
             blocks = pairwise(sorted({0, *grid, self.length}))
-            mine = tuple((start, stop) for start, stop in blocks if masked[row, start:stop].any())
+            mine = tuple(
+                (start, stop, causal_context and bool(masked[row, start]))
+                for start, stop in blocks
+                if masked[row, start:stop].any()
+            )
             groups.setdefault(mine, []).append(row)
         parts = []
         for group, (blocks, members) in enumerate(groups.items()):
-            rows, slices = every[members], [slice(*block) for block in blocks]
+            rows, slices = every[members], [slice(start, stop) for start, stop, _ in blocks]
             shares = self._shares(rows, slices, steps)
-            parts += [Part(rows, window, share, group) for window, share in zip(slices, shares, strict=True)]
+            for window, share, (start, _, leads) in zip(slices, shares, blocks, strict=True):
+                if leads and share > 1:
+                    parts.append(Part(rows, slice(start, start + 1), 1, group))
+                    share -= 1
+                parts.append(Part(rows, window, share, group))
         return sorted(parts, key=lambda part: part.window.start)  # so that a streamer need not wait for the last row
 
     def _shares(self, rows: Tensor, slices: list[slice], steps: int | None) -> list[int]:

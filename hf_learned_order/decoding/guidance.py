@@ -68,8 +68,8 @@ class Guidance:
         mask = check_ids("negative_prompt_ids", ids, mask, vocab_size=self.denoiser.denoiser.vocab_size)
         if len(ids) != len(self.canvas.ids):
             raise ValueError(f"negative_prompt_ids must have {len(self.canvas.ids)} rows, as input_ids, got {len(ids)}")
-        limit, shift = self.denoiser.denoiser.max_length, self.denoiser.denoiser.family.shift
-        check_room("negative prompt", mask, self.canvas.length, limit=limit, shift=shift)
+        limit, before = self.denoiser.denoiser.max_length, self.denoiser.denoiser.family.tokens_before
+        check_room("negative prompt", mask, self.canvas.length, limit=limit, before=before)
         return left_padded(ids, mask)
 
 

@@ -9,7 +9,8 @@ Each step unmasks something and the last step unmasks everything and remasks not
 Which positions may be touched is one bool tensor, `Canvas.masked`: the whole window behind the prompts, or the masks
 of the prompts themselves (`infill=True`). With a `block_length` the loop runs once for each block, from left to right,
 and a rule sees the block only; the denoiser sees everything, or remembers some of it (`caches`). A block-causal model
-goes through its own blocks, which start at another column in each row; rows whose blocks agree go together.
+goes through its own blocks, which start at another column in each row; rows whose blocks agree go together. With a
+causal context blocks start behind the prompt, and the first call of each gives its first token (`Canvas.plan`).
 
 The same loop scores a given response (`clean=`): the true token takes the place of the drawn one, and the sum of
 log p_theta over the unmasked positions bounds log p(x | c) from below when the rule is deterministic, and in
@@ -74,8 +75,9 @@ def decode(
         max_new_tokens: length of the canvas, by default 128.
         max_denoising_steps: step budget T; by default one for each position. Divided evenly among blocks.
         block_length: decode in blocks of so many positions, from left to right; must divide `max_new_tokens`. A
-            block-causal model always goes through its own blocks, which start at the first token of the prompt. With
-            `infill` blocks are counted from there too, and need not come out even.
+            block-causal model always goes through its own blocks, which start at the first token of the prompt, or with
+            a causal context behind the prompt. With `infill` blocks are counted from there too, and need not come out
+            even.
         kv_cache: keep keys and values between calls: "exact" for a block-causal model; "prefix" or "dual", which
             approximate, for others in blocks. See `caches`.
         infill: fill the masks in `input_ids`, all of them; nothing else is touched or added, and no EOS ends a row.
@@ -102,6 +104,10 @@ def decode(
     mask = check_ids("input_ids", input_ids, attention_mask, vocab_size=denoiser.vocab_size)
     if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature >= 0:
         raise ValueError(f"temperature must be 0 or more, got {temperature!r}")
+    if infill and denoiser.family.causal_context:
+        raise ValueError(
+            "infill must be False with a model that has a causal context: it sees nothing behind the current block"
+        )
     if infill:
         check_infill(
             max_new_tokens=max_new_tokens,
@@ -116,9 +122,11 @@ def decode(
     if draft is not None:
         length = draft.shape[1]
     canvas = _canvas(denoiser, input_ids, mask, length, draft)
-    block_size = denoiser.family.block_size
-    plan = canvas.plan(block_length, max_denoising_steps, block_size=block_size, infill=infill)
-    if block_size is not None and negative_prompt_ids is not None:
+    block_size, causal_context = denoiser.family.block_size, denoiser.family.causal_context
+    plan = canvas.plan(
+        block_length, max_denoising_steps, block_size=block_size, causal_context=causal_context, infill=infill
+    )
+    if block_size is not None and not causal_context and negative_prompt_ids is not None:
         raise ValueError(
             "negative_prompt_ids must be None with a block-causal model: its blocks are counted from the first token, "
             "so the canvas would be divided in another way behind another prompt"
@@ -280,7 +288,8 @@ def _canvas(
     if length is not None:
         check_positive("max_new_tokens", length)
     shift = denoiser.family.shift
-    check_room("prompt", attention_mask, length or 0, limit=denoiser.max_length, shift=shift)
+    before = denoiser.family.tokens_before
+    check_room("prompt", attention_mask, length or 0, limit=denoiser.max_length, before=before)
     prompt, mask = left_padded(input_ids, attention_mask)
     if length is None:
         return Canvas.within(prompt, mask, start=shift, mask_token_id=denoiser.mask_token_id)

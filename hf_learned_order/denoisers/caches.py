@@ -2,13 +2,14 @@
 
 - `exact`, for block-causal models: the keys and values of finished blocks. No block sees one behind it, so they are
   what another call would compute again. The first call of a block also encodes the block before it; no call is made for
-  the cache alone.
+  the cache alone. With a causal context this is the causal reading of a block, as part of the context.
 - `prefix` and `dual`, for windowed decoding of models that attend in both directions: what stands before the window, or
   on both sides of it, as the first call of the window saw it. It goes stale while tokens of the window become known, so
   this is an approximation. Source: Fast-dLLM, arXiv 2505.22618, section 3.2.
 
 A column of the sequence is kept or it is sent to the model, with its position id and its row of the attention mask. The
-logits of a window of a shifted model stand one column before it, so that column is always sent.
+logits of a window of a shifted model, and of the first token with a causal context, are one column before it, so that
+column is always sent.
 """
 
 from collections.abc import Sequence
@@ -139,7 +140,7 @@ class WindowedDenoiser:
         if cache is None or (opening and self.cache != "exact"):
             cache = self.kept[group] = KeptCache()
         cache.call(rows)
-        columns = slice(cache.before, length if opening else cache.behind)
+        columns = slice(cache.before, cache.behind if self.cache == "dual" and not opening else length)
         output = self.denoiser(ids, mask, window.start, columns=columns, past_key_values=cache, **options)
         expected = len(ids), columns.stop - columns.start
         if not cache.written or any((len(k), k.shape[-2]) != expected for k, _ in cache.written.values()):
@@ -155,8 +156,8 @@ class WindowedDenoiser:
     def _before(self, mask: Tensor, start: int) -> int:
         """How many columns before a window are kept."""
         family = self.denoiser.family
-        before = start - family.shift
-        if family.block_size is None:
+        before = start - family.tokens_before
+        if family.block_size is None or family.causal_context:
             return before
         # the window may be the rest of a block that a prompt began, and that is not finished
         place = mask[:, : start + 1].sum(-1) - 1

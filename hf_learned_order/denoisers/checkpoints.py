@@ -1,7 +1,7 @@
 """Published checkpoints: those that transformers' own classes read, and the check of what remote code computes.
 
-LLaDA is a Llama under other names, Dream a Qwen2 and A2D a Llama, Qwen2 or Qwen3. Their remote code is not needed, nor
-does it run on transformers 5.
+LLaDA is a Llama under other names, Dream a Qwen2, A2D a Llama, Qwen2 or Qwen3, and Nemotron-Labs-Diffusion a
+Ministral3. Their remote code is not needed; that of LLaDA, Dream and A2D does not run on transformers 5.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    Ministral3Config,
+    Ministral3ForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -112,7 +114,28 @@ def _llada_config(raw: Mapping[str, Any]) -> LlamaConfig:
     )
 
 
+_NEMOTRON_KEYS = {r"^encoder\.": "model.", r"^diffusion_head\.": "lm_head."}
+
+
+def _nemotron_config(raw: Mapping[str, Any]) -> Ministral3Config:
+    """Nemotron-Labs-Diffusion's fields are Ministral3's own. Source: the published modeling_ministral.py."""
+    for name in ("attention_bias", "mlp_bias"):
+        if raw.get(name):
+            raise ValueError(
+                f"a Nemotron-Labs-Diffusion checkpoint must have {name}=False to load as a Ministral3, "
+                f"got {raw[name]!r}"
+            )
+    if raw.get("dlm_paradigm") == "autoregressive":
+        raise ValueError("a Nemotron-Labs-Diffusion checkpoint must not have dlm_paradigm='autoregressive' to denoise")
+    if raw.get("pad_token_id") is None:  # a Ministral3's default is 11, whose embedding it would never train
+        raw = {**raw, "pad_token_id": None}
+    return _same(Ministral3Config)(raw)  # pyrefly: ignore[bad-return]
+
+
 LAYOUTS = {
+    "NemotronLabsDiffusionModel": Layout(
+        model_class=Ministral3ForCausalLM, config=_nemotron_config, keys=_NEMOTRON_KEYS
+    ),
     "LLaDAModelLM": Layout(model_class=LlamaForCausalLM, config=_llada_config, keys=_LLADA_KEYS),
     "DreamModel": Layout(model_class=Qwen2ForCausalLM, config=_same(Qwen2Config)),
     "A2DLlamaLMHeadModel": Layout(model_class=LlamaForCausalLM, config=_same(LlamaConfig)),

@@ -6,7 +6,7 @@ What differs between model families is a few facts, and they stand in one table,
 import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from hf_learned_order.denoisers.causal_context import reading
 from hf_learned_order.denoisers.families import Family, find_family, refuse_what_cannot_denoise
 from hf_learned_order.denoisers.hooks import Seen
 from hf_learned_order.denoisers.layers import LAST, layer_numbers, layers_of
@@ -114,7 +115,15 @@ class Denoiser(nn.Module):
         columns = slice(0, length) if columns is None else columns
         # counted from the first real token, so that padding changes nothing
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        arguments = self._attention(attention_mask, positions, columns)
+        if self.family.causal_context:
+            read = reading(attention_mask, positions, start, cast(int, self.family.block_size))
+            input_ids, positions = input_ids[:, read.columns], positions[:, read.columns]
+            columns = slice(columns.start, input_ids.shape[1] - length + columns.stop)
+            arguments, window = self._mask(read.seen[:, columns]), read.places - columns.start
+        else:
+            arguments = self._attention(attention_mask, positions, columns)
+            before = self.family.shift + columns.start
+            window = slice(start - before, length - before)
         if "position_ids" in taken:
             arguments["position_ids"] = positions[:, columns] + self.family.position_offset
         if "timesteps" in taken:  # a model that is not conditioned on time, or it would have been refused
@@ -123,9 +132,9 @@ class Denoiser(nn.Module):
         arguments |= {name: value for name, value in wanted.items() if name in taken and value is not None}
         if past_key_values is not None and self.family.cache is not None:
             arguments |= {self._cache_argument: past_key_values, "use_cache": True, self.family.cache: True}
-        before = self.family.shift + columns.start
-        window = slice(start - before, length - before)
-        place = None if at is None else (at[0], at[1] + window.start)
+        place = at
+        if at is not None:
+            place = at[0], at[1] + window.start if isinstance(window, slice) else window[at[1]]
         indices = (LAST,) if hidden_states is True else hidden_states or ()
         logits, hidden = self._call(input_ids[:, columns], arguments, self.layer_numbers(indices), place)
         seen = torch.cat([states[:, window] for states in hidden], -1) if hidden else None
@@ -207,10 +216,14 @@ class Denoiser(nn.Module):
         if block_size is not None:
             blocks = positions // block_size
             seen = seen & (blocks[:, None, :] <= blocks[:, columns, None])
-        seen = seen[:, None]  # padding sees what the first token sees, so no softmax is over nothing
+        return self._mask(seen)  # padding sees what the first token sees, so no softmax is over nothing
+
+    def _mask(self, seen: Tensor) -> dict[str, Any]:
+        """bool [batch, columns, length], who sees whom, as the model takes it."""
+        seen = seen[:, None]
         # transformers' eager attention adds a bool mask to its scores instead of masking with it
         eager = self._stock and getattr(self.model.config, "_attn_implementation", None) == "eager"
-        if layout == "additive" or eager:
+        if self.family.attention == "additive" or eager:
             nothing = torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device)
             return {"attention_mask": nothing.masked_fill(~seen, -torch.inf)}
         return {"attention_mask": seen}

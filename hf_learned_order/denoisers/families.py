@@ -23,6 +23,9 @@ class Family:
             itself and padding is refused.
         block_size: attention is block-causal on a grid from the first token: a position sees its own block and those
             before it. None: every position sees every other. The configuration's `block_size` or `bd_size` wins.
+        causal_context: blocks begin where the canvas begins. A position of the current block sees all of it; what
+            comes before is causal. The first token of a block is predicted from the token before it, the others where
+            they are (`causal_context.py`).
         shift: 1 when the logits of position i stand at i - 1, as in a model tuned from an autoregressive one.
         position_offset: position id of the first token.
         head_input: the model returns no hidden states; they are what goes into its output embeddings.
@@ -37,6 +40,7 @@ class Family:
 
     attention: str = "2d"
     block_size: int | None = None
+    causal_context: bool = False
     shift: int = 0
     position_offset: int = 0
     head_input: bool = False
@@ -54,6 +58,16 @@ class Family:
             raise ValueError("block_size must be None with attention='2d': that mask cannot tell blocks apart")
         if self.shift not in (0, 1):
             raise ValueError(f"shift must be 0 or 1, got {self.shift!r}")
+        if self.causal_context and (self.block_size is None or self.shift or self.attention == "none"):
+            raise ValueError(
+                "causal_context=True needs a block_size, shift=0 and attention '4d' or 'additive', "
+                f"got block_size={self.block_size}, shift={self.shift}, attention={self.attention!r}"
+            )
+
+    @property
+    def tokens_before(self) -> int:
+        """How many tokens must come before the first one that the model predicts."""
+        return 1 if self.causal_context else self.shift
 
     @property
     def takes_cache(self) -> bool:
@@ -78,6 +92,9 @@ FAMILIES = {
     "DreamModel": Family(
         attention="4d", shift=1, mask_token_id=151666, eos_token_id=151643, pad_token_id=151643
     ),  # Dream, DiffuCoder
+    "NemotronLabsDiffusionModel": Family(
+        attention="4d", block_size=32, causal_context=True, mask_token_id=100
+    ),  # Nemotron-Labs-Diffusion-3B, 8B, 14B
     "A2DLlamaLMHeadModel": _A2D,
     "A2DQwen2LMHeadModel": _A2D,
     "A2DQwen3LMHeadModel": replace(_A2D, mask_token_id=151669),

@@ -42,7 +42,7 @@ def idle(denoiser: Denoiser, device: torch.device) -> Tensor:
     place = torch.zeros(1, dtype=torch.long, device=device)
     denoiser.is_idle = True
     try:
-        logits, _ = denoiser(ids, torch.ones_like(ids), denoiser.family.shift, at=(place, place))
+        logits, _ = denoiser(ids, torch.ones_like(ids), denoiser.family.tokens_before, at=(place, place))
     finally:
         denoiser.is_idle = False
     return logits[:0].float().sum()
