@@ -37,8 +37,8 @@ def load_denoiser(
     """The model of a folder or a Hub repository.
 
     LLaDA, Dream, DiffuCoder, A2D and Nemotron-Labs-Diffusion are recognised from their `config.json` and load as
-    transformers' own Llama, Qwen2, Qwen3 and Ministral3, without their remote code. Anything else loads as a masked language model where it is one, else as a
-    decoder, by remote code only when `trust_remote_code` says so.
+    transformers' own Llama, Qwen2, Qwen3 and Ministral3, without their remote code. Anything else loads as a masked
+    language model where it is one, else as a decoder, by remote code only when `trust_remote_code` says so.
 
     The commit that a repository was at is kept in the configuration's `_commit_hash`, as transformers 4 did: a scorer
     names it.
