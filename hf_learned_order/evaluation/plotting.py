@@ -19,30 +19,90 @@ from hf_learned_order.evaluation.order_maps import OrderMap, ink, palette, steps
 from hf_learned_order.evaluation.results import Result
 from hf_learned_order.orders.scorer import OrderScorer
 
+LEARNED, NAMED = "#0072b2", ("#d55e00", "#009e73", "#cc79a7")  # can be told apart without full colour vision
+OTHERS = "#999999"  # legible on white and on black
 
-def trade_off(results: Sequence[Result], path: str | Path, *, title: str = "") -> None:
-    """Accuracy against mean NFE, a panel a task and one line a sampler, written to `path` as PNG."""
-    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+
+def trade_off(results: Sequence[Result], path: str | Path, *, title: str = "", dark: bool = False) -> None:
+    """Accuracy against mean NFE, a panel per task and one line per sampler, written to `path` as PNG.
+
+    The learned order and the three rules that come nearest to it are in colour, named at their ends, with 95 %
+    intervals over problems; the other rules are grey.
+    """
+    panels: dict[str, dict[str, list[Result]]] = {}
     for result in results:
-        line = panels.setdefault(result.task, {}).setdefault(result.sampler, [])
-        line.append((result.nfe, 100 * result.accuracy))
-    figure, grid = pyplot.subplots(
-        ncols=len(panels), figsize=(7 * len(panels), 4.5), layout="constrained", squeeze=False
-    )
-    for axes, (task, lines) in zip(grid[0], panels.items(), strict=True):
-        for name, points in lines.items():
-            learned = name.startswith("learned")
-            style: dict[str, Any] = {"linewidth": 2.5, "zorder": 3} if learned else {"linewidth": 1.2, "alpha": 0.8}
-            axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=name, **style)
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.set_xlabel("denoiser calls a sequence (mean NFE)")
-        axes.set_ylabel("right answers, %")
-        axes.set_title(title or task)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+        panels.setdefault(result.task, {}).setdefault(result.sampler, []).append(result)
+    with pyplot.style.context("dark_background" if dark else "default"):
+        figure, grid = pyplot.subplots(
+            ncols=len(panels), figsize=(7 * len(panels), 4.5), layout="constrained", squeeze=False
+        )
+        for axes, (task, lines) in zip(grid[0], panels.items(), strict=True):
+            _panel(axes, lines)
+            axes.set_title(title or task)
+        figure.savefig(path, dpi=150)
+        pyplot.close(figure)
+
+
+def _panel(axes: Any, lines: dict[str, list[Result]]) -> None:
+    """The lines of one task."""
+    rules = [name for name in lines if not name.startswith("learned")]
+    best = sorted(rules, key=lambda name: _height(lines[name], lines), reverse=True)[: len(NAMED)]
+    colours = dict(zip(best, NAMED, strict=False))
+    ends = []
+    for name, line in lines.items():
+        line = sorted(line, key=lambda row: row.nfe)
+        calls, right = [row.nfe for row in line], [100 * row.accuracy for row in line]
+        learned = name.startswith("learned")
+        colour = LEARNED if learned else colours.get(name, OTHERS)
+        named = learned or name in colours
+        axes.plot(
+            calls,
+            right,
+            label=name,
+            color=colour,
+            marker="o",
+            markersize=4 if named else 2.5,
+            linewidth=2.8 if learned else 1.6 if named else 0.9,
+            linestyle="--" if learned and name != "learned_order" else "-",
+            zorder=3 if learned else 2 if named else 1,
+        )
+        if named:
+            half = [196 * (row.accuracy * (1 - row.accuracy) / max(row.count, 1)) ** 0.5 for row in line]
+            low, high = ([y + sign * h for y, h in zip(right, half, strict=True)] for sign in (-1, 1))
+            axes.fill_between(calls, low, high, color=colour, alpha=0.12, linewidth=0)
+            ends.append((right[-1], calls[-1], name, colour))
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("denoiser calls per sequence (mean, logarithmic)")
+    axes.set_ylabel("accuracy, %")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    _name_ends(axes, ends, others=len(colours) < len(rules))
+
+
+def _height(line: Sequence[Result], lines: dict[str, list[Result]]) -> float:
+    """The mean over all targets of what a rule gets right at that target or, where it has none, at the next below."""
+    targets = sorted({row.target for rows in lines.values() for row in rows})
+    return sum(max((row.accuracy for row in line if row.target <= target), default=0.0) for target in targets)
+
+
+def _name_ends(axes: Any, ends: list[tuple[float, float, str, str]], *, others: bool) -> None:
+    """Each name beside the last point of its line: above or below it, or, at the right edge, kept clear of the name below."""
+    low, high = axes.get_ylim()
+    last, place = max((calls for _, calls, _, _ in ends), default=1.0), -float("inf")
+    for height, calls, name, colour in sorted(ends):
+        weight = "bold" if name.startswith("learned") else "normal"
+        style: dict[str, Any] = {"color": colour, "fontsize": 9, "fontweight": weight, "textcoords": "offset points"}
+        if calls < 0.8 * last:
+            above = name.startswith("learned")
+            where = {"xytext": (-6, 6), "ha": "right"} if above else {"xytext": (6, -10), "ha": "left"}
+            axes.annotate(name, (calls, height), **where, **style)
+            continue
+        place = max(height, place + 0.055 * (high - low))
+        spot = (axes.get_xlim()[1], place)
+        axes.annotate(name, spot, xytext=(4, 0), va="center", annotation_clip=False, **style)
+    if others:
+        axes.text(1.02, 0.02, "other rules", color=OTHERS, fontsize=9, transform=axes.transAxes)
 
 
 def order_map(maps: Sequence[OrderMap], path: str | Path, *, title: str = "") -> None:

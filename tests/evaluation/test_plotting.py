@@ -11,7 +11,7 @@ from PIL import Image
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.evaluation.evaluator import Evaluator
 from hf_learned_order.evaluation.order_maps import OrderMap, palette
-from hf_learned_order.evaluation.plotting import order_map, order_map_of, trade_off
+from hf_learned_order.evaluation.plotting import OTHERS, order_map, order_map_of, trade_off
 from hf_learned_order.evaluation.results import Result
 from hf_learned_order.tasks.data import equation_tokenizer, equations
 from hf_learned_order.tasks.gsm8k import chains_of, read_rows
@@ -52,6 +52,33 @@ def test_trade_off(tmp_path, figures):
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     assert lines == {"learned_order": [[2.0, 30.0], [8.0, 50.0]], "iid": [[2.0, 10.0]]}
     assert axes.get_title() == "Trade-off"
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_learned_order_and_the_three_nearest_rules_are_named(tmp_path, figures, dark):
+    best = ["factor", "threshold", "klass"]
+    rows = [("learned_order", 0.6), *zip(best, (0.5, 0.45, 0.4), strict=True), ("iid", 0.1), ("margin", 0.3)]
+    results = [result(name, nfe, accuracy + nfe / 100) for name, accuracy in rows for nfe in (2.0, 8.0)]
+    trade_off(results, tmp_path / "curve.png", dark=dark)
+    (axes,) = figures[0].axes
+    names = [text.get_text() for text in axes.texts]
+    assert sorted(names) == sorted(["learned_order", *best, "other rules"])
+    colours = {line.get_label(): line.get_color() for line in axes.lines}
+    assert colours["iid"] == colours["margin"] == OTHERS
+    assert len({colours[name] for name in ["learned_order", *best, "iid"]}) == 5
+    assert len(axes.collections) == 4  # intervals
+    heights = sorted(text.xy[1] for text in axes.texts if text.get_text() != "other rules")
+    assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) > 2.0  # no name covers another
+
+
+def test_a_line_that_ends_early_is_named_at_its_end(tmp_path, figures):
+    results = [result("learned_order, tuned", 2.0, 0.5), result("factor, tuned", 2.0, 0.4), result("iid", 16.0, 0.3)]
+    trade_off(results, tmp_path / "curve.png")
+    (axes,) = figures[0].axes
+    assert {text.get_text(): text.xy for text in axes.texts if "tuned" in text.get_text()} == {
+        "learned_order, tuned": (2.0, 50.0),
+        "factor, tuned": (2.0, 40.0),
+    }
 
 
 def test_a_panel_for_each_task(tmp_path, figures):
