@@ -87,7 +87,7 @@ def _height(line: Sequence[Result], lines: dict[str, list[Result]]) -> float:
 
 
 def _name_ends(axes: Any, ends: list[tuple[float, float, str, str]], *, others: bool) -> None:
-    """Each name beside the last point of its line: above or below it, or, at the right edge, kept clear of the name below."""
+    """Each name beside the last point of its line: at the right edge kept clear of the name below it."""
     low, high = axes.get_ylim()
     last, place = max((calls for _, calls, _, _ in ends), default=1.0), -float("inf")
     for height, calls, name, colour in sorted(ends):

@@ -1,6 +1,7 @@
 """The pictures are written and hold what they were given."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from files import equation_model, scorer_of, write_rows
@@ -68,7 +69,7 @@ def test_learned_order_and_the_three_nearest_rules_are_named(tmp_path, figures, 
     assert len({colours[name] for name in ["learned_order", *best, "iid"]}) == 5
     assert len(axes.collections) == 4  # intervals
     heights = sorted(text.xy[1] for text in axes.texts if text.get_text() != "other rules")
-    assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) > 2.0  # no name covers another
+    assert min(b - a for a, b in pairwise(heights)) > 2.0  # no name covers another
 
 
 def test_a_line_that_ends_early_is_named_at_its_end(tmp_path, figures):
