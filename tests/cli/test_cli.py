@@ -14,8 +14,8 @@ from models import tiny_model
 from PIL import Image
 from transformers.utils import logging
 
-from hf_learned_order.cli import main as cli
 from hf_learned_order.cli.main import main
+from hf_learned_order.cli.options import words
 from hf_learned_order.decoding.samplers.table import SAMPLERS
 from hf_learned_order.denoisers.caches import CACHES
 from hf_learned_order.evaluation.comparison import knob
@@ -315,7 +315,7 @@ def test_an_extra_that_is_not_installed(folder, missing):
 
 def test_words_of_a_command():
     given = {"model": "a b", "scorer": [], "limit": 0, "no_bound": True, "dtype": None, "budget_shares": []}
-    assert cli._words(given) == ["--model", "a b", "--limit", "0", "--no_bound", "--budget_shares"]
+    assert words(given) == ["--model", "a b", "--limit", "0", "--no_bound", "--budget_shares"]
 
 
 def test_files_that_do_not_do(folder, capsys):

@@ -1,0 +1,192 @@
+"""`hf-learned-order evaluate`: compare samplers at matched NFE."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_learned_order.cli.options import add_model, loaded, words
+
+
+def add_command(commands: Any) -> None:
+    """Its options."""
+    parser = commands.add_parser("evaluate", help="compare samplers at matched NFE: table, JSON, CSV and plots")
+    add_model(parser, many=True)
+    parser.add_argument("--dataset_name", help="GSM8K on the Hub, e.g. openai/gsm8k")
+    parser.add_argument("--train_file", help="its train.jsonl: the last 400 rows tune the samplers")
+    parser.add_argument("--test_file", help="its test.jsonl")
+    parser.add_argument("--tasks", nargs="+", default=["equations"], help="names of hf_learned_order.tasks.table.TASKS")
+    parser.add_argument("--samplers", nargs="+", help="by default all of them")
+    parser.add_argument("--greedy", action="store_true", help="learned_order takes the likeliest positions, no draw")
+    parser.add_argument("--nfe", nargs="+", type=float, default=[2, 4, 6, 8, 12, 16], help="target mean NFE")
+    parser.add_argument("--canvas_length", type=int, help="positions of a response; by default the task's")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of the tokens; 0 takes the most likely ones")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--dtype", default="float32", help="of the denoiser, e.g. bfloat16")
+    parser.add_argument("--limit", type=int, help="test problems, the first so many; by default all")
+    parser.add_argument("--tuning_limit", type=int, default=120, help="held-out problems that settings are tuned on")
+    parser.add_argument(
+        "--budget_shares",
+        type=float,
+        nargs="*",
+        help="step budgets that the tuned rows try, times the target NFE; none: no tuned rows; by default three",
+    )
+    parser.add_argument("--no_bound", action="store_true", help="leave out the bound, which costs as much again")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of the random samplers")
+    parser.add_argument(
+        "--output_dir", default="runs/evaluation", help="the same command goes on with the rows that are there"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.progress import track
+
+    from hf_learned_order.denoisers.denoiser import Denoiser
+    from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
+    from hf_learned_order.evaluation.comparison import BUDGET_SHARES, compare
+    from hf_learned_order.evaluation.plotting import trade_off  # noqa: F401 (if it cannot be imported, that is told now)
+    from hf_learned_order.evaluation.results import Sweep
+    from hf_learned_order.orders.scorer import OrderScorer
+
+    _check_numbers(options)
+    tokenizer = loaded("model", options.model, load_tokenizer)
+    model = loaded("model", options.model, lambda name: load_denoiser(name, dtype=options.dtype)).eval()
+    denoiser = Denoiser(model, mask_token_id=tokenizer.mask_token_id)
+    scorers = [loaded("scorer", path, OrderScorer.from_pretrained).eval() for path in options.scorer]
+    for scorer in scorers:
+        scorer.check_fits(denoiser)
+    options.samplers = _names(options.samplers, scorers)
+    if options.budget_shares is None:
+        options.budget_shares = list(BUDGET_SHARES)
+    evaluators = _evaluators(options, denoiser, tokenizer)
+    folder = Path(options.output_dir)
+    sweep = Sweep(folder, _settings(options, model, scorers, evaluators))
+    if sweep.results:
+        print(f"{folder}: going on behind the {len(sweep.results)} rows that are there", file=sys.stderr)
+    results = []
+    for task, (tuning, test) in evaluators.items():
+        comparison = compare(
+            tuning,
+            test,
+            samplers=options.samplers,
+            targets=sorted(options.nfe),
+            scorers=scorers,
+            greedy=options.greedy,
+            seeds=options.seeds,
+            budget_shares=options.budget_shares,
+            with_bound=not options.no_bound,
+            task=task,
+            finished=sweep.results,
+        )
+        for result in track(comparison, description=f"{task}: samplers x budgets", console=Console(stderr=True)):
+            sweep.add(result)
+            results.append(result)
+    _report(results, evaluators, scorers, folder, greedy=options.greedy)
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    """What would else be found late, or not at all."""
+    import torch
+
+    from hf_learned_order.common.checks import check_positive
+    from hf_learned_order.decoding.samplers.base import check_range
+
+    for name in ("batch_size", "canvas_length", "limit", "tuning_limit", "seeds"):
+        value = getattr(options, name)
+        if value is not None:
+            check_positive(f"--{name}", value)
+    for target in options.nfe:
+        check_range("--nfe", target, low=1.0, high=1e6)
+    check_range("--temperature", options.temperature, low=0.0)
+    for share in options.budget_shares or ():
+        check_range("--budget_shares", share, low=1.0, high=1e6)
+    dtype = getattr(torch, options.dtype, None)
+    if options.dtype != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"--dtype must be a floating-point type of torch, e.g. bfloat16, got {options.dtype}")
+
+
+def _report(results: list, evaluators: dict, scorers: list, folder: Path, *, greedy: bool) -> None:
+    """Tables and pictures."""
+    from rich.console import Console
+
+    from hf_learned_order.evaluation.plotting import order_map_of, trade_off
+    from hf_learned_order.evaluation.results import aup_table, order_table, table
+
+    titles = {task: f"{task}, {len(test.dataset)} test problems" for task, (_, test) in evaluators.items()}
+    trade_off(results, folder / "trade_off.png", title=", ".join(titles.values()) if len(titles) == 1 else "")
+    console = Console(width=120)
+    for task, (_, test) in evaluators.items():
+        rows = [result for result in results if result.task == task]
+        picture = folder / ("order_map.png" if len(titles) == 1 else f"order_map_{task}.png")
+        order_map_of(test, scorers, picture, greedy=greedy)
+        console.print(titles[task], table(rows), order_table(rows), aup_table(rows), sep="\n")
+    print(f"Written to {folder}: results.json, results.csv, trade_off.png, order_map.png")
+
+
+def _names(given: Sequence[str] | None, scorers: Sequence) -> list[str]:
+    """The samplers to compare: those given, else all that can be."""
+    from hf_learned_order.decoding.samplers.table import SAMPLERS
+
+    names = list(given or [name for name in SAMPLERS if name != "learned_order" or scorers])
+    unknown = sorted(set(names) - set(SAMPLERS))
+    if unknown:
+        raise ValueError(f"--samplers must be among {', '.join(SAMPLERS)}, got {', '.join(unknown)}")
+    if "learned_order" in names and not scorers:
+        raise ValueError('sampler "learned_order" needs --scorer')
+    return names
+
+
+def _evaluators(options: argparse.Namespace, denoiser: Any, tokenizer: Any) -> dict[str, tuple[Any, Any]]:
+    """For each task what settings are tuned on and what is measured."""
+    from hf_learned_order.evaluation.evaluator import Evaluator
+    from hf_learned_order.tasks.table import Source, Task, find_task
+
+    def evaluator(task: Task, split: str, count: int | None) -> Evaluator:
+        length = options.canvas_length or task.canvas_length
+        source = Source(
+            split=split,
+            count=count,
+            canvas_length=length,
+            dataset_name=options.dataset_name,
+            train_file=options.train_file,
+            test_file=options.test_file,
+        )
+        return Evaluator(
+            denoiser,
+            tokenizer,
+            task.load(tokenizer, source),
+            canvas_length=length,
+            batch_size=options.batch_size,
+            is_right=task.is_right,
+            temperature=options.temperature,
+        )
+
+    tasks = {name: find_task(name) for name in options.tasks}
+    return {
+        name: (evaluator(task, "validation", options.tuning_limit), evaluator(task, "test", options.limit))
+        for name, task in tasks.items()
+    }
+
+
+def _settings(options: argparse.Namespace, model: Any, scorers: list, evaluators: dict) -> dict[str, Any]:
+    """All that the rows of a sweep depend on, and the command that measures them."""
+    from importlib.metadata import version
+
+    from hf_learned_order.common import files
+    from hf_learned_order.evaluation.evaluator import fingerprint
+    from hf_learned_order.evaluation.results import COMMAND
+
+    given = {name: value for name, value in vars(options).items() if name not in ("run", "command", "output_dir")}
+    return {
+        COMMAND: ["hf-learned-order", options.command, *words(given)],
+        **{name: version(name) for name in ("hf_learned_order", "torch", "transformers")},
+        "device": model.device.type,
+        **given,
+        "model_fingerprint": fingerprint(model),
+        "scorer_fingerprints": [fingerprint(scorer) for scorer in scorers],
+        "scorer_weights": [files.fingerprint(scorer.state_dict()) for scorer in scorers],
+        "data_fingerprints": {task: [e.fingerprint() for e in both] for task, both in evaluators.items()},
+    }
