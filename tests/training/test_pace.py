@@ -23,6 +23,7 @@ from hf_learned_order.training.objectives.elbo import OrderELBO
 from hf_learned_order.training.pace import EVERY, Pace
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+UPDATES = 24
 
 
 def mean_nfe(denoiser, scorer, prompt, *, steps: int | None, length: int, seed: int = 0) -> float:
@@ -56,7 +57,7 @@ def nfe_of_shuffle(law, *, posterior: bool, steps: int, target: float | None) ->
     pace = None if target is None else Pace(scorer, target=target, longest=steps)
     objective.holds_speed = target is not None
     optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
-    for update in range(60):
+    for update in range(UPDATES):
         prompt, clean = problem.examples(32, generator)
         if pace is not None and update % EVERY == 0:
             pace.update(mean_nfe(problem, scorer, prompt, steps=steps, length=8, seed=update), number=update // EVERY)
@@ -130,16 +131,18 @@ def test_what_cannot_be_met_is_approached():
         ("factor", 6.0, {"max_denoising_steps": 12}),
         ("factor", 6.0, {"max_denoising_steps": 12, "objective": "elbo", "posterior": "prior", "num_chains": 2}),
         ("dependent", 6.0, {}),
-        ("non_empty", 3.0, {"posterior": "clean", "max_steps": 110}),  # the speed of a law that draws is noise too
+        ("non_empty", 3.0, {"posterior": "clean"}),
     ],
 )
 def test_trainer_lands_on_the_target(law, target, options, tmp_path):
     tokenizer = equation_tokenizer()
     rows = equations(chains_of(read_rows(PROBLEMS))[0], tokenizer, canvas_length=32)
-    defaults = {"max_denoising_steps": 5, "per_device_train_batch_size": len(rows), "max_steps": 60}
+    defaults = {"max_denoising_steps": 5, "per_device_train_batch_size": len(rows), "max_steps": 24}
+    # small steps of plain gradient descent: Adam makes large ones of what is rounding, and the speed would follow it
+    defaults |= {"optim": "sgd", "learning_rate": 0.01}
     if law == "non_empty":  # an evaluation draws anew: so many rows that the mean can be told
         rows = concatenate_datasets([rows] * 16)
-    options = {**defaults, **options, "target_nfe": target, "logging_steps": 50, "per_device_eval_batch_size": 64}
+    options = {**defaults, **options, "target_nfe": target, "logging_steps": 24, "per_device_eval_batch_size": 64}
     trainer = trainer_of(tmp_path, tokenizer, rows, law=law, **options)
     trainer.compute_metrics = lambda prediction: {}
     trainer.train()
