@@ -297,7 +297,7 @@ def test_broken_line(folder, capsys):
     assert "broken.jsonl, line 3: not a JSON object" in message
 
 
-@pytest.mark.parametrize("missing", ["matplotlib", "datasets"])
+@pytest.mark.parametrize("missing", ["matplotlib", pytest.param("datasets", marks=pytest.mark.slow)])
 def test_an_extra_that_is_not_installed(folder, missing):
     """In a process of its own, where nothing has imported it before."""
     arguments = ["evaluate", "--model", str(folder / "denoiser"), "--train_file", str(folder / "train.jsonl")]

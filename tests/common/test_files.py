@@ -136,6 +136,7 @@ def test_killed_process_leaves_whole_files(tmp_path):
     assert [contents(tmp_path)[name] for name in "abcd"] == [b"x" * 1000] * 4
 
 
+@pytest.mark.slow  # the next one, with real processes
 def test_two_processes_leave_the_files_of_one(tmp_path):
     processes = [save_in_a_loop(tag, tmp_path, 400) for tag in "xy"]
     together(processes)

@@ -68,7 +68,7 @@ def test_checkpointed_activations_change_nothing(case, tmp_path, tokenizer, data
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of dynamo's, while tracing
-@pytest.mark.parametrize("case", ["clean", "lora", "factor"])
+@pytest.mark.parametrize("case", ["clean", pytest.param("lora", marks=pytest.mark.slow), "factor"])
 def test_compiled_layers_change_nothing(case, tmp_path, tokenizer, dataset, monkeypatch):
     for name in ("BACKEND", "USE_REGIONAL_COMPILATION"):
         monkeypatch.setenv(f"ACCELERATE_DYNAMO_{name}", "no")  # what the arguments set is undone

@@ -276,7 +276,7 @@ def test_every_rule_is_measured(denoiser, tokenizer, dataset):
     scorer = scorer_of(denoiser.model)
     names = list(SAMPLERS)
     random = {name: make_sampler(name, scorer=scorer).is_random for name in names}
-    results = list(compare(evaluator, evaluator, samplers=names, targets=[6.0], scorers=[scorer], seeds=2))
+    results = list(compare(evaluator, evaluator, samplers=names, targets=[2.0], scorers=[scorer], seeds=2))
     assert [result.sampler for result in results if "tuned" not in result.sampler] == names
     assert [name for name in names if knob(name, scorer)] == [
         result.sampler.partition(",")[0] for result in results if "tuned" in result.sampler

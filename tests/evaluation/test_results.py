@@ -277,6 +277,7 @@ for number in range(25):
 """
 
 
+@pytest.mark.slow  # the two before it, with real processes
 def test_sweeps_of_several_processes(tmp_path):
     """Two with the same settings leave the rows of both; one with others is refused, or refuses them."""
     runs = [("3", "a"), ("3", "b"), ("5", "c")]

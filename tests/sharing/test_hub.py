@@ -174,6 +174,7 @@ def test_cache_and_offline(hub, tmp_path):
     assert hub.requests == []
 
 
+@pytest.mark.slow  # the one before it, by an environment variable
 def test_offline_in_a_fresh_process(hub):
     scorer = scorer_of()
     scorer.push_to_hub("user/fresh")

@@ -195,7 +195,7 @@ def check_gradient(objective: OrderELBO, *, repeats: int = 50, rows: int = 256, 
 
 class TestGradient:
     @each_of(LAWS)
-    @pytest.mark.parametrize("steps", [2, 3])
+    @pytest.mark.parametrize("steps", [2, pytest.param(3, marks=pytest.mark.slow)])
     def test_mean_of_the_estimates_is_the_exact_gradient(self, steps, prior, posterior):
         objective = objective_of(ExactPairs(2), prior, posterior, max_denoising_steps=steps, num_chains=4)
         check_gradient(objective)
@@ -223,7 +223,12 @@ class TestGradient:
 
     @pytest.mark.parametrize(
         ("options", "size"),
-        [({}, {"precision": 3}), ({"gradient_steps": "one"}, {"repeats": 200, "rows": 32, "precision": 2})],
+        [
+            ({}, {"precision": 3}),
+            pytest.param(
+                {"gradient_steps": "one"}, {"repeats": 200, "rows": 32, "precision": 2}, marks=pytest.mark.slow
+            ),
+        ],
         ids=str,
     )
     @each_of([("non_empty", "non_empty"), ("non_empty", "max_normalized"), ("count", "count")])
