@@ -12,6 +12,7 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+BASE := $(VENV)/.base
 STAMP := $(VENV)/.setup
 
 # glibc: keep freed memory instead of handing it back after each tensor. Other systems ignore these.
@@ -29,21 +30,26 @@ setup: $(STAMP)
 
 # A TORCH given by the user that is not the one installed last sets up again.
 ifneq ($(origin TORCH),file)
-ifneq ($(TORCH),$(shell cat $(STAMP) 2>/dev/null))
-.PHONY: $(STAMP)
+ifneq ($(TORCH),$(shell cat $(BASE) 2>/dev/null))
+.PHONY: $(BASE)
 endif
 endif
 
 # PyTorch first; what comes after is held to the version that was installed, so that no dependency moves it.
-$(STAMP): pyproject.toml constraints.txt
+# The demo needs two extras. Everything else is installed on top of them.
+$(BASE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install '$(TORCH)'
 	$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $(VENV)/constraints.txt
 	grep -v '^torch' constraints.txt >> $(VENV)/constraints.txt
-	$(BIN)/python -m pip install -e '.[train,plot,eval,lm-eval,reasoning,space,dev]' -c $(VENV)/constraints.txt
+	$(BIN)/python -m pip install -e '.[plot,eval]' -c $(VENV)/constraints.txt
 	echo '$(TORCH)' > $@
 
-demo: $(STAMP)
+$(STAMP): $(BASE)
+	$(BIN)/python -m pip install -e '.[train,plot,eval,lm-eval,reasoning,space,dev]' -c $(VENV)/constraints.txt
+	cp $(BASE) $@
+
+demo: $(BASE)
 	$(BIN)/python examples/demo.py $(ARGS)
 
 # One thread per worker: two workers on two cores otherwise wait for each other. Tests that share what takes long to

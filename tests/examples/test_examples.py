@@ -28,10 +28,12 @@ def test_demo_without_gsm8k(tmp_path, monkeypatch, capsys):
     small = ["--limit", "2", "--tuning_limit", "2", "--output_dir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["demo.py", *files, *small])
     assert demo.main() == 0
-    assert capsys.readouterr().out.startswith(f"No GSM8K at {tmp_path / 'none.jsonl'}: ")
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"No GSM8K at {tmp_path / 'none.jsonl'}: ")
+    assert "At about 4 calls the learned order gets " in printed
     results = load_results(tmp_path / "results.json")
-    assert [result.sampler for result in results] == ["top_prob", "learned_order", "learned_order, tuned"]
-    assert [result.runs for result in results] == [1, 3, 3]
+    assert [result.sampler for result in results] == ["top_prob"] * 3 + ["learned_order"] * 3
+    assert [result.runs for result in results] == [1, 1, 1, 3, 3, 3]
     assert {result.count for result in results} == {2}
 
 
