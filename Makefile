@@ -21,10 +21,10 @@ export MALLOC_MMAP_THRESHOLD_ ?= 100000000000
 export MALLOC_TOP_PAD_ ?= 1000000000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all check docs bench results clean
+.PHONY: help setup demo test test-slow test-all check docs bench results engines clean
 
 help:
-	@echo "make setup | demo | test | test-slow | test-all | check | docs | bench | results | clean"
+	@echo "make setup | demo | test | test-slow | test-all | check | docs | bench | results | engines | clean"
 
 setup: $(STAMP)
 
@@ -88,6 +88,11 @@ results: $(STAMP)
 	$(BIN)/python examples/bench_known_answers.py
 	$(BIN)/python examples/bench_curves.py --model examples/sudoku-denoiser --scorer examples/sudoku-scorer \
 		--task sudoku --bound --figure runs/sudoku.png
+
+# The published code of the serving engines, for tests/serving: no engine is installed.
+engines: $(STAMP)
+	$(BIN)/python -m pip download --no-deps --dest engines sglang==0.5.23
+	cd engines && unzip -qo 'sglang-*.whl' 'sglang/srt/dllm/*' -d sglang && rm -f sglang-*.whl
 
 clean:
 	rm -rf dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -25,7 +25,7 @@ def features_of(step: Step, names: Iterable[str]) -> Tensor:
     inside = torch.ones_like(masked) if step.padding is None else (~step.padding).float()
     length = inside.sum(-1, keepdim=True)
     share = masked.sum(-1, keepdim=True) / length
-    left = torch.full_like(share, float(step.steps_left))
+    left = torch.ones_like(share) * step.steps_left  # a number, or a tensor of one while a scorer is exported
     place = inside.cumsum(-1) - 1
     known = {
         "confidence": [predictions.confidence],

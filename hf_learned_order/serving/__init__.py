@@ -1,0 +1,17 @@
+"""Learned orders and rules in serving engines: one exported scorer, one decision a step, an adapter for each engine.
+
+Engines give logits, no hidden states, and run the denoiser themselves. An adapter's module is imported where its engine
+is installed. It may import `training` and the rooms below that; it and `interface` do not know each other.
+"""
+
+from hf_learned_order.common.lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "BlockDecision": "decision",
+        "ExportedScorer": "export",
+        "export_scorer": "export",
+        "step_maps": "rollouts",
+    },
+)  # pyrefly: ignore
