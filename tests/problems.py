@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+from hf_learned_order.denoisers.families import ENCODER
+
 MASK = 2
 
 
@@ -19,7 +21,7 @@ class ExactPairs(nn.Module):
 
     mask_token_id, vocab_size = MASK, 3
     max_length = None
-    family = SimpleNamespace(shift=0, block_size=None)
+    family = ENCODER
 
     def __init__(self, n: int):
         super().__init__()
@@ -94,7 +96,7 @@ class ExactWords(nn.Module):
     WORDS = 12
     mask_token_id, vocab_size = WORDS, WORDS + 1
     max_length = None
-    family = SimpleNamespace(shift=0, block_size=None)
+    family = ENCODER
 
     def __init__(self, n: int):
         super().__init__()
@@ -239,7 +241,7 @@ class Scripted(nn.Module):
     mask_token_id = MASK
     vocab_size = 100  # of prompts; it says 0 to 3
     max_length = None
-    family = SimpleNamespace(shift=0, block_size=None)
+    family = ENCODER
 
     def __init__(self, script):
         super().__init__()
