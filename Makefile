@@ -21,10 +21,10 @@ export MALLOC_MMAP_THRESHOLD_ ?= 100000000000
 export MALLOC_TOP_PAD_ ?= 1000000000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all check docs bench results engines clean
+.PHONY: help setup demo test test-slow test-all check docs bench gpu results engines clean
 
 help:
-	@echo "make setup | demo | test | test-slow | test-all | check | docs | bench | results | engines | clean"
+	@echo "make setup | demo | test | test-slow | test-all | check | docs | bench | gpu | results | engines | clean"
 
 setup: $(STAMP)
 
@@ -79,6 +79,10 @@ docs: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python examples/bench.py $(ARGS)
 	$(BIN)/python examples/bench_training.py $(ARGS)
+
+# decoding and training on one GPU, at most eight minutes; runs/gpu.json
+gpu: $(STAMP)
+	$(BIN)/python examples/bench_gpu.py $(ARGS)
 
 # the tables of docs/results/ that need nothing trained before: two hours of a core, a row at a time
 results: export PYTHONPATH = tests

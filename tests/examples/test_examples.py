@@ -3,14 +3,17 @@
 import json
 import math
 import sys
+from itertools import product
 from pathlib import Path
 
 import bench
 import bench_ablation
 import bench_curves
+import bench_gpu
 import bench_training
 import demo
 import pytest
+import torch
 import train
 from files import save_all, write_rows
 
@@ -18,6 +21,7 @@ from hf_learned_order.decoding.samplers.table import SAMPLERS
 from hf_learned_order.evaluation.results import load_results
 from hf_learned_order.orders.configuration import OrderScorerConfig
 from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.training.objectives.table import OBJECTIVES
 
 EXAMPLES = Path(demo.__file__).parent
 
@@ -59,6 +63,60 @@ def test_bench_of_training(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert all(name.split(",")[0] in printed for name in bench_training.CASES)
     assert printed.count("%") >= len(bench_training.CASES) + 1
+
+
+def measured(output, *more: str) -> dict:
+    bench_gpu.main(["--size", "tiny", "--device", "cpu", "--batches", "2", "--output", str(output), *more])
+    return json.loads(output.read_text())
+
+
+def test_bench_of_a_gpu(tmp_path, capsys):
+    found = measured(tmp_path / "gpu.json", "--backend", "none")
+    same = found["equality with the CPU in float32"]
+    assert {row["rule"] for row in same} >= {"top_prob", "threshold", "learned_order"}
+    assert {(row["same_tokens"], row["same_order"], row["largest_difference"]) for row in same} == {(1.0, 1.0, 0.0)}
+    rows = found["decoding"]
+    assert {(row["rule"], row["cache"]) for row in rows} == set(product(bench_gpu.RULES, bench_gpu.CACHES))
+    assert all(row["call_ms"] > 0 and row["tokens_per_second"] > 0 for row in rows)
+    assert [row["calls"] for row in rows if row["rule"] == "top_prob"] == [4] * 3
+    assert [row["objective"] for row in found["training"]] == list(OBJECTIVES)
+    assert all(0 < row["denoiser"] < 1 for row in found["training"])
+    assert found["left_out"] == []
+    printed = capsys.readouterr().out
+    assert "| rule | batch | cache | compiled | seconds |" in printed
+    assert "| elbo | " in printed
+
+
+def test_bench_of_a_gpu_ends_in_time_and_names_what_fails():
+    def failing():
+        raise torch.OutOfMemoryError("no memory is left on this card")
+
+    bench = bench_gpu.Bench(minutes=1)
+    bench.case("training", failing, objective="elbo")
+    bench.case("training", lambda: {"seconds": 1.0}, objective="dense")
+    assert bench.results["training"] == [
+        {"objective": "elbo", "error": "OutOfMemoryError: no memory is left on this card"},
+        {"objective": "dense", "seconds": 1.0},
+    ]
+    late = bench_gpu.Bench(minutes=-1)
+    late.case("training", failing, objective="elbo", batch=2)
+    assert late.results == {}
+    assert late.left_out == ["training objective=elbo batch=2"]
+
+
+def test_bench_of_a_gpu_without_one(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(SystemExit):
+        bench_gpu.main([])
+    assert "device must be one that is here, got cuda: PyTorch sees no GPU" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # the compiler alone takes seconds
+def test_bench_of_a_gpu_compiles(tmp_path):
+    rows = measured(tmp_path / "gpu.json", "--backend", "aot_eager")["decoding"]
+    assert [row["rule"] for row in rows if row["compiled"]] == list(bench_gpu.RULES)
+    assert not any("error" in row for row in rows)
 
 
 def test_bench_of_choices(monkeypatch, capsys):
