@@ -1,26 +1,20 @@
 """`OrderTrainer`: fits a scorer on `transformers.Trainer`, with the denoiser frozen, LoRA-tuned or fully tuned.
 
-accelerate, FSDP, DeepSpeed, resuming and trackers are the Trainer's own. A checkpoint holds what is
-trained and no more (`saved.py`).
+accelerate, FSDP, DeepSpeed, resuming and trackers are the Trainer's own. What is written, read again and pushed is in
+`checkpointing.py`.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
-from huggingface_hub import CommitInfo, HfApi
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ProgressCallback
 
-from hf_learned_order.common.files import replacing, saving
 from hf_learned_order.decoding.inputs import start
 from hf_learned_order.decoding.loop import decode
 from hf_learned_order.denoisers.denoiser import Denoiser
@@ -29,24 +23,24 @@ from hf_learned_order.denoisers.sharding import check_wrapping, splittable
 from hf_learned_order.orders.configuration import ELBO_LAWS, RANDOM_LAWS
 from hf_learned_order.orders.posterior import CleanPosterior
 from hf_learned_order.orders.scorer import OrderScorer
-from hf_learned_order.sharing.cards import TRAINING_FILE, Card, training_file
-from hf_learned_order.sharing.hub import generation_config, push_folder
+from hf_learned_order.sharing.cards import Card
 from hf_learned_order.tasks.answers import judged
 from hf_learned_order.tasks.collator import CanvasCollator
 from hf_learned_order.training.arguments import OBJECTIVE_SETTINGS, OrderTrainingArguments
+from hf_learned_order.training.checkpointing import CheckpointingTrainer
+from hf_learned_order.training.measured import Measured
 from hf_learned_order.training.objectives.elbo import OrderELBO, remaining
 from hf_learned_order.training.objectives.table import DEFAULTS, make_objective
 from hf_learned_order.training.pace import EVERY, Pace
 from hf_learned_order.training.progress import OrderProgress
-from hf_learned_order.training.resuming import ResumingTrainer
+from hf_learned_order.training.refusals import check_objective, check_tuning
 from hf_learned_order.training.rollouts import OrderByRow
-from hf_learned_order.training.saved import load_weights, save_weights
 from hf_learned_order.training.updates import Draws, seeds_of
 
 CALIBRATION_ROWS = 256
 
 
-class OrderTrainer(ResumingTrainer):
+class OrderTrainer(CheckpointingTrainer):
     """Trains a scorer for a denoiser.
 
     Args:
@@ -88,13 +82,7 @@ class OrderTrainer(ResumingTrainer):
         card: Card | None = None,
         **kwargs: Any,
     ):
-        if is_deepspeed_zero3_enabled():
-            raise ValueError(
-                "deepspeed must not be ZeRO-3, which splits the scorer too, and processes call that unequally often; "
-                "FSDP2 and ZeRO-2 work"
-            )
-        if peft_config is not None and args.train_denoiser:
-            raise ValueError("train_denoiser must be False when peft_config is given: LoRA keeps the base weights")
+        check_tuning(args, peft_config)
         model.requires_grad_(args.train_denoiser)
         if peft_config is not None:
             from peft import get_peft_model
@@ -109,11 +97,8 @@ class OrderTrainer(ResumingTrainer):
         self.posterior = self.value = None
         law = scorer.config.law
         name = args.objective or DEFAULTS.get(law, "elbo")
-        if name != "elbo" and (peft_config is not None or args.train_denoiser):
-            raise ValueError(f'objective must be "elbo" when the denoiser is tuned, got {name!r}, which keeps it fixed')
-        if name != "reward" and is_right is not None:
-            raise ValueError(f'is_right must be None with objective {name!r}: only "reward" judges responses')
-        args.check_settings(name)
+        tuned = peft_config is not None or args.train_denoiser
+        check_objective(name, args, tuned=tuned, judged=is_right is not None)
         if name == "elbo" and law in ELBO_LAWS and args.posterior != "prior":
             self.posterior = CleanPosterior(
                 scorer.config,
@@ -141,8 +126,7 @@ class OrderTrainer(ResumingTrainer):
         self._objective = objective
         self._unasked = ("answer",) if is_right is None else ()
         self._lend_to(objective)
-        # name -> what was measured in each batch since the last log, and in how many rows
-        self._measured: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
+        self._trained, self._evaluated = Measured(), Measured()  # since the last log; in this evaluation
         self._calls = 0  # sequences that the denoiser was called with in this batch
         self._update: int | None = None  # the one that batches are counted in; -1: an evaluation
         self._batch = 0
@@ -217,7 +201,7 @@ class OrderTrainer(ResumingTrainer):
         outputs = {**outputs, "denoiser_calls": torch.tensor(self._calls / rows)}
         for name, value in outputs.items():
             if name != "loss":
-                self._measured[name if training else f"eval_{name}"].append((value.detach(), rows))
+                (self._trained if training else self._evaluated).add(name, value, rows)
         self._batch += 1
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
@@ -236,7 +220,7 @@ class OrderTrainer(ResumingTrainer):
         """Measures the NFE of generation on these prompts and moves the scorer's speed towards the target."""
         _, nfe = self._generated(inputs, self._seeds(len(inputs["clean"]), training=True))
         mean: Any = self.accelerator.reduce(nfe.float().mean(), "mean")
-        self._measured["generated_nfe"].append((mean, len(nfe)))
+        self._trained.add("generated_nfe", mean, len(nfe))
         pace.update(mean.item(), number=self.state.global_step // EVERY)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -282,9 +266,14 @@ class OrderTrainer(ResumingTrainer):
             batch["input_ids"], batch["attention_mask"], batch["clean"], given=batch.get("given"), seeds=seeds
         )
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """transformers' own; what the objective measured stands among the metrics, with their prefix."""
         self._update, self._batch = -1, 0
-        return super().evaluation_loop(*args, **kwargs)
+        self._evaluated = Measured()  # without what an evaluation that broke off has left
+        output: Any = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        means = self._evaluated.means(self.accelerator)
+        output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in means.items()})
+        return output
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None) -> Any:
         inputs = self._prepare_inputs(inputs)
@@ -297,83 +286,13 @@ class OrderTrainer(ResumingTrainer):
             responses, nfe = self._generated(inputs, seeds)
         # of all processes, without the rows that only fill up the last batch
         nfe: Any = self.accelerator.gather_for_metrics(nfe)
-        self._measured["eval_generated_nfe"].append((nfe.float().mean(), len(nfe)))
+        self._evaluated.add("generated_nfe", nfe.float().mean(), len(nfe))
         return loss, responses, (inputs["clean"], inputs["answer"])
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the means since the last call of what the objective measured, over the rows of all processes."""
-        evaluation = any(name.startswith("eval_") for name in logs)
-        for name in [n for n in self._measured if n.startswith("eval_") == evaluation]:
-            values, rows = zip(*self._measured.pop(name), strict=True)
-            weights = torch.tensor(rows, dtype=torch.float)
-            sums = torch.stack([(torch.stack(values).float().cpu() * weights).sum(), weights.sum()])
-            summed: Any = self.accelerator.reduce(sums.to(self.args.device), "sum")
-            logs[name] = round((summed[0] / summed[1]).item(), 4)
-        if self.pace is not None and not evaluation:
-            logs[f"law_{self.pace.setting.removeprefix('law_')}"] = round(self.pace.value, 4)
+        """Adds to what is logged of the training the means, since the last time, of what the objective measured."""
+        if "loss" in logs or "total_flos" in logs:  # after some updates, or at the end; an evaluation has neither
+            logs.update(self._trained.means(self.accelerator))
+            if self.pace is not None:
+                logs[f"law_{self.pace.setting.removeprefix('law_')}"] = round(self.pace.value, 4)
         super().log(logs, *args, **kwargs)
-
-    def push_to_hub(  # pyrefly: ignore[bad-override] (None where there is nothing to push)
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        *,
-        card: Card | None = None,
-        **kwargs: Any,
-    ) -> CommitInfo | Future[CommitInfo] | None:
-        """Save to `output_dir` and push what stands there in one commit, see `hub.push_folder`.
-
-        `private` and the repository's name are by default `args.hub_private_repo` and `args.hub_model_id`, `card` the
-        trainer's. With `blocking=False` a future is returned; on all processes but the first, None.
-
-        Raises:
-            TypeError: `kwargs` of `Trainer.push_to_hub` are given: what they say of the card stands in `card`.
-        """
-        if kwargs:
-            raise TypeError(f"push_to_hub takes what it writes into the card from card=Card(...), got {sorted(kwargs)}")
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        push = push_folder if blocking else partial(HfApi().run_as_future, push_folder)
-        return push(
-            self.args.output_dir,
-            self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
-            card=card or self.card,
-            commit_message=commit_message or "End of training",
-            private=self.args.hub_private_repo if private is None else private,
-            token=token or self.args.hub_token,
-            revision=revision,
-        )
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if not self.args.should_save:
-            return
-        folder = output_dir or self.args.output_dir
-        with replacing(folder) as temporary, saving(folder):
-            save_weights(temporary, self._objective, state_dict or self._objective.state_dict())
-            self.processing_class.save_pretrained(temporary)
-            settings = generation_config(self.scorer.config.max_denoising_steps, self.args.canvas_length)
-            settings.save_pretrained(temporary)
-            # Trainer's own would be a pickle
-            facts = training_file(self.args.to_json_string(), self.card, self.state.global_step)
-            (temporary / TRAINING_FILE).write_text(facts, encoding="utf-8")
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        # or a kill could leave a checkpoint that looks whole and lacks another process's state
-        self.accelerator.wait_for_everyone()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            load_weights(Path(resume_from_checkpoint), self._objective)
-
-    def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_best_model()
-        else:
-            self._load_from_checkpoint(str(self.state.best_model_checkpoint))

@@ -225,16 +225,17 @@ def test_an_update_on_several_hidden_states(case, tmp_path, tokenizer, dataset):
 
 def test_means_are_over_what_was_measured_since_the_last_log(tmp_path, tokenizer, dataset):
     trainer = trainer_of(tmp_path, tokenizer, dataset)
-    trainer._measured["bound"] = [(torch.tensor(1.0), 1), (torch.tensor(2.0), 3)]
-    trainer._measured["eval_bound"] = [(torch.tensor(5.0), 2)]
+    trainer._trained.add("bound", torch.tensor(1.0), 1)
+    trainer._trained.add("bound", torch.tensor(2.0), 3)
+    logs = {"eval_loss": 0.0}
+    trainer.log(logs)
+    assert "bound" not in logs
     logs = {"loss": 0.0}
     trainer.log(logs)
     assert logs["bound"] == 1.75  # a row counts as a row, in whatever batch
-    assert "eval_bound" not in logs
-    logs = {"eval_loss": 0.0}
+    logs = {"loss": 0.0}
     trainer.log(logs)
-    assert logs["eval_bound"] == 5.0
-    assert not trainer._measured
+    assert "bound" not in logs
 
 
 class StopAt(TrainerCallback):
@@ -458,7 +459,7 @@ def test_combinations_are_checked(options, message, tmp_path, tokenizer, dataset
 
 
 def test_zero_3_is_refused(tmp_path, tokenizer, dataset, monkeypatch):
-    monkeypatch.setattr("hf_learned_order.training.trainer.is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr("hf_learned_order.training.refusals.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ValueError, match=r"deepspeed must not be ZeRO-3, which splits the scorer too, .* FSDP2"):
         trainer_of(tmp_path, tokenizer, dataset)
 

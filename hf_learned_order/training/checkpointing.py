@@ -1,0 +1,94 @@
+"""`CheckpointingTrainer`: what a run of `OrderTrainer` writes to its folder, goes on from, and pushes."""
+
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import CommitInfo, HfApi
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from hf_learned_order.common.files import replacing, saving
+from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.sharing.cards import TRAINING_FILE, Card, training_file
+from hf_learned_order.sharing.hub import generation_config, push_folder
+from hf_learned_order.training.arguments import OrderTrainingArguments
+from hf_learned_order.training.resuming import ResumingTrainer
+from hf_learned_order.training.saved import load_weights, save_weights
+
+
+class CheckpointingTrainer(ResumingTrainer):
+    """A checkpoint holds what is trained and no more (`saved.py`); a push is a scorer's repository with its card."""
+
+    if TYPE_CHECKING:
+        args: OrderTrainingArguments
+        processing_class: PreTrainedTokenizerBase
+        scorer: OrderScorer
+        card: Card
+        _objective: nn.Module
+
+    def push_to_hub(  # pyrefly: ignore[bad-override] (None where there is nothing to push)
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        *,
+        card: Card | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future[CommitInfo] | None:
+        """Save to `output_dir` and push what stands there in one commit, see `hub.push_folder`.
+
+        `private` and the repository's name are by default `args.hub_private_repo` and `args.hub_model_id`, `card` the
+        trainer's. With `blocking=False` a future is returned; on all processes but the first, None.
+
+        Raises:
+            TypeError: `kwargs` of `Trainer.push_to_hub` are given: what they say of the card stands in `card`.
+        """
+        if kwargs:
+            raise TypeError(f"push_to_hub takes what it writes into the card from card=Card(...), got {sorted(kwargs)}")
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        push = push_folder if blocking else partial(HfApi().run_as_future, push_folder)
+        return push(
+            self.args.output_dir,
+            self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
+            card=card or self.card,
+            commit_message=commit_message or "End of training",
+            private=self.args.hub_private_repo if private is None else private,
+            token=token or self.args.hub_token,
+            revision=revision,
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = output_dir or self.args.output_dir
+        with replacing(folder) as temporary, saving(folder):
+            save_weights(temporary, self._objective, state_dict or self._objective.state_dict())
+            self.processing_class.save_pretrained(temporary)
+            settings = generation_config(self.scorer.config.max_denoising_steps, self.args.canvas_length)
+            settings.save_pretrained(temporary)
+            # Trainer's own would be a pickle
+            facts = training_file(self.args.to_json_string(), self.card, self.state.global_step)
+            (temporary / TRAINING_FILE).write_text(facts, encoding="utf-8")
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # or a kill could leave a checkpoint that looks whole and lacks another process's state
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_weights(Path(resume_from_checkpoint), self._objective)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
