@@ -35,6 +35,7 @@ from hf_learned_order.evaluation.evaluator import Evaluator
 from hf_learned_order.evaluation.plotting import trade_off
 from hf_learned_order.evaluation.results import Result
 from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.tasks.held_out import read_prompts, without_prompts
 from hf_learned_order.tasks.table import Source, find_task
 
 BOUNDS = (30.0, 12.0, 6.0, 4.0, 3.0, 2.0, 1.4, 1.0, 0.7, 0.4, 0.3, 0.2, 0.13, 0.08, 0.05, 0.025, 0.005)
@@ -126,6 +127,7 @@ def main() -> None:
     parser.add_argument("--dataset_name", help="GSM8K on the Hub, for its tasks")
     parser.add_argument("--train_file", help="GSM8K's train.jsonl, instead of dataset_name")
     parser.add_argument("--test_file", help="GSM8K's test.jsonl")
+    parser.add_argument("--without_prompts", help="a file of prompts, one a line, that are left out")
     parser.add_argument("--samplers", nargs="+", default=["learned_order", *BOUNDED, *SURE, *COUNTED])
     parser.add_argument(
         "--bounds", nargs="+", type=float, default=BOUNDS, help="of the rules and scorers that have one"
@@ -150,10 +152,15 @@ def main() -> None:
     denoiser = Denoiser(load_denoiser(options.model, dtype=options.dtype).eval(), mask_token_id=tokenizer.mask_token_id)
     files = {name: getattr(options, name) for name in ("dataset_name", "train_file", "test_file")}
     source = Source(split=options.split, count=options.limit, canvas_length=task.canvas_length, **files)
+    problems, split = task.load(tokenizer, source), options.split
+    if options.without_prompts:
+        split = f"{split} without {options.without_prompts}"
+        prompts = read_prompts(options.without_prompts, tokenizer)
+        problems = without_prompts(problems, prompts, why=f"those of {options.without_prompts}")
     evaluator = Evaluator(
         denoiser,
         tokenizer,
-        task.load(tokenizer, source),
+        problems,
         canvas_length=task.canvas_length,
         is_right=task.is_right,
         temperature=options.temperature,
@@ -175,21 +182,21 @@ def main() -> None:
             if budget is None and options.max_denoising_steps is not None:
                 budget = options.max_denoising_steps
                 setting = f"{setting} T={budget}"
-            label = f"{options.task} {options.split} {options.temperature} {setting}"
+            label = f"{options.task} {split} {options.temperature} {setting}"
             if label in there:
                 continue
             result = evaluator.measure(sampler, name=name, max_denoising_steps=budget, with_bound=options.bound)
             curve = setting.split()[0] if name == "learned_order" else ""
             row = {"label": label, "sampler": name, "curve": curve, "temperature": options.temperature}
             row |= {"nfe": result.nfe, "right": result.accuracy, "bound": result.bound, "task": options.task}
-            row["split"] = options.split
+            row["split"] = split
             with path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
     rows = list(map(json.loads, path.read_text().splitlines()))
-    rows = [row for row in rows if (row["task"], row["split"]) == (options.task, options.split)]
+    rows = [row for row in rows if (row["task"], row["split"]) == (options.task, split)]
     for temperature in sorted({row["temperature"] for row in rows}):
         mine = [row for row in rows if row["temperature"] == temperature]
-        title = f"{options.task}, {options.limit} {options.split} problems, temperature {temperature:g}"
+        title = f"{options.task}, {len(problems)} {split} problems, temperature {temperature:g}"
         Console(width=150).print(table(mine, options.nfe, "right", f"{title}: right"))
         if any(row["bound"] is not None for row in mine):
             Console(width=150).print(table(mine, options.nfe, "bound", f"{title}: bound, nats"))

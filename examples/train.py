@@ -34,6 +34,10 @@ class ScriptArguments:
     model_name_or_path: str = field(default="examples/denoiser", metadata={"help": "the denoiser"})
     dataset_name: str | None = field(default=None, metadata={"help": "GSM8K on the Hub, e.g. openai/gsm8k"})
     train_file: str | None = field(default=None, metadata={"help": "GSM8K's train.jsonl, instead of dataset_name"})
+    test_file: str | None = field(
+        default=None,
+        metadata={"help": "GSM8K's test.jsonl, whose prompts are left out; by default the one beside train_file"},
+    )
     task: str = field(default="equations", metadata={"help": "a task", "choices": list(TASKS)})
     num_problems: int = field(default=20_000, metadata={"help": "drawn for training; `words` takes all that there are"})
     scorer_name_or_path: str | None = field(
@@ -81,6 +85,7 @@ def main() -> None:
         canvas_length=training.canvas_length,
         dataset_name=script.dataset_name,
         train_file=script.train_file,
+        test_file=script.test_file,
     )
     with training.main_process_first():
         train = task.load(tokenizer, source)

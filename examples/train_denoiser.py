@@ -48,6 +48,10 @@ class DenoiserArguments:
     )
     dataset_name: str | None = field(default=None, metadata={"help": "GSM8K on the Hub, e.g. openai/gsm8k"})
     train_file: str | None = field(default=None, metadata={"help": "GSM8K's train.jsonl, instead of dataset_name"})
+    test_file: str | None = field(
+        default=None,
+        metadata={"help": "GSM8K's test.jsonl, whose prompts are left out; by default the one beside train_file"},
+    )
     num_problems: int = field(default=1_200_000, metadata={"help": "problems drawn"})
     keep: float = field(default=0.4, metadata={"help": "how often an expression keeps its numbers"})
     growth: int = field(default=1, metadata={"help": "digits that a result may have more than the original one"})
@@ -257,6 +261,7 @@ def main() -> None:
         canvas_length=canvas_length,
         dataset_name=arguments.dataset_name,
         train_file=arguments.train_file,
+        test_file=arguments.test_file,
         resampling={name: getattr(arguments, name) for name in ("keep", "growth", "pieces", "drills")},
     )
     with training.main_process_first():

@@ -16,6 +16,9 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--dataset_name", help="GSM8K on the Hub, e.g. openai/gsm8k")
     parser.add_argument("--train_file", help="its train.jsonl: the last 400 rows tune the samplers")
     parser.add_argument("--test_file", help="its test.jsonl")
+    parser.add_argument(
+        "--without_prompts", help="a file of prompts, one a line, left out of the test problems, e.g. those trained on"
+    )
     parser.add_argument("--tasks", nargs="+", default=["equations"], help="names of hf_learned_order.tasks.table.TASKS")
     parser.add_argument("--samplers", nargs="+", help="by default all of them")
     parser.add_argument("--greedy", action="store_true", help="learned_order takes the likeliest positions, no draw")
@@ -142,6 +145,7 @@ def _names(given: Sequence[str] | None, scorers: Sequence) -> list[str]:
 def _evaluators(options: argparse.Namespace, denoiser: Any, tokenizer: Any) -> dict[str, tuple[Any, Any]]:
     """For each task what settings are tuned on and what is measured."""
     from hf_learned_order.evaluation.evaluator import Evaluator
+    from hf_learned_order.tasks.held_out import read_prompts, without_prompts
     from hf_learned_order.tasks.table import Source, Task, find_task
 
     def evaluator(task: Task, split: str, count: int | None) -> Evaluator:
@@ -154,10 +158,14 @@ def _evaluators(options: argparse.Namespace, denoiser: Any, tokenizer: Any) -> d
             train_file=options.train_file,
             test_file=options.test_file,
         )
+        rows = task.load(tokenizer, source)
+        if split == "test" and options.without_prompts:
+            prompts = read_prompts(options.without_prompts, tokenizer)
+            rows = without_prompts(rows, prompts, why=f"those of {options.without_prompts}")
         return Evaluator(
             denoiser,
             tokenizer,
-            task.load(tokenizer, source),
+            rows,
             canvas_length=length,
             batch_size=options.batch_size,
             is_right=task.is_right,

@@ -4,6 +4,7 @@
 problems of the others are drawn.
 """
 
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,6 +30,11 @@ from hf_learned_order.tasks.data import (
     words,
 )
 from hf_learned_order.tasks.gsm8k import answered, chains_of
+from hf_learned_order.tasks.held_out import without_prompts
+
+logger = logging.getLogger(__name__)
+THOSE_HELD_OUT = "those held out for validation or test"
+UNLIMITED = 1_000_000  # tokens: prompts count whether or not they fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +46,8 @@ class Source:
         count: how many; None for all that there are, or 1,000 where they are drawn.
         seed: of what is drawn.
         canvas_length: positions of a response.
-        dataset_name, train_file, test_file: GSM8K, on the Hub or as files (`data.load_gsm8k`).
+        dataset_name, train_file, test_file: GSM8K, on the Hub or as files (`data.load_gsm8k`). Where no `test_file`
+            is given, the training split looks for a `test.jsonl` beside `train_file`: it leaves test prompts out.
         resampling: options of `data.resampled_equations`, for the training split of `equations`.
     """
 
@@ -72,33 +79,54 @@ class Task:
 
 
 def load_equations(tokenizer: PreTrainedTokenizerBase, source: Source) -> Dataset:
-    """Chains of GSM8K; for training their numbers are drawn anew, `count` times, 20,000 by default."""
-    rows = _gsm8k(source)
+    """Chains of GSM8K; for training their numbers are drawn anew, `count` times, 20,000 by default.
+
+    Of these, the chains whose prompt is one of the validation or the test split are left out.
+    """
+    splits = _gsm8k(source)
     if source.split != "train":
-        return equations(chains_of(rows[: source.count])[0], tokenizer, canvas_length=source.canvas_length)
+        chains = chains_of(splits[source.split][: source.count])[0]
+        return equations(chains, tokenizer, canvas_length=source.canvas_length)
     # numbers close to the published ones: what matters is how a denoiser does on real problems
-    return resampled_equations(
-        chains_of(rows)[0],
+    train = resampled_equations(
+        chains_of(splits["train"])[0],
         tokenizer,
         canvas_length=source.canvas_length,
         count=20_000 if source.count is None else source.count,
         seed=source.seed,
         **source.resampling,
     )
+    prompts = [chain.texts()[0] for chain in chains_of(_held_out(splits))[0]]
+    return without_prompts(train, tokenizer(prompts)["input_ids"] if prompts else [], why=THOSE_HELD_OUT)
 
 
 def load_words(tokenizer: PreTrainedTokenizerBase, source: Source) -> Dataset:
-    """GSM8K's questions and solutions."""
-    rows = _gsm8k(source)
+    """GSM8K's questions and solutions; for training those whose question is also held out are left out."""
+    splits = _gsm8k(source)
     count = None if source.split == "train" else source.count
-    return words(rows[:count], tokenizer, canvas_length=source.canvas_length)
+    rows = words(splits[source.split][:count], tokenizer, canvas_length=source.canvas_length)
+    if source.split != "train":
+        return rows
+    prompts = words(_held_out(splits), tokenizer, canvas_length=UNLIMITED, prompt_length=UNLIMITED)["prompt_ids"]
+    return without_prompts(rows, prompts, why=THOSE_HELD_OUT)
 
 
-def _gsm8k(source: Source) -> list[dict[str, str]]:
-    splits = load_gsm8k(dataset_name=source.dataset_name, train_file=source.train_file, test_file=source.test_file)
+def _gsm8k(source: Source) -> dict[str, list[dict[str, str]]]:
+    """The splits, of which the wanted one is there."""
+    test_file = source.test_file
+    if source.split == "train" and test_file is None and source.train_file is not None:
+        beside = Path(source.train_file).with_name("test.jsonl")
+        test_file = beside if beside.is_file() else None
+    splits = load_gsm8k(dataset_name=source.dataset_name, train_file=source.train_file, test_file=test_file)
     if source.split not in splits:
         raise ValueError(f"dataset_name or the file of the {source.split} split must be given")
-    return splits[source.split]
+    if "test" not in splits and source.split == "train":
+        logger.warning("test prompts may be trained on: give test_file, or put a test.jsonl beside train_file")
+    return splits
+
+
+def _held_out(splits: dict[str, list[dict[str, str]]]) -> list[dict[str, str]]:
+    return [row for name, rows in splits.items() if name != "train" for row in rows]
 
 
 def load_drawn(draw: Draw, tokenizer: PreTrainedTokenizerBase, source: Source) -> Dataset:

@@ -20,6 +20,8 @@ from hf_learned_order.decoding.samplers.table import SAMPLERS
 from hf_learned_order.denoisers.caches import CACHES
 from hf_learned_order.evaluation.comparison import knob
 from hf_learned_order.evaluation.results import load_results
+from hf_learned_order.tasks.data import equation_tokenizer, equations
+from hf_learned_order.tasks.gsm8k import chains_of, read_rows
 from hf_learned_order.tasks.table import TASKS
 
 
@@ -215,6 +217,16 @@ def test_a_task_that_is_drawn(folder, tmp_path, monkeypatch, capsys):
     assert (result.nfe, result.count, result.runs) == (5, 3, 2)
     message = error_of(main([*command, "--tasks", "chess"]), capsys)
     assert message.startswith("task must be one of equations, words, sudoku, ")
+
+
+def test_prompts_that_are_left_out(folder, capsys):
+    rows = equations(chains_of(read_rows(folder / "test.jsonl")[:4])[0], equation_tokenizer(), canvas_length=32)
+    prompts = equation_tokenizer().batch_decode(rows["prompt_ids"][:], skip_special_tokens=True)
+    (folder / "seen.txt").write_text(f"{prompts[0]}\n")
+    more = ["--samplers", "top_prob", "--without_prompts", str(folder / "seen.txt")]
+    assert evaluate(folder, *more, output="unseen") == 0
+    assert f"equations, {len(rows) - prompts.count(prompts[0])} test problems" in capsys.readouterr().out
+    assert json.loads((folder / "unseen" / "settings.json").read_text())["without_prompts"] == str(folder / "seen.txt")
 
 
 def test_a_killed_sweep_goes_on(folder, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import sys
 from itertools import product
 from pathlib import Path
@@ -13,6 +14,7 @@ import bench_gpu
 import bench_training
 import demo
 import pytest
+import seen_prompts
 import torch
 import train
 from files import save_all, write_rows
@@ -21,6 +23,9 @@ from hf_learned_order.decoding.samplers.table import SAMPLERS
 from hf_learned_order.evaluation.results import load_results
 from hf_learned_order.orders.configuration import OrderScorerConfig
 from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.tasks.data import equation_tokenizer, resampled_equations
+from hf_learned_order.tasks.gsm8k import chains_of, parse_chain, read_rows
+from hf_learned_order.tasks.resampler import Resampler
 from hf_learned_order.training.objectives.table import OBJECTIVES
 
 EXAMPLES = Path(demo.__file__).parent
@@ -175,6 +180,40 @@ def test_curves(tmp_path, monkeypatch, capsys):
     assert [row["sampler"] for row in rows[3:]] == ["learned_order"]
     assert rows[3]["nfe"] == 3
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_of_prompts_never_seen(tmp_path, monkeypatch):
+    save_all(tmp_path)
+    rows = read_rows(tmp_path / "test.jsonl")
+    (tmp_path / "seen.txt").write_text(f"{chains_of(rows)[0][0].texts()[0]}\n")
+    files = {"model": "denoiser", "test_file": "test.jsonl", "without_prompts": "seen.txt", "output": "curves.jsonl"}
+    given = [word for name, file in files.items() for word in (f"--{name}", str(tmp_path / file))]
+    small = ["--task", "equations", "--samplers", "top_prob", "--budgets", "2", "--nfe", "2"]
+    monkeypatch.setattr(sys, "argv", ["bench_curves.py", *given, *small])
+    bench_curves.main()
+    (row,) = map(json.loads, (tmp_path / "curves.jsonl").read_text().splitlines())
+    assert row["split"] == f"test without {tmp_path / 'seen.txt'}"
+    assert row["nfe"] == 2
+
+
+def test_seen_prompts_are_those_of_the_draws(tmp_path, monkeypatch, capsys):
+    """The script draws what `train_denoiser.py` drew with that seed and these options."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    options = {"keep": 0.4, "growth": 1, "pieces": 0.3, "drills": 0.3}
+    write_rows(tmp_path / "train.jsonl", 420, 0)
+    chains = chains_of(read_rows(tmp_path / "train.jsonl")[:20])[0]
+    tokenizer = equation_tokenizer()
+    rows = resampled_equations(chains, tokenizer, canvas_length=64, count=30, seed=3, **options)
+    drawn = tokenizer.batch_decode(rows["prompt_ids"][:], skip_special_tokens=True)
+    assert list(seen_prompts.drawn(chains, seed=3, count=30, **options)) == drawn
+
+    # of the test prompts, one that was drawn, one that is published and one that is neither
+    new = Resampler(chains, **options).draw(random.Random(3))
+    other = parse_chain("<<1+2*3=7>> #### 7")
+    monkeypatch.setattr(seen_prompts, "PARTS", [(3, 30, options)])
+    assert seen_prompts.seen(chains, [new, other, chains[0]]) == sorted([new.texts()[0], chains[0].texts()[0]])
+    monkeypatch.setattr(seen_prompts, "PARTS", [])
+    assert seen_prompts.seen(chains, [new, other, chains[0]]) == [chains[0].texts()[0]]
 
 
 def test_curves_have_a_setting_for_every_law(tmp_path):

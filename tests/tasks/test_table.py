@@ -66,7 +66,8 @@ def test_gsm8k_from_files(tmp_path):
     for split, count in (("train", 404), ("test", 6)):
         write_rows(tmp_path / f"{split}.jsonl", count, 0)
     files = {"train_file": tmp_path / "train.jsonl", "test_file": tmp_path / "test.jsonl"}
-    assert [len(load("equations", split, count=3, **files)) for split in ("train", "validation", "test")] == [3, 3, 3]
+    assert [len(load("equations", split, count=3, **files)) for split in ("validation", "test")] == [3, 3]
+    assert 0 < len(load("equations", count=30, **files)) <= 30  # without those of the other splits
     row = load("equations", "test", count=1, **files)[0]
     assert TASKS["equations"].is_right(f"1+1=2 #{row['answer']}", row["answer"])
     assert not TASKS["equations"].is_right("1+1=2 #2x", row["answer"])
