@@ -13,7 +13,8 @@ def check_ids(name: str, ids: Tensor, attention_mask: Tensor | None, *, vocab_si
     """
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.dtype not in (torch.long, torch.int):
         got = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
-        raise TypeError(f"{name} must be an integer tensor [batch, prompt], got {got}")
+        hint = '; a tokenizer makes one with return_tensors="pt"' if isinstance(ids, list) else ""
+        raise TypeError(f"{name} must be an integer tensor [batch, prompt], got {got}{hint}")
     outside = ids[(ids < 0) | (ids >= vocab_size)]
     if len(outside):
         raise ValueError(f"{name} must hold ids in [0, {vocab_size}), got {int(outside[0])}")

@@ -5,6 +5,7 @@ object stays the same one, so PEFT, accelerate, pipelines and `state_dict` see n
 """
 
 import functools
+import inspect
 from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
+    GenerationMixin,
     LogitsProcessor,
     PreTrainedConfig,
     PreTrainedModel,
@@ -28,6 +30,7 @@ from hf_learned_order.denoisers.attention import check_attention
 from hf_learned_order.denoisers.checkpoints import check_inv_freq
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.families import Family
+from hf_learned_order.interface.arguments import by_name, foreign, mask_of
 from hf_learned_order.interface.calls import run
 from hf_learned_order.interface.settings import Settings, merged
 from hf_learned_order.interface.tuned import bring_up
@@ -52,8 +55,12 @@ class LearnedOrderGenerationMixin(_Base):
         The sampler is the call's, else the one that a `sampler_config` names: the call's, its `generation_config`'s or
         the model's.
 
+        The prompt may be given as to transformers' `generate`: by position or as `inputs`, ids or what a tokenizer
+        returns.
+
         Raises:
-            ValueError: no sampler is given and the model has no `generate` of its own.
+            ValueError: no sampler is given and the model has no `generate` of its own, or transformers' one, which does
+                not know another library's names.
         """
         if sampler is None and "custom_generate" not in kwargs:
             configs = (
@@ -61,15 +68,21 @@ class LearnedOrderGenerationMixin(_Base):
             )
             sampler = merged([kwargs.get("sampler_config"), *configs]).get("sampler")
         if sampler is not None:
-            return self.learned_order_generate(*args, sampler=sampler, **kwargs)
-        own = getattr(super(), "generate", None)
+            return self.learned_order_generate(**by_name(args, kwargs), sampler=sampler)
+        own: Any = getattr(super(), "generate", None)
         # a PEFT wrapper has a generate, which hands on to a model that may have none
         holder = self.get_base_model() if hasattr(self, "get_base_model") else super()  # pyrefly: ignore[not-callable]
         if own is None or not hasattr(holder, "generate"):
+            hint = foreign(kwargs)
             raise ValueError(
                 f"sampler must be one of {', '.join(SAMPLERS)}, got None: "
-                f"{_base_class(self).__name__} has no generate of its own"
+                f"{_base_class(self).__name__} has no generate of its own" + (hint and f"; and {hint}")
             )
+        if getattr(own, "__func__", None) is GenerationMixin.generate:
+            taken = inspect.signature(self.forward).parameters
+            hint = foreign({name: value for name, value in kwargs.items() if name not in taken})
+            if hint:
+                raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)} with these arguments: {hint}")
         return own(*args, **kwargs)
 
     @torch.no_grad()
@@ -81,8 +94,8 @@ class LearnedOrderGenerationMixin(_Base):
         sampler: str | Sampler,
         sampler_config: dict[str, Any] | None = None,
         generation_config: GenerationConfig | None = None,
-        logits_processor: Sequence[LogitsProcessor] = (),
-        stopping_criteria: Sequence[StoppingCriteria] = (),
+        logits_processor: Sequence[LogitsProcessor] | None = None,
+        stopping_criteria: Sequence[StoppingCriteria] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         streamer: BaseStreamer | None = None,
         negative_prompt_ids: Tensor | None = None,
@@ -97,7 +110,7 @@ class LearnedOrderGenerationMixin(_Base):
 
         Args:
             input_ids: int [batch, prompt], padded on the left or on the right.
-            attention_mask: [batch, prompt], 0 at padding.
+            attention_mask: [batch, prompt], 0 at padding; by default inferred as transformers does (`mask_of`).
             sampler: a name of `SAMPLERS` or a `Sampler`.
             sampler_config: options of a sampler given by name, e.g. `{"threshold": 0.9}`.
             generation_config: settings; those of the model's own hold where it has none.
@@ -117,7 +130,7 @@ class LearnedOrderGenerationMixin(_Base):
                 each other.
             TypeError: an argument has the wrong type.
         """
-        if token_type_ids is not None and token_type_ids.any():
+        if isinstance(token_type_ids, Tensor) and token_type_ids.any():
             raise ValueError("token_type_ids must be 0 everywhere: prompt and canvas are one segment")
         if isinstance(sampler, str):
             options = {"sampler": sampler, **merged([sampler_config])}
@@ -134,6 +147,9 @@ class LearnedOrderGenerationMixin(_Base):
             infill=infill,
         )
         rule = resolved.rule(sampler, sampler_config, scorer=self.order_scorer)
+        special = {"pad_token_id": resolved.pad_token_id, "eos_token_id": resolved.eos_token_id}
+        attention_mask = mask_of("input_ids", input_ids, attention_mask, **special)
+        negative_mask = mask_of("negative_prompt_ids", negative_prompt_ids, negative_prompt_attention_mask, **special)
         output = run(
             self._denoiser(),
             rule,
@@ -141,11 +157,11 @@ class LearnedOrderGenerationMixin(_Base):
             input_ids=input_ids,
             attention_mask=attention_mask,
             negative_prompt_ids=negative_prompt_ids,
-            negative_prompt_attention_mask=negative_prompt_attention_mask,
+            negative_prompt_attention_mask=negative_mask,
             infill=infill,
-            logits_processor=[*resolved.processors(), *logits_processor],
+            logits_processor=[*resolved.processors(), *(logits_processor or ())],
             logits_warper=resolved.warpers(),
-            stopping_criteria=[*stopping_criteria, *resolved.criteria(tokenizer)],
+            stopping_criteria=[*(stopping_criteria or ()), *resolved.criteria(tokenizer)],
             streamer=streamer,
             seed=seed,
             generator=generator,

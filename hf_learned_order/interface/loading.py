@@ -1,7 +1,6 @@
 """All of a scorer's repository in one call: `load_model`, and what `custom_generate` runs."""
 
 import copy
-import inspect
 from dataclasses import fields
 from os import PathLike
 from typing import Any
@@ -14,7 +13,8 @@ from transformers import (
 
 from hf_learned_order.decoding.outputs import LearnedOrderOutput
 from hf_learned_order.denoisers.loading import load_denoiser
-from hf_learned_order.interface.attach import LearnedOrderGenerationMixin, attach
+from hf_learned_order.interface.arguments import by_name
+from hf_learned_order.interface.attach import attach
 from hf_learned_order.interface.settings import Settings, merged
 from hf_learned_order.interface.tuned import bring_up, check_tuned
 from hf_learned_order.orders.scorer import OrderScorer
@@ -76,25 +76,19 @@ def custom_generate(
         scorer: the repository (or folder) that holds the scorer and a `generation_config.json`.
         inputs: the prompt, where `generate` got it by position.
         revision, token: of the repository.
-        **kwargs: of `learned_order_generate`; what is None counts as not given. By default the settings of the
-            repository's `generation_config.json`.
+        **kwargs: of an attached model's `generate`. By default the settings of the repository's
+            `generation_config.json`.
 
     Raises:
-        ValueError: the denoiser was tuned along with the scorer, and `model` is the one from before.
-        TypeError: an argument of transformers' `generate` that this decoding does not have.
+        ValueError: the denoiser was tuned along with the scorer, and `model` is the one from before; or as `generate`.
     """
-    parameters = inspect.signature(LearnedOrderGenerationMixin.learned_order_generate).parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
-    known += [field.name for field in fields(Settings)]
-    given = {name: value for name, value in {"input_ids": inputs, **kwargs}.items() if value is not None}
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise TypeError(f"arguments of generate must be among {', '.join(known[1:])}, got {', '.join(unknown)}")
+    given = by_name((), {"inputs": inputs, **kwargs})
     place: dict[str, Any] = {"revision": revision, "token": token}
     loaded = OrderScorer.from_pretrained(scorer, **place).eval()
     check_tuned(model, loaded.config, scorer)
     settings = GenerationConfig.from_pretrained(scorer, **place).to_diff_dict()
-    defaults = {name: value for name, value in settings.items() if name in known}
+    names = [field.name for field in fields(Settings)]
+    defaults = {name: value for name, value in settings.items() if name in names}
     options: dict[str, Any] = {**defaults, **given}
     options.setdefault("sampler", merged([options.get("sampler_config")]).get("sampler", "learned_order"))
     # a shallow copy shares the weights; the class swap is its own

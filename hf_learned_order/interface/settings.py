@@ -31,6 +31,7 @@ from transformers import (
 from hf_learned_order.common.checks import check_positive
 from hf_learned_order.decoding.samplers.base import Sampler
 from hf_learned_order.decoding.samplers.table import make_sampler
+from hf_learned_order.interface.arguments import as_ids, understood, warn_unused
 from hf_learned_order.orders.scorer import OrderScorer
 
 # setting -> (class, the value that means "off"), in the order in which transformers applies them
@@ -49,8 +50,12 @@ PROCESSORS: dict[str, tuple[Any, Any]] = {
 }
 # what is said of canvases; infilling takes it from the call only
 CANVAS_ONLY = {"max_new_tokens", "max_length", "block_length", "kv_cache", "stop_strings"}
-# what a GenerationConfig holds beside settings, or says of transformers' own cache
-IGNORED = {"transformers_version", "bos_token_id", "decoder_start_token_id", "use_cache", "cache_implementation"}
+# for drawn tokens only -> the values that ask for nothing without any: off, transformers' default, greedy
+SAMPLING: dict[str, tuple[Any, ...]] = {
+    "temperature": (1.0, 0.0),
+    **{name: (off,) for name, (_, off) in WARPERS.items()},
+    "top_k": (0, 50),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,22 +127,16 @@ class Settings:
         """From the call's arguments `given`, then its `generation_config`, then the model's `own`, then the defaults.
 
         What else the model's `own` sets is for its own `generate` and is not looked at; nor, with `infill`, is what it
-        says of canvases behind a prompt. `special_tokens` are where to look for EOS and padding last.
+        says of canvases behind a prompt. `special_tokens` are where to look for EOS and padding last. What is given
+        for drawn tokens, where none are drawn, is warned of.
 
         Raises:
             ValueError: `given` or `generation_config` sets something that decoding with a sampler does not know.
         """
         names = [entry.name for entry in fields(cls)]
         called = {} if generation_config is None else generation_config.to_diff_dict()
-        called = {name: value for name, value in called.items() if value is not False or name in names}
-        private = {name for name in called if name.startswith("_")}
-        for source, unknown in (
-            ("generate", set(given) - set(names)),
-            ("generation_config", set(called) - private - IGNORED - set(names)),
-        ):
-            if unknown:
-                allowed, got = ", ".join(sorted(names)), ", ".join(sorted(unknown))
-                raise ValueError(f"with a sampler, {source} must set only {allowed}; got {got}")
+        called = {name: value for name, value in called.items() if not name.startswith("_")}
+        given, called = understood("generate", given, names), understood("generation_config", called, names)
         found: dict[str, Any] = {}
         for name in names:
             models = [] if infill and name in CANVAS_ONLY else [getattr(own, name, None)]
@@ -147,8 +146,13 @@ class Settings:
                 models = [value for value in models if value != -1]
             values = [value for value in (given.get(name), called.get(name), *models) if value is not None]
             if values:
-                found[name] = merged(values) if name == "sampler_config" else values[0]
-        return cls(**found)
+                found[name] = merged(values) if name == "sampler_config" else as_ids(values[0])
+        settings = cls(**found)
+        if not settings.do_sample:
+            # who turns draws off in the call needs not unset what a configuration has for them
+            asked = given if "do_sample" in given else {**called, **given}
+            warn_unused({name: asked[name] for name, off in SAMPLING.items() if asked.get(name) not in (None, *off)})
+        return settings
 
     def canvas_length(self, prompt_length: int) -> int | None:
         """The length of the canvas. Raises `ValueError` where `max_length` leaves no room for one."""

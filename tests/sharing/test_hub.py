@@ -606,7 +606,7 @@ def test_custom_generate_takes_a_revision(hub):
 def test_custom_generate_refuses(hub):
     scorer_of().push_to_hub("user/scorer")
     model, prompt = tiny_model("llama"), torch.tensor([[5, 6]])
-    with pytest.raises(TypeError, match=r"arguments of generate must be among input_ids, .*, got num_beams"):
+    with pytest.raises(ValueError, match=r"with a sampler, generate must set only .*; got num_beams \(there are no"):
         model.generate(prompt, custom_generate="user/scorer", trust_remote_code=True, num_beams=2)
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         model.generate(prompt, custom_generate="user/scorer", trust_remote_code=False)

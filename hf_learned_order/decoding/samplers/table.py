@@ -43,6 +43,19 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "remdm": ReMDMSampler,
     "wino": WINOSampler,
 }
+# what LLaDA, Dream, dLLM and SDAR call them
+ELSEWHERE = {
+    "confidence": "top_prob",
+    "entropy_bounded": "entropy_bound",
+    "low_confidence": "top_prob",
+    "low_confidence_dynamic": "threshold",
+    "low_confidence_static": "top_prob",
+    "maskgit_plus": "top_prob",
+    "origin": "iid",
+    "sequential": "left_to_right",
+    "topk_margin": "margin",
+    **{name: name for name in ("random", "entropy")},
+}
 
 
 def make_sampler(
@@ -51,8 +64,8 @@ def make_sampler(
     """The rule of that name with the options in `config`; an instance passes through.
 
     Raises:
-        ValueError: the name is unknown (the names are listed), an option is unknown or out of range, an instance
-            comes with a `config`, or `learned_order` has no scorer.
+        ValueError: the name is unknown (the names are listed, and what another library calls so is named), an option
+            is unknown or out of range, an instance comes with a `config`, or `learned_order` has no scorer.
         TypeError: `sampler` is neither a name nor a `Sampler`.
     """
     if isinstance(sampler, Sampler):
@@ -62,7 +75,8 @@ def make_sampler(
     if not isinstance(sampler, str):
         raise TypeError(f"sampler must be a name or a Sampler, got {type(sampler).__name__}")
     if sampler not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+        hint = f", which is {ELSEWHERE[sampler]!r} here" if sampler in ELSEWHERE else ""
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}{hint}")
     options = dict(config or {})
     if sampler == "learned_order":
         options.setdefault("scorer", scorer)
