@@ -6,37 +6,40 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_learned_order.cli.options import add_model, loaded, words
+from hf_learned_order.cli.options import RULES, add_model, check_dtype, command_parser, load_both, loaded, words
+from hf_learned_order.cli.processes import finish, from_first, in_turn, is_first, started_processes
+from hf_learned_order.cli.progress import Progress
 
 
 def add_command(commands: Any) -> None:
     """Its options."""
-    parser = commands.add_parser("evaluate", help="compare samplers at matched NFE: table, JSON, CSV and plots")
+    parser = command_parser(commands, "evaluate", "compare samplers at matched NFE: table, JSON, CSV and plots")
     add_model(parser, many=True)
-    parser.add_argument("--dataset_name", help="GSM8K on the Hub, e.g. openai/gsm8k")
-    parser.add_argument("--train_file", help="its train.jsonl: the last 400 rows tune the samplers")
-    parser.add_argument("--test_file", help="its test.jsonl")
-    parser.add_argument(
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset_name", help="GSM8K on the Hub, e.g. openai/gsm8k")
+    group.add_argument("--train_file", help="its train.jsonl: the last 400 rows tune the samplers")
+    group.add_argument("--test_file", help="its test.jsonl")
+    group.add_argument(
         "--without_prompts", help="a file of prompts, one a line, left out of the test problems, e.g. those trained on"
     )
-    parser.add_argument("--tasks", nargs="+", default=["equations"], help="names of hf_learned_order.tasks.table.TASKS")
-    parser.add_argument("--samplers", nargs="+", help="by default all of them")
-    parser.add_argument("--greedy", action="store_true", help="learned_order takes the likeliest positions, no draw")
-    parser.add_argument("--nfe", nargs="+", type=float, default=[2, 4, 6, 8, 12, 16], help="target mean NFE")
-    parser.add_argument("--canvas_length", type=int, help="positions of a response; by default the task's")
-    parser.add_argument("--temperature", type=float, default=0.0, help="of the tokens; 0 takes the most likely ones")
-    parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--dtype", default="float32", help="of the denoiser, e.g. bfloat16")
-    parser.add_argument("--limit", type=int, help="test problems, the first so many; by default all")
-    parser.add_argument("--tuning_limit", type=int, default=120, help="held-out problems that settings are tuned on")
-    parser.add_argument(
+    group.add_argument("--tasks", nargs="+", default=["equations"], help="names of hf_learned_order.tasks.table.TASKS")
+    group.add_argument("--canvas_length", type=int, help="positions of a response; by default the task's")
+    group.add_argument("--limit", type=int, help="test problems, the first so many; by default all")
+    group.add_argument("--tuning_limit", type=int, default=120, help="held-out problems that settings are tuned on")
+    group = parser.add_argument_group("what is compared")
+    group.add_argument("--samplers", nargs="+", help=f"of {', '.join(RULES)}; by default all of them")
+    group.add_argument("--greedy", action="store_true", help="learned_order takes the likeliest positions, no draw")
+    group.add_argument("--nfe", nargs="+", type=float, default=[2, 4, 6, 8, 12, 16], help="target mean NFE")
+    group.add_argument("--temperature", type=float, default=0.0, help="of the tokens; 0 takes the most likely ones")
+    group.add_argument(
         "--budget_shares",
         type=float,
         nargs="*",
         help="step budgets that the tuned rows try, times the target NFE; none: no tuned rows; by default three",
     )
-    parser.add_argument("--no_bound", action="store_true", help="leave out the bound, which costs as much again")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of the random samplers")
+    group.add_argument("--no_bound", action="store_true", help="leave out the bound, which costs as much again")
+    group.add_argument("--seeds", type=int, default=3, help="runs of the random samplers")
+    parser.add_argument("--batch_size", type=int, default=128, help="rows decoded at once, in each process")
     parser.add_argument(
         "--output_dir", default="runs/evaluation", help="the same command goes on with the rows that are there"
     )
@@ -44,56 +47,65 @@ def add_command(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.progress import track
-
     from hf_learned_order.denoisers.denoiser import Denoiser
-    from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
-    from hf_learned_order.evaluation.comparison import BUDGET_SHARES, compare
+    from hf_learned_order.evaluation.comparison import BUDGET_SHARES, compare, planned
     from hf_learned_order.evaluation.plotting import trade_off  # noqa: F401 (if it cannot be imported, that is told now)
     from hf_learned_order.evaluation.results import Sweep
     from hf_learned_order.orders.scorer import OrderScorer
 
     _check_numbers(options)
-    tokenizer = loaded("model", options.model, load_tokenizer)
-    model = loaded("model", options.model, lambda name: load_denoiser(name, dtype=options.dtype)).eval()
+    processes = started_processes()
+    tokenizer, model = load_both(options, processes)
     denoiser = Denoiser(model, mask_token_id=tokenizer.mask_token_id)
     scorers = [loaded("scorer", path, OrderScorer.from_pretrained).eval() for path in options.scorer]
     for scorer in scorers:
         scorer.check_fits(denoiser)
+        scorer.to(denoiser.device)
     options.samplers = _names(options.samplers, scorers)
     if options.budget_shares is None:
         options.budget_shares = list(BUDGET_SHARES)
-    evaluators = _evaluators(options, denoiser, tokenizer)
+    with in_turn(processes):
+        evaluators = _evaluators(options, denoiser, tokenizer, processes)
     folder = Path(options.output_dir)
-    sweep = Sweep(folder, _settings(options, model, scorers, evaluators))
-    if sweep.results:
-        print(f"{folder}: going on behind the {len(sweep.results)} rows that are there", file=sys.stderr)
+    # one process writes; all of them must know which rows are there, for they measure the others together
+    sweep = Sweep(folder, _settings(options, model, scorers, evaluators)) if is_first(processes) else None
+    finished = from_first(processes, sweep and sweep.results)
+    if sweep is not None and finished:
+        print(f"{folder}: going on behind the {len(finished)} rows that are there", file=sys.stderr)
+    targets = sorted(options.nfe)
+    rows = planned(options.samplers, targets, scorers=scorers, budget_shares=options.budget_shares)
+    there = {(row.task, row.sampler, row.target) for row in finished}
+    left = [(task, label, target) for task in evaluators for _, label, target in rows]
+    left = [row for row in left if row not in there]
     results = []
-    for task, (tuning, test) in evaluators.items():
-        comparison = compare(
-            tuning,
-            test,
-            samplers=options.samplers,
-            targets=sorted(options.nfe),
-            scorers=scorers,
-            greedy=options.greedy,
-            seeds=options.seeds,
-            budget_shares=options.budget_shares,
-            with_bound=not options.no_bound,
-            task=task,
-            finished=sweep.results,
-        )
-        for result in track(comparison, description=f"{task}: samplers x budgets", console=Console(stderr=True)):
-            sweep.add(result)
-            results.append(result)
-    _report(results, evaluators, scorers, folder, greedy=options.greedy)
+    with Progress([f"{task}, {label} at {target:g}" for task, label, target in left], shown=sweep is not None) as bar:
+        for task, (tuning, test) in evaluators.items():
+            comparison = compare(
+                tuning,
+                test,
+                samplers=options.samplers,
+                targets=targets,
+                scorers=scorers,
+                greedy=options.greedy,
+                seeds=options.seeds,
+                budget_shares=options.budget_shares,
+                with_bound=not options.no_bound,
+                task=task,
+                finished=finished,
+            )
+            for result in comparison:
+                if sweep is not None:
+                    sweep.add(result)
+                if (result.task, result.sampler, result.target) not in there:
+                    bar.advance()
+                results.append(result)
+    if sweep is not None:
+        _report(results, evaluators, scorers, folder, greedy=options.greedy)
+    finish(processes)
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
     """What would else be found late, or not at all."""
-    import torch
-
     from hf_learned_order.common.checks import check_positive
     from hf_learned_order.decoding.samplers.base import check_range
 
@@ -106,9 +118,7 @@ def _check_numbers(options: argparse.Namespace) -> None:
     check_range("--temperature", options.temperature, low=0.0)
     for share in options.budget_shares or ():
         check_range("--budget_shares", share, low=1.0, high=1e6)
-    dtype = getattr(torch, options.dtype, None)
-    if options.dtype != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"--dtype must be a floating-point type of torch, e.g. bfloat16, got {options.dtype}")
+    check_dtype(options.dtype)
 
 
 def _report(results: list, evaluators: dict, scorers: list, folder: Path, *, greedy: bool) -> None:
@@ -142,7 +152,9 @@ def _names(given: Sequence[str] | None, scorers: Sequence) -> list[str]:
     return names
 
 
-def _evaluators(options: argparse.Namespace, denoiser: Any, tokenizer: Any) -> dict[str, tuple[Any, Any]]:
+def _evaluators(
+    options: argparse.Namespace, denoiser: Any, tokenizer: Any, processes: Any
+) -> dict[str, tuple[Any, Any]]:
     """For each task what settings are tuned on and what is measured."""
     from hf_learned_order.evaluation.evaluator import Evaluator
     from hf_learned_order.tasks.held_out import read_prompts, without_prompts
@@ -170,6 +182,7 @@ def _evaluators(options: argparse.Namespace, denoiser: Any, tokenizer: Any) -> d
             batch_size=options.batch_size,
             is_right=task.is_right,
             temperature=options.temperature,
+            processes=processes,
         )
 
     tasks = {name: find_task(name) for name in options.tasks}

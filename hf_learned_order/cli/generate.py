@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_learned_order.cli.options import add_model, loaded
+from hf_learned_order.cli.options import RULES, add_model, check_dtype, command_parser, load_both, loaded
 
 if TYPE_CHECKING:
     from hf_learned_order.evaluation.order_maps import OrderMap
@@ -15,18 +15,33 @@ if TYPE_CHECKING:
 
 def add_command(commands: Any) -> None:
     """Its options."""
-    parser = commands.add_parser("generate", help="decode one prompt")
+    parser = command_parser(commands, "generate", "decode one prompt")
     add_model(parser)
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--sampler", nargs="+", default=["learned_order"], help="one, or several to compare")
-    parser.add_argument(
+    group = parser.add_argument_group("prompt")
+    group.add_argument("--prompt", required=True)
+    group.add_argument("--infill", action="store_true", help="fill the mask tokens within the prompt, and add nothing")
+    group.add_argument(
+        "--chat_template",
+        action=argparse.BooleanOptionalAction,
+        help="put the prompt into the tokenizer's chat template; by default where it has one",
+    )
+    group.add_argument("--system_prompt", metavar="TEXT", help="of the chat template")
+    group = parser.add_argument_group("decoding")
+    group.add_argument(
+        "--sampler",
+        nargs="+",
+        help=f"one, or several to compare: {', '.join(RULES)}; by default learned_order with a scorer, else top_prob",
+    )
+    group.add_argument(
         "--sampler_config", nargs="+", metavar="JSON", help="options of each sampler in turn, e.g. '{\"greedy\": true}'"
     )
-    parser.add_argument("--max_new_tokens", type=int, default=64)
-    parser.add_argument("--max_denoising_steps", type=int)
-    parser.add_argument("--block_length", type=int, help="decode in blocks of so many tokens, from left to right")
-    parser.add_argument("--kv_cache", choices=("exact", "prefix", "dual"), help="keep keys and values between calls")
-    parser.add_argument("--seed", type=int, default=0)
+    group.add_argument("--max_new_tokens", type=int, help="positions of the canvas; by default 64")
+    group.add_argument(
+        "--max_denoising_steps", type=int, help="step budget; by default the scorer's, else one for each position"
+    )
+    group.add_argument("--block_length", type=int, help="decode in blocks of so many tokens, from left to right")
+    group.add_argument("--kv_cache", choices=("exact", "prefix", "dual"), help="keep keys and values between calls")
+    group.add_argument("--seed", type=int, default=0, help="of what is drawn")
     parser.add_argument(
         "--order_map", metavar="FILE", help="which step unmasked which token: FILE.html, FILE.png, or - to print it"
     )
@@ -34,7 +49,6 @@ def add_command(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
     from hf_learned_order.evaluation.order_maps import OrderMap
     from hf_learned_order.interface.attach import attach
 
@@ -43,33 +57,75 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError(f"--order_map must be - or end in .html or .png, got {options.order_map}")
         if not Path(options.order_map).parent.is_dir():
             raise ValueError(f"--order_map must be in a folder that there is, got {options.order_map}")
-    if "learned_order" in options.sampler and options.scorer is None:
+    samplers = options.sampler or ["top_prob" if options.scorer is None else "learned_order"]
+    if "learned_order" in samplers and options.scorer is None:
         raise ValueError('sampler "learned_order" needs --scorer')
-    configs = _configs(options.sampler, options.sampler_config)
-    tokenizer = loaded("model", options.model, load_tokenizer)
-    model = loaded("model", options.model, load_denoiser)
+    configs = _configs(samplers, options.sampler_config)
+    check_dtype(options.dtype)
+    tokenizer, model = load_both(options)
     model = loaded("scorer", options.scorer, lambda scorer: attach(model, scorer, tokenizer=tokenizer))
+    inputs = _inputs(tokenizer, options)
+    length = options.max_new_tokens if options.infill or options.max_new_tokens is not None else 64
     maps = []
-    for sampler, config in zip(options.sampler, configs, strict=True):
+    for sampler, config in zip(samplers, configs, strict=True):
         output = model.generate(  # pyrefly: ignore[not-callable]
-            **tokenizer(options.prompt, return_tensors="pt").to(model.device),
+            **inputs.to(model.device),
             sampler=sampler,
             sampler_config=config,
-            max_new_tokens=options.max_new_tokens,
+            max_new_tokens=length,
             max_denoising_steps=options.max_denoising_steps,
             block_length=options.block_length,
             kv_cache=options.kv_cache,
+            infill=options.infill,
             seed=options.seed,
             return_dict_in_generate=True,
         )
-        response = output.sequences[0, -options.max_new_tokens :]
+        response = output.sequences[0] if options.infill else output.sequences[0, -length:]
         print(tokenizer.decode(response, skip_special_tokens=True))
         speed = f"{int(output.nfe[0])} denoiser calls, {float(output.tokens_per_forward[0]):.2f} tokens a call"
-        print(speed if len(options.sampler) == 1 else f"{sampler}: {speed}", file=sys.stderr)
+        print(speed if len(samplers) == 1 else f"{sampler}: {speed}", file=sys.stderr)
         if options.order_map is not None:
             maps += OrderMap.of(output, tokenizer, label=sampler)
     if options.order_map is not None:
         _order_map(maps, options.order_map)
+
+
+def _inputs(tokenizer: Any, options: argparse.Namespace) -> Any:
+    """The token ids of the prompt, as a batch of one row."""
+    if options.infill and (tokenizer.mask_token is None or tokenizer.mask_token not in options.prompt):
+        raise ValueError(
+            f"--prompt must hold the tokenizer's mask token {tokenizer.mask_token} with --infill, got {options.prompt}"
+        )
+    _warn_of_unknown(tokenizer, options.prompt)
+    chat = options.chat_template
+    if chat is None:
+        chat = bool(tokenizer.chat_template) and not options.infill
+    if chat and (not tokenizer.chat_template or options.infill):
+        why = "--infill" if options.infill else "a tokenizer that has none"
+        raise ValueError(f"--chat_template must be left out with {why}")
+    if not chat:
+        if options.system_prompt is not None:
+            raise ValueError(f"--system_prompt must be left out without a chat template, got {options.system_prompt}")
+        return tokenizer(options.prompt, return_tensors="pt")
+    messages = [{"role": "user", "content": options.prompt}]
+    if options.system_prompt is not None:
+        messages.insert(0, {"role": "system", "content": options.system_prompt})
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+
+
+def _warn_of_unknown(tokenizer: Any, prompt: str) -> None:
+    """Says which parts of the prompt the model cannot see."""
+    if tokenizer.unk_token_id is None or not tokenizer.is_fast:
+        return
+    encoded = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
+    pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    unknown = dict.fromkeys(prompt[start:end] for token, (start, end) in pairs if token == tokenizer.unk_token_id)
+    if unknown:
+        shown = ", ".join(map(repr, unknown))
+        print(
+            f"hf-learned-order: the tokenizer does not know {shown}; the model sees {tokenizer.unk_token} there",
+            file=sys.stderr,
+        )
 
 
 def _configs(samplers: Sequence[str], given: Sequence[str] | None) -> list[dict[str, Any]]:

@@ -3,13 +3,15 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from hf_learned_order.cli import evaluate, generate, plot, push
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; errors in what the user gave are printed in one line, and the exit status is 2."""
-    parser = argparse.ArgumentParser(prog="hf-learned-order", description=__doc__)
+    parser = argparse.ArgumentParser(prog="hf-learned-order", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('hf_learned_order')}")
     commands = parser.add_subparsers(dest="command", required=True)
     for command in (generate, evaluate, plot, push):
         command.add_command(commands)

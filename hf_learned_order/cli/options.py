@@ -5,13 +5,87 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# `decoding.samplers.table.SAMPLERS`, which takes seconds to import; a test compares
+RULES = (
+    *("iid", "random", "left_to_right", "top_prob", "margin", "entropy", "threshold", "factor", "entropy_bound"),
+    *("klass", "position", "dilated", "learned_order", "remdm", "wino"),
+)
+
+
+class Help(argparse.HelpFormatter):
+    """argparse's, with the default of each option that has one worth telling."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if "default" in text or action.default in (None, False, [], argparse.SUPPRESS) or not action.option_strings:
+            return text
+        shown = " ".join(map(str, action.default)) if isinstance(action.default, list) else "%(default)s"
+        return f"{text} (default: {shown})"
+
+
+def command_parser(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """A command whose options are taken by their whole names only: `--task` is not `--tasks`."""
+    return commands.add_parser(name, help=text, description=text, allow_abbrev=False, formatter_class=Help)
+
 
 def add_model(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
-    parser.add_argument("--model", required=True, help="the denoiser: a folder or a Hub repository")
+    """The options that say what is loaded, and where it runs."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", required=True, help="the denoiser: a folder or a Hub repository")
     if many:
-        parser.add_argument("--scorer", nargs="+", default=[], help="one or more scorers (seeds) to average over")
+        group.add_argument("--scorer", nargs="+", default=[], help="one or more scorers (seeds) to average over")
     else:
-        parser.add_argument("--scorer", help="a folder or a Hub repository")
+        group.add_argument("--scorer", help="a folder or a Hub repository")
+    group.add_argument("--dtype", default="auto", help="of the denoiser, e.g. bfloat16; auto: as it was saved")
+    group.add_argument(
+        "--device_map",
+        help="where the denoiser goes, as in transformers: auto (over all devices), cpu, cuda:1, ...; "
+        "by default the accelerator, if there is one",
+    )
+    group.add_argument("--trust_remote_code", action="store_true", help="run the code that the repository brings")
+
+
+def check_dtype(dtype: str) -> None:
+    """Raises `ValueError` unless it is "auto" or the name of a floating-point type."""
+    import torch
+
+    kind = getattr(torch, dtype, None)
+    if dtype != "auto" and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
+        raise ValueError(f"--dtype must be auto or a floating-point type of torch, e.g. bfloat16, got {dtype}")
+
+
+def load_both(options: argparse.Namespace, processes: Any = None) -> tuple[Any, Any]:
+    """Tokenizer and denoiser, the latter where it is to run.
+
+    Args:
+        options: those of `add_model`.
+        processes: accelerate's `PartialState` if there are several: each has its own device.
+
+    Raises:
+        ValueError: a device map for several processes.
+        OSError: nothing to load there.
+    """
+    import torch
+
+    from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
+
+    if processes is not None and options.device_map is not None:
+        raise ValueError(
+            f"--device_map must be left out with {processes.num_processes} processes, each of which has a device "
+            f"of its own, got {options.device_map}"
+        )
+    how: dict[str, Any] = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code}
+    if options.device_map is not None:
+        how["device_map"] = options.device_map
+    tokenizer = loaded(
+        "model", options.model, lambda name: load_tokenizer(name, trust_remote_code=options.trust_remote_code)
+    )
+    model = loaded("model", options.model, lambda name: load_denoiser(name, **how)).eval()
+    if processes is not None:
+        model = model.to(processes.device)
+    elif options.device_map is None and torch.accelerator.is_available():
+        model = model.to(torch.accelerator.current_accelerator())
+    return tokenizer, model
 
 
 def loaded(option: str, name: str | None, load: Callable[[Any], Any]) -> Any:

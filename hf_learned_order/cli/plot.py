@@ -3,10 +3,12 @@
 import argparse
 from typing import Any
 
+from hf_learned_order.cli.options import command_parser
+
 
 def add_command(commands: Any) -> None:
     """Its options."""
-    parser = commands.add_parser("plot", help="draw the trade-off curve again")
+    parser = command_parser(commands, "plot", "draw the trade-off curve again")
     parser.add_argument("results", help="results.json or results.csv of evaluate")
     parser.add_argument("--output", default="trade_off.png")
     parser.set_defaults(run=run)

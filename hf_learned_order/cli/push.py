@@ -3,10 +3,12 @@
 import argparse
 from typing import Any
 
+from hf_learned_order.cli.options import command_parser
+
 
 def add_command(commands: Any) -> None:
     """Its options."""
-    parser = commands.add_parser("push", help="push the folder of a scorer to the Hub, with its card")
+    parser = command_parser(commands, "push", "push the folder of a scorer to the Hub, with its card")
     parser.add_argument("folder", help="where the scorer was saved")
     parser.add_argument("repo_id", help="user/name on the Hub")
     parser.add_argument(

@@ -22,10 +22,10 @@ from hf_learned_order.denoisers.checkpoints import LAYOUTS, check_inv_freq, load
 from hf_learned_order.denoisers.families import find_family
 
 
-def load_tokenizer(name_or_path: str | PathLike) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or a Hub repository."""
+def load_tokenizer(name_or_path: str | PathLike, **kwargs: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or a Hub repository; `kwargs` are those of `from_pretrained`."""
     # its annotation allows None; it raises instead
-    return AutoTokenizer.from_pretrained(name_or_path)  # pyrefly: ignore[bad-return]
+    return AutoTokenizer.from_pretrained(name_or_path, **kwargs)  # pyrefly: ignore[bad-return]
 
 
 _HUB = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")

@@ -38,6 +38,24 @@ def knob(name: str, scorer: OrderScorer | None = None, *, greedy: bool = False) 
     return None
 
 
+def planned(
+    samplers: Sequence[str],
+    targets: Sequence[float],
+    *,
+    scorers: Sequence[OrderScorer] = (),
+    budget_shares: Sequence[float] = BUDGET_SHARES,
+) -> list[tuple[str, str, float]]:
+    """The rows of `compare` in their order: the sampler, what the row is called, the target NFE."""
+    rows = []
+    for name in samplers:
+        mine = scorers if name == "learned_order" else ()
+        budgeted = any(scorer.config.max_denoising_steps for scorer in mine)
+        tuned = budget_shares and not budgeted and knob(name, mine[0] if mine else None) is not None
+        for target in targets:
+            rows += [(name, label, target) for label in (name, f"{name}, tuned")[: 2 if tuned else 1]]
+    return rows
+
+
 def compare(
     tuning: Evaluator,
     test: Evaluator,
@@ -81,27 +99,20 @@ def compare(
         if not share >= 1:
             raise ValueError(f"budget_shares must be 1 or more each, got {share}")
     there = {(row.sampler, row.target): row for row in finished if row.task == task}
-    for name in samplers:
+    for name, label, target in planned(samplers, targets, scorers=scorers, budget_shares=budget_shares):
+        if (label, target) in there:
+            yield there[label, target]
+            continue
+        budgets = sorted({min(math.ceil(share * target), tuning.canvas_length) for share in budget_shares})
+        runs = []
         # without a scorer, make_sampler says that there has to be one
-        mine = scorers if name == "learned_order" and scorers else (None,)
-        budgeted = any(scorer is not None and scorer.config.max_denoising_steps for scorer in mine)
-        for target in targets:
-            for both in (False,) if knob(name, mine[0]) is None or budgeted or not budget_shares else (False, True):
-                label = f"{name}, tuned" if both else name
-                if (label, target) in there:
-                    yield there[label, target]
-                    continue
-                budgets = sorted({min(math.ceil(share * target), tuning.canvas_length) for share in budget_shares})
-                runs = []
-                for scorer in mine:
-                    make = knob(name, scorer, greedy=greedy)
-                    sampler, budget, setting = _tuned(tuning, name, make, scorer, target, budgets if both else ())
-                    for seed in range(seeds if sampler.is_random or test.temperature else 1):
-                        run = test.measure(
-                            sampler, name=label, max_denoising_steps=budget, seed=seed, with_bound=with_bound
-                        )
-                        runs.append(replace(run, target=target, setting=setting, task=task))
-                yield over_runs(runs)
+        for scorer in scorers if name == "learned_order" and scorers else (None,):
+            make = knob(name, scorer, greedy=greedy)
+            sampler, budget, setting = _tuned(tuning, name, make, scorer, target, budgets if label != name else ())
+            for seed in range(seeds if sampler.is_random or test.temperature else 1):
+                run = test.measure(sampler, name=label, max_denoising_steps=budget, seed=seed, with_bound=with_bound)
+                runs.append(replace(run, target=target, setting=setting, task=task))
+        yield over_runs(runs)
 
 
 def _tuned(

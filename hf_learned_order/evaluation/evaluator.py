@@ -8,7 +8,9 @@ gives when every unmasked token is the true one (`decode(clean=...)`), in nats a
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
@@ -37,6 +39,8 @@ class Evaluator:
         batch_size: rows decoded at once; results do not depend on it unless something is drawn.
         is_right: from a response and the row's `answer`; by default the number behind `#` is compared (`tasks`).
         temperature: 0 takes the most likely tokens, otherwise they are drawn.
+        processes: accelerate's `PartialState`: its processes share the batches, and must make the same calls. What is
+            measured is the same with any number of them.
 
     Raises:
         ValueError: the data set has no row, or lacks one of these columns.
@@ -52,6 +56,7 @@ class Evaluator:
         batch_size: int = 128,
         is_right: Callable[[str, str], bool] | None = None,
         temperature: float = 0.0,
+        processes: Any = None,
     ):
         if len(dataset) == 0:
             raise ValueError("dataset must hold at least one row, but it is empty")
@@ -68,15 +73,17 @@ class Evaluator:
         self.batch_size = batch_size
         self.judgement = {} if is_right is None else {"is_right": is_right}
         self.temperature = temperature
+        self.processes = processes
         self.collator = CanvasCollator(tokenizer=tokenizer, canvas_length=canvas_length)
         self._measured: dict[tuple[Sampler, int | None], Result] = {}  # searches for several targets meet
 
     def outputs(
         self, sampler: Sampler, *, max_denoising_steps: int | None = None, seed: int = 0, clean: bool = False
     ) -> Iterator[tuple[LearnedOrderOutput, list[dict]]]:
-        """Batches of decoded (or, with `clean`, scored) rows and the rows themselves."""
-        generator = torch.Generator(self.denoiser.device).manual_seed(seed)
-        for at in range(0, len(self.dataset), self.batch_size):
+        """Batches of decoded (or, with `clean`, scored) rows and the rows themselves, of this process."""
+        rank, world = (0, 1) if self.processes is None else (self.processes.process_index, self.processes.num_processes)
+        for at in range(rank * self.batch_size, len(self.dataset), world * self.batch_size):
+            generator = torch.Generator(self.denoiser.device).manual_seed(_seed_of(seed, at))
             # pyrefly: ignore[missing-attribute]
             rows = self.dataset.select(range(at, min(at + self.batch_size, len(self.dataset)))).to_list()
             batch = {name: value.to(self.denoiser.device) for name, value in self.collator(rows).items()}
@@ -113,14 +120,13 @@ class Evaluator:
         """Accuracy, NFE, orders and bound of one sampler at one budget."""
         from hf_learned_order.evaluation.metrics import AnswerAccuracy, OrderMetrics
 
-        texts, answers, orders, nfe, tokens = [], [], [], [], []
+        batches = []
         for output, rows in self.outputs(sampler, max_denoising_steps=max_denoising_steps, seed=seed):
             responses = output.sequences[:, -self.canvas_length :]
-            texts += self.tokenizer.batch_decode(responses, skip_special_tokens=True)
-            answers += [row["answer"] for row in rows]
-            orders += self.order_of(output).tolist()
-            nfe += output.nfe.tolist()
-            tokens += output.tokens_per_forward.tolist()
+            texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
+            numbers = (self.order_of(output).tolist(), output.nfe.tolist(), output.tokens_per_forward.tolist())
+            batches.append(list(zip(texts, [row["answer"] for row in rows], *numbers, strict=True)))
+        texts, answers, orders, nfe, tokens = map(list, zip(*self._of_all(batches), strict=True))
         # pyrefly: ignore[unsupported-operation] (None is for processes that are not the first)
         right = AnswerAccuracy(keep_in_memory=True).compute(predictions=texts, references=answers, **self.judgement)[
             "right"
@@ -128,7 +134,7 @@ class Evaluator:
         bound = None
         if with_bound and not sampler.remasks:
             scored = self.outputs(sampler, max_denoising_steps=max_denoising_steps, seed=seed, clean=True)
-            bound = torch.cat([output.log_likelihood for output, _ in scored]).mean().item()
+            bound = torch.tensor(self._of_all([output.log_likelihood.tolist() for output, _ in scored])).mean().item()
         return Result(
             sampler=name,
             budget=max_denoising_steps or self.canvas_length,
@@ -142,6 +148,16 @@ class Evaluator:
             tokens_per_forward=sum(tokens) / len(tokens),
             **OrderMetrics(keep_in_memory=True).compute(predictions=orders),  # pyrefly: ignore[bad-unpacking]
         )
+
+    def _of_all(self, batches: list[list]) -> list:
+        """What belongs to the rows, from the batches of all processes, in the order of the data set."""
+        if self.processes is not None:
+            from accelerate.utils import gather_object
+
+            rank, world = self.processes.process_index, self.processes.num_processes
+            numbered = [(rank + world * number, batch) for number, batch in enumerate(batches)]
+            batches = [batch for _, batch in sorted(gather_object(numbered), key=lambda pair: pair[0])]
+        return [row for batch in batches for row in batch]
 
     def order_of(self, output: LearnedOrderOutput) -> Tensor:
         """int [batch, canvas]: the order of each response up to its first EOS, 0 behind it."""
@@ -227,6 +243,11 @@ class Evaluator:
                 break
             budget, last = budget + 1, nfe
         return best[1]
+
+
+def _seed_of(seed: int, at: int) -> int:
+    """Of the batch that begins with row `at`: whichever process decodes it, the same is drawn."""
+    return int(np.random.SeedSequence((seed, at)).generate_state(1, np.uint64)[0])
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -281,7 +281,8 @@ def test_unknown_sampler(folder, capsys):
 
 
 def test_learned_order_without_a_scorer(folder, capsys):
-    assert error_of(generate(folder), capsys) == 'sampler "learned_order" needs --scorer'
+    message = error_of(generate(folder, "--sampler", "learned_order"), capsys)
+    assert message == 'sampler "learned_order" needs --scorer'
     message = error_of(evaluate(folder, "--samplers", "learned_order"), capsys)
     assert message == 'sampler "learned_order" needs --scorer'
 
@@ -359,8 +360,8 @@ def test_numbers_out_of_range(folder, capsys):
         (["--nfe", "inf"], "--nfe must be a number in [1.0, 1000000.0], got inf"),
         (["--temperature", "nan"], "--temperature must be a number in [0.0, inf], got nan"),
         (["--budget_shares", "1", "0.5"], "--budget_shares must be a number in [1.0, 1000000.0], got 0.5"),
-        (["--dtype", "foo"], "--dtype must be a floating-point type of torch, e.g. bfloat16, got foo"),
-        (["--dtype", "int8"], "--dtype must be a floating-point type of torch, e.g. bfloat16, got int8"),
+        (["--dtype", "foo"], "--dtype must be auto or a floating-point type of torch, e.g. bfloat16, got foo"),
+        (["--dtype", "int8"], "--dtype must be auto or a floating-point type of torch, e.g. bfloat16, got int8"),
     ],
 )
 def test_numbers_of_an_evaluation(capsys, arguments, message):

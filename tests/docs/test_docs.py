@@ -146,6 +146,8 @@ def understood(command: list[str]) -> bool:
     if command[:2] != ["accelerate", "launch"]:
         return False
     launch = launch_command_parser().parse_args(command[2:])
+    if launch.training_script == "hf_learned_order.cli.main":
+        return launch.module and cli.main(launch.training_script_args) == 0
     assert launch.config_file is None or (ROOT / launch.config_file).is_file()
     HfArgumentParser(SCRIPTS[launch.training_script]).parse_args_into_dataclasses(launch.training_script_args)
     return True

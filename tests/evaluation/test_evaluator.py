@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -70,6 +71,20 @@ class Answers:
 def test_rows_are_sorted_by_length(evaluator, dataset):
     lengths = evaluator.dataset["length"][:]
     assert lengths == sorted(dataset["length"][:])
+
+
+def test_processes_share_the_batches(denoiser, tokenizer, dataset, evaluator):
+    """Each has its own, and what is drawn in a batch is the same in whichever process."""
+    for sampler in (TopProbSampler(), IIDSampler()):
+        alone = [output.sequences for output, _ in evaluator.outputs(sampler, max_denoising_steps=3, seed=5)]
+        shares = []
+        for rank in range(2):
+            processes = SimpleNamespace(process_index=rank, num_processes=2)
+            mine = Evaluator(denoiser, tokenizer, dataset, canvas_length=CANVAS, batch_size=4, processes=processes)
+            shares.append([output.sequences for output, _ in mine.outputs(sampler, max_denoising_steps=3, seed=5)])
+        assert [len(share) for share in shares] == [2, 1]
+        for expected, found in zip(alone, [shares[0][0], shares[1][0], shares[0][1]], strict=True):
+            assert torch.equal(found, expected)
 
 
 def test_columns(evaluator, denoiser, tokenizer, dataset):

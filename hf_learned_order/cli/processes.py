@@ -1,0 +1,39 @@
+"""Several processes of one command, as `accelerate launch` starts them. Alone, everything here does nothing."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+
+def started_processes() -> Any:
+    """accelerate's `PartialState` where several processes were started, else None."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    from accelerate import PartialState
+
+    return PartialState()
+
+
+def is_first(processes: Any) -> bool:
+    return processes is None or processes.is_main_process
+
+
+def in_turn(processes: Any) -> AbstractContextManager:
+    """The first process before the others, which find on disk what it has made."""
+    return nullcontext() if processes is None else processes.main_process_first()
+
+
+def from_first(processes: Any, value: Any) -> Any:
+    """The first process's `value`, in all of them."""
+    if processes is None:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
+
+
+def finish(processes: Any) -> None:
+    """Together."""
+    if processes is not None:
+        processes.wait_for_everyone()
+        processes.destroy_process_group()
