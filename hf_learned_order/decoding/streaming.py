@@ -1,5 +1,8 @@
 """Tokens for a streamer of transformers while a canvas is decoded."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers.generation.streamers import BaseStreamer
@@ -53,6 +56,18 @@ class Stream:
 
     def end(self) -> None:
         self.streamer.end()
+
+
+@contextmanager
+def ended_on_error(streamer: BaseStreamer | None) -> Iterator[None]:
+    """Ends the stream where an error leaves the block: who reads it in another thread would wait for ever."""
+    try:
+        yield
+    except BaseException:
+        if streamer is not None:
+            with suppress(Exception):  # the first error is the one to tell
+                streamer.end()
+        raise
 
 
 def _given(columns: Tensor, attention_mask: Tensor, *, before: int = 0) -> Tensor:

@@ -26,6 +26,7 @@ from transformers.generation.streamers import BaseStreamer
 from hf_learned_order.decoding.outputs import LearnedOrderOutput
 from hf_learned_order.decoding.samplers.base import Sampler
 from hf_learned_order.decoding.samplers.table import SAMPLERS
+from hf_learned_order.decoding.streaming import ended_on_error
 from hf_learned_order.denoisers.attention import check_attention
 from hf_learned_order.denoisers.checkpoints import check_inv_freq
 from hf_learned_order.denoisers.denoiser import Denoiser
@@ -62,10 +63,13 @@ class LearnedOrderGenerationMixin(_Base):
             ValueError: no sampler is given and the model has no `generate` of its own, or transformers' one, which does
                 not know another library's names.
         """
+        with ended_on_error(kwargs.get("streamer")):
+            return self._generate(args, sampler, kwargs)
+
+    def _generate(self, args: tuple, sampler: str | Sampler | None, kwargs: dict[str, Any]) -> Any:
         if sampler is None and "custom_generate" not in kwargs:
-            configs = (
-                getattr(c, "sampler_config", None) for c in (kwargs.get("generation_config"), self.generation_config)
-            )
+            called = [one for one in (*args[1:], kwargs.get("generation_config")) if isinstance(one, GenerationConfig)]
+            configs = (getattr(config, "sampler_config", None) for config in (*called, self.generation_config))
             sampler = merged([kwargs.get("sampler_config"), *configs]).get("sampler")
         if sampler is not None:
             return self.learned_order_generate(**by_name(args, kwargs), sampler=sampler)

@@ -12,6 +12,7 @@ from transformers import (
 )
 
 from hf_learned_order.decoding.outputs import LearnedOrderOutput
+from hf_learned_order.decoding.streaming import ended_on_error
 from hf_learned_order.denoisers.loading import load_denoiser
 from hf_learned_order.interface.arguments import by_name
 from hf_learned_order.interface.attach import attach
@@ -82,15 +83,16 @@ def custom_generate(
     Raises:
         ValueError: the denoiser was tuned along with the scorer, and `model` is the one from before; or as `generate`.
     """
-    given = by_name((), {"inputs": inputs, **kwargs})
-    place: dict[str, Any] = {"revision": revision, "token": token}
-    loaded = OrderScorer.from_pretrained(scorer, **place).eval()
-    check_tuned(model, loaded.config, scorer)
-    settings = GenerationConfig.from_pretrained(scorer, **place).to_diff_dict()
-    names = [field.name for field in fields(Settings)]
-    defaults = {name: value for name, value in settings.items() if name in names}
-    options: dict[str, Any] = {**defaults, **given}
-    options.setdefault("sampler", merged([options.get("sampler_config")]).get("sampler", "learned_order"))
-    # a shallow copy shares the weights; the class swap is its own
-    attached: Any = attach(copy.copy(model), loaded, mask_token_id=loaded.config.mask_token_id)
-    return attached.learned_order_generate(**options)
+    with ended_on_error(kwargs.get("streamer")):
+        given = by_name((), {"inputs": inputs, **kwargs})
+        place: dict[str, Any] = {"revision": revision, "token": token}
+        loaded = OrderScorer.from_pretrained(scorer, **place).eval()
+        check_tuned(model, loaded.config, scorer)
+        settings = GenerationConfig.from_pretrained(scorer, **place).to_diff_dict()
+        names = [field.name for field in fields(Settings)]
+        defaults = {name: value for name, value in settings.items() if name in names}
+        options: dict[str, Any] = {**defaults, **given}
+        options.setdefault("sampler", merged([options.get("sampler_config")]).get("sampler", "learned_order"))
+        # a shallow copy shares the weights; the class swap is its own
+        attached: Any = attach(copy.copy(model), loaded, mask_token_id=loaded.config.mask_token_id)
+        return attached.learned_order_generate(**options)

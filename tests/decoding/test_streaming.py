@@ -145,6 +145,48 @@ class TestText:
         thread.join()
         assert text == tiny_tokenizer().decode(outputs[0][0, 3:]).partition(" [PAD]")[0]
 
+    @pytest.mark.parametrize(
+        ("options", "error"),
+        [
+            ({"block_length": 4}, ValueError),  # does not divide the canvas: before the first `put`
+            ({"foo": 3}, ValueError),
+            ({"sampler_config": [1]}, TypeError),
+            ({"logits_processor": [lambda ids, scores: 1 / 0]}, ZeroDivisionError),  # within a step
+            ({"sampler": None, "num_beams": 2}, ValueError),  # transformers' own way
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+    )
+    def test_an_error_ends_it(self, options, error):
+        """Who reads the stream in another thread does not wait for ever."""
+        streamer, raised = TextIteratorStreamer(tiny_tokenizer(), skip_prompt=True, timeout=60), []
+
+        def target():
+            try:
+                inputs = {"input_ids": torch.tensor([[5, 6, 7]]), "max_new_tokens": 6, "streamer": streamer}
+                self.model().generate(**{"sampler": "left_to_right", **inputs, **options})
+            except (ValueError, TypeError, ZeroDivisionError) as problem:
+                raised.append(type(problem))
+
+        thread = threading.Thread(target=target)
+        thread.start()
+        assert isinstance("".join(streamer), str)
+        thread.join()
+        assert raised == [error]
+
+    def test_an_error_of_the_streamer_is_the_one_that_is_told(self):
+        class Broken(Collector):
+            def put(self, value):
+                raise ZeroDivisionError
+
+            def end(self):
+                super().end()
+                raise KeyError
+
+        streamer = Broken()
+        with pytest.raises(ZeroDivisionError):
+            self.run(streamer)
+        assert streamer.ended == 1
+
     def test_eos_is_the_last_thing_to_be_said(self, capsys):
         output = self.run(TextStreamer(tiny_tokenizer(), skip_prompt=True), eos_token_id=list(range(VOCAB)))
         assert capsys.readouterr().out == tiny_tokenizer().decode(output[0, 3:4]) + "\n"

@@ -153,6 +153,8 @@ class TestPrompts:
         assert model.generate(IDS, ones, sampler="top_prob", max_new_tokens=4).tolist() == plain.tolist()
         config = GenerationConfig(max_new_tokens=4)
         assert model.generate(IDS, config, sampler="top_prob").tolist() == plain.tolist()
+        config.sampler_config = {"sampler": "top_prob"}
+        assert model.generate(IDS, config).tolist() == plain.tolist()
 
     @pytest.mark.parametrize(
         ("args", "kwargs", "name"),

@@ -20,7 +20,7 @@ from loopback import USERS
 from models import EOS, MASK, tiny_model, tiny_tokenizer
 from peft import LoraConfig, PeftModel
 from test_trainer import PROBLEMS, arguments
-from transformers import AutoModel, AutoTokenizer, GenerationConfig
+from transformers import AutoModel, AutoTokenizer, GenerationConfig, TextIteratorStreamer
 from transformers.utils import logging
 
 from hf_learned_order.cli.main import main
@@ -606,8 +606,11 @@ def test_custom_generate_takes_a_revision(hub):
 def test_custom_generate_refuses(hub):
     scorer_of().push_to_hub("user/scorer")
     model, prompt = tiny_model("llama"), torch.tensor([[5, 6]])
+    streamer = TextIteratorStreamer(equation_tokenizer(), timeout=60)
+    options = {"custom_generate": "user/scorer", "trust_remote_code": True, "streamer": streamer}
     with pytest.raises(ValueError, match=r"with a sampler, generate must set only .*; got num_beams \(there are no"):
-        model.generate(prompt, custom_generate="user/scorer", trust_remote_code=True, num_beams=2)
+        model.generate(prompt, num_beams=2, **options)
+    assert "".join(streamer) == ""  # the error has ended it
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         model.generate(prompt, custom_generate="user/scorer", trust_remote_code=False)
 
