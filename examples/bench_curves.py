@@ -22,7 +22,9 @@ from rich.table import Table
 from hf_learned_order.decoding.samplers.adaptive import (
     EntropyBoundSampler,
     FactorSampler,
+    FrechetSampler,
     KLASSSampler,
+    LocalLeapSampler,
     ThresholdSampler,
 )
 from hf_learned_order.decoding.samplers.base import Sampler
@@ -43,13 +45,15 @@ CONFIDENCES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
 BOUNDED: dict[str, Callable[[float], Sampler]] = {
     "entropy_bound": lambda bound: EntropyBoundSampler(gamma=bound),
     "factor": lambda bound: FactorSampler(factor=bound),
+    "frechet": lambda bound: FrechetSampler(margin=1 - bound),
 }
 SURE: dict[str, Callable[[float], Sampler]] = {
     "threshold": lambda confidence: ThresholdSampler(threshold=confidence),
+    "local_leap": lambda confidence: LocalLeapSampler(threshold=confidence, relaxed=max(0.0, 2.5 * confidence - 1.5)),
     "klass": lambda confidence: KLASSSampler(threshold=confidence),
     "wino": lambda confidence: WINOSampler(draft=confidence),
 }
-COUNTED = ("top_prob", "margin", "entropy", "iid", "remdm")
+COUNTED = ("top_prob", "margin", "entropy", "iid", "random_sizes", "remdm")
 BUDGETS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 30)
 
 

@@ -5,7 +5,10 @@ going through every subset, so rows have to be short.
 """
 
 import math
+from functools import lru_cache
 from itertools import combinations, pairwise, permutations
+
+import numpy as np
 
 Law = dict[frozenset, float]
 
@@ -69,6 +72,22 @@ def factor(c: list[float], masked: list[bool], f: float) -> frozenset:
     return frozenset(falling[: max(sizes, default=1)])
 
 
+def frechet(c: list[float], masked: list[bool], margin: float) -> frozenset:
+    falling = sorted(eligible(masked), key=lambda i: (-c[i], i))
+
+    def score(n: int) -> float:
+        return math.fsum(c[i] for i in falling[:n]) - (n - 1) - (1 - c[falling[n - 1]])
+
+    sizes = [n for n in range(1, len(falling) + 1) if score(n) > margin]
+    return frozenset(falling[: max(sizes, default=1)])
+
+
+def local_leap(c: list[float], masked: list[bool], tau: float, relaxed: float, radius: int) -> frozenset:
+    anchors = [i for i in eligible(masked) if c[i] >= tau]
+    near = [i for i in eligible(masked) if c[i] >= relaxed and any(abs(i - j) <= radius for j in anchors)]
+    return frozenset(anchors + near or sorted(eligible(masked), key=lambda i: (-c[i], i))[:1])
+
+
 def klass(steps: list[list[list[float]]], masked: list[bool], tau: float, epsilon: float, history: int) -> frozenset:
     """`steps[t][i]`: the probabilities at position i at step t; what the rule takes at the last of these steps."""
     now = len(steps) - 1
@@ -118,6 +137,28 @@ def dilated(masked: list[bool], base: int) -> frozenset:
 def iid(masked: list[bool], steps_left: int) -> Law:
     """Each position with probability 1 / steps left, given that at least one is."""
     return conditioned({i: 1 / steps_left for i in eligible(masked)})
+
+
+@lru_cache
+def random_sizes(masked: int, steps_left: int) -> tuple[dict[int, float], float]:
+    """(law of the size of a step, share of the total correlation that is lost), from what the law is defined by.
+
+    With g_i = h_0 - h_i, a step of s loses sum_{i<s} g_i, and what follows share(m - s) of sum_{i>=s} (g_i - g_s): of
+    the mean over s, each g_i has the same coefficient, and that is the share. A linear system in p(s) and the share.
+    """
+    if steps_left >= masked:
+        return {1: 1.0}, 0.0
+    if steps_left == 1:
+        return {masked: 1.0}, 1.0
+    most = masked - steps_left + 1
+    after = {s: random_sizes(masked - s, steps_left - 1)[1] for s in range(1, most + 1)}
+    rows = [[1.0] * most + [0.0]]
+    for i in range(1, most + 1):
+        row = [1.0 if s > i else after[s] for s in range(1, most + 1)]
+        row[i - 1] -= after[i] * (masked - i)
+        rows.append([*row, -1.0])
+    *law, share = np.linalg.solve(rows, [1.0] + [0.0] * most).tolist()
+    return dict(enumerate(law, 1)), share
 
 
 # ---- rules that remask ------------------------------------------------------------------------------------------

@@ -7,7 +7,9 @@ from dataclasses import replace
 from hf_learned_order.decoding.samplers.adaptive import (
     EntropyBoundSampler,
     FactorSampler,
+    FrechetSampler,
     KLASSSampler,
+    LocalLeapSampler,
     ThresholdSampler,
 )
 from hf_learned_order.decoding.samplers.base import Sampler
@@ -27,6 +29,10 @@ def knob(name: str, scorer: OrderScorer | None = None, *, greedy: bool = False) 
         return lambda x: ThresholdSampler(threshold=1.0 - x)
     if name == "factor":
         return lambda x: FactorSampler(factor=_log_scale(x))
+    if name == "frechet":
+        return lambda x: FrechetSampler(margin=1.0 - _log_scale(x))
+    if name == "local_leap":  # through the published pair of thresholds, 0.9 and 0.75
+        return lambda x: LocalLeapSampler(threshold=1.0 - x, relaxed=max(0.0, 1.0 - 2.5 * x))
     if name == "klass":
         return lambda x: KLASSSampler(threshold=1.0 - x)
     if name == "wino":

@@ -13,7 +13,9 @@ from hf_learned_order.decoding.loop import decode
 from hf_learned_order.decoding.samplers.adaptive import (
     EntropyBoundSampler,
     FactorSampler,
+    FrechetSampler,
     KLASSSampler,
+    LocalLeapSampler,
     ThresholdSampler,
 )
 from hf_learned_order.decoding.samplers.base import Sampler
@@ -41,12 +43,14 @@ CONFIDENT = (
     EntropySampler(),
     ThresholdSampler(threshold=0.6),
     FactorSampler(factor=0.8),
+    FrechetSampler(margin=0.1),
+    LocalLeapSampler(threshold=0.7, relaxed=0.4, radius=2),
     EntropyBoundSampler(gamma=0.7),
     WINOSampler(draft=0.6),
 )
 FIXED_COUNT = (RandomSampler(), LeftToRightSampler(), PositionSampler(), *CONFIDENT[:3])
 # a rule that draws has to be named here; every other one is taken to be deterministic
-RANDOM_NAMES = ("iid", "random", "remdm", "learned_order")
+RANDOM_NAMES = ("iid", "random", "random_sizes", "remdm", "learned_order")
 DETERMINISTIC = (
     *(make_sampler(name) for name in SAMPLERS if name not in RANDOM_NAMES),
     *CONFIDENT[3:],
@@ -132,6 +136,36 @@ def test_factor_counts_the_token_after_the_last():
     step = step_of(logits[None], torch.ones(1, 4, dtype=torch.bool), steps_left=9)
     taken = [positions(unmask(FactorSampler(factor=f), step)[0]) for f in (0.1, 0.3, 1.0, 1.3)]
     assert taken == [{1}, {1}, {1, 3}, {1, 2, 3}]
+
+
+@given(step=steps(), margin=st.sampled_from([1.0, 0.7, 0.25, 0.0, -0.5, -2.0]))
+def test_frechet(step, margin):
+    c = step.predictions.confidence.tolist()
+    check_rows(FrechetSampler(margin=margin), step, lambda row, masked: oracles.frechet(c[row], masked, margin))
+
+
+def test_frechet_is_factor_where_all_are_as_sure_and_takes_more_where_they_are_not():
+    def taken(sampler, *c):
+        c = torch.tensor(c)
+        logits = torch.stack([c.log(), (1 - c).log(), *[torch.full_like(c, -200.0)] * 3], -1)
+        return len(positions(unmask(sampler, step_of(logits[None], torch.ones(1, len(c), dtype=torch.bool)))[0]))
+
+    same = [0.9] * 9  # (n + 1) 0.1 < 0.75
+    assert taken(FactorSampler(factor=0.75), *same) == taken(FrechetSampler(), *same) == 6
+    uneven = [0.99, 0.99, 0.99, 0.8]
+    assert taken(FactorSampler(factor=0.75), *uneven) == 3
+    assert taken(FrechetSampler(), *uneven) == 4
+
+
+@given(
+    step=steps(),
+    thresholds=st.sampled_from([(1.0, 0.0), (0.75, 0.3), (0.6, 0.6), (0.5, 0.0)]),
+    radius=st.sampled_from([0, 1, 3, 20]),
+)
+def test_local_leap(step, thresholds, radius):
+    c = step.predictions.confidence.tolist()
+    sampler = LocalLeapSampler(threshold=thresholds[0], relaxed=thresholds[1], radius=radius)
+    check_rows(sampler, step, lambda row, masked: oracles.local_leap(c[row], masked, *thresholds, radius))
 
 
 FREQUENCIES = torch.tensor([0.5, 0.3, 0.2, 0.0, 0.0])
@@ -465,6 +499,17 @@ def test_klass_threshold_out_of_range():
         KLASSSampler(threshold=2)
 
 
+def test_options_of_frechet_and_local_leap():
+    with pytest.raises(ValueError, match=r"margin must be a number in \[-inf, 1.0\], got 1.5"):
+        FrechetSampler(margin=1.5)
+    with pytest.raises(ValueError, match=r"threshold must be a number in \[0.0, 1.0\], got -1"):
+        LocalLeapSampler(threshold=-1)
+    with pytest.raises(ValueError, match=r"relaxed must be a number in \[0.0, 0.5\], got 0.75"):
+        LocalLeapSampler(threshold=0.5)
+    with pytest.raises(ValueError, match="radius must be an integer of 0 or more, got -1"):
+        LocalLeapSampler(radius=-1)
+
+
 @pytest.mark.parametrize("value", [0, 1.5, "2", True])
 def test_history_out_of_range(value):
     with pytest.raises(ValueError, match="history must be an integer of 1 or more, got"):
@@ -531,6 +576,8 @@ def test_defaults_are_those_of_the_papers():
     assert make_sampler("threshold").threshold == 0.9
     assert make_sampler("factor").factor == 1.0
     assert make_sampler("entropy_bound").gamma == 0.1
+    assert make_sampler("frechet").margin == 0.25
+    assert vars(make_sampler("local_leap")) == {"threshold": 0.9, "relaxed": 0.75, "radius": 4}
     assert vars(make_sampler("klass")) == {"threshold": 0.9, "epsilon": 0.01, "history": 2}
     assert vars(make_sampler("position")) == {"decay": 0.25, "clip": 10.0, "frequencies": None}
     assert make_sampler("dilated").base == 2

@@ -1,16 +1,14 @@
 """Rules that take as many positions per step as the denoiser's predictions allow."""
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.functional import max_pool1d
 
 from hf_learned_order.decoding.samplers.base import Proposal, Sampler, State, check_integer, check_range
 from hf_learned_order.denoisers.predictions import Step
 from hf_learned_order.orders.laws.bounded import factor_set
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +35,59 @@ class FactorSampler(Sampler):
 
     def propose(self, step: Step, state: State) -> Proposal:
         return Proposal(factor_set(step.predictions.confidence, step.masked, self.factor))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrechetSampler(Sampler):
+    """The n positions with the largest c, for the largest n with sum_{j<=n} c_(j) - (n - 1) - (1 - c_(n)) > margin;
+    where there is none, the position with the largest c. Fast-dLLM++, arXiv 2606.02955.
+
+    The first two terms bound the probability that all n are right from below, whatever their dependence (Frechet), and
+    1 - c_(n) bounds that of any other choice from above. Where all c are equal it is `factor` with 1 - margin.
+
+    Attributes:
+        margin: delta, 1 or less. Their experiments have 0.25; below 0 the bound no longer holds, and more go.
+    """
+
+    margin: float = 0.25
+
+    def __post_init__(self):
+        check_range("margin", self.margin, low=-math.inf, high=1.0)
+
+    def propose(self, step: Step, state: State) -> Proposal:
+        falling, order = step.predictions.confidence.masked_fill(~step.masked, -torch.inf).sort(
+            dim=-1, descending=True, stable=True
+        )
+        falling = falling.double()  # a sum of a thousand numbers near 1, of which a thousand is taken away
+        before = torch.arange(falling.shape[-1], device=falling.device)
+        # it only falls with n, so the n that fulfil it are the first ones
+        score = falling.cumsum(-1) - before - (1 - falling)
+        return Proposal(torch.zeros_like(step.masked).scatter(-1, order, score > self.margin))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalLeapSampler(Sampler):
+    """Every position with c >= threshold, an anchor, and within `radius` of one every position with c >= relaxed;
+    without an anchor the position with the largest c. LocalLeap, arXiv 2510.07081.
+
+    Anchors are masked themselves: what is unmasked already is none.
+    """
+
+    threshold: float = 0.9
+    relaxed: float = 0.75
+    radius: int = 4
+
+    def __post_init__(self):
+        check_range("threshold", self.threshold, low=0.0, high=1.0)
+        check_range("relaxed", self.relaxed, low=0.0, high=self.threshold)
+        check_integer("radius", self.radius, low=0)
+
+    def propose(self, step: Step, state: State) -> Proposal:
+        confidence = step.predictions.confidence
+        anchors = step.masked & (confidence >= self.threshold)
+        width = 2 * self.radius + 1
+        near = max_pool1d(anchors.float()[:, None], width, stride=1, padding=self.radius)[:, 0] > 0
+        return Proposal(anchors | near & (confidence >= self.relaxed))
 
 
 @dataclass(frozen=True, kw_only=True)

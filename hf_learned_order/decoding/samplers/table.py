@@ -11,10 +11,13 @@ if TYPE_CHECKING:
 from hf_learned_order.decoding.samplers.adaptive import (
     EntropyBoundSampler,
     FactorSampler,
+    FrechetSampler,
     KLASSSampler,
+    LocalLeapSampler,
     ThresholdSampler,
 )
 from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
+from hf_learned_order.decoding.samplers.random_sizes import RandomSizesSampler
 from hf_learned_order.decoding.samplers.scheduled import (
     DilatedSampler,
     EntropySampler,
@@ -35,10 +38,13 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "entropy": EntropySampler,
     "threshold": ThresholdSampler,
     "factor": FactorSampler,
+    "frechet": FrechetSampler,
+    "local_leap": LocalLeapSampler,
     "entropy_bound": EntropyBoundSampler,
     "klass": KLASSSampler,
     "position": PositionSampler,
     "dilated": DilatedSampler,
+    "random_sizes": RandomSizesSampler,
     "learned_order": LearnedOrderSampler,
     "remdm": ReMDMSampler,
     "wino": WINOSampler,
