@@ -165,6 +165,28 @@ class LLaDAMoEModelLM(_Model):
         return CausalLMOutputWithPast(logits=self.lm_head(states[-1]), hidden_states=hidden)
 
 
+class LLaDAModelLM(_Model):
+    config_class = LLaDAConfig
+
+    def forward(
+        self,
+        input_ids=None,
+        inputs_embeds=None,
+        attention_mask=None,
+        attention_bias=None,
+        past_key_values=None,
+        use_cache=None,
+        output_hidden_states=None,
+        return_dict=None,
+    ):
+        mask = None
+        if attention_mask is not None and 0.0 in attention_mask:  # published: one row of numbers a prompt, no square
+            mask = attention_mask.bool().view(len(input_ids), -1)[:, None, None, :]
+        states = self.trunk(input_ids, mask)
+        hidden = tuple(states) if output_hidden_states else None
+        return CausalLMOutputWithPast(logits=self.lm_head(states[-1]), hidden_states=hidden)
+
+
 class LLaDA2MoeModelLM(_Model):
     config_class = LLaDA2MoeConfig
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hf_learned_order.common.checks import check_ids, check_room
 from hf_learned_order.decoding.canvas import Canvas, left_padded
+from hf_learned_order.denoisers.attention import check_padding
 from hf_learned_order.denoisers.caches import WindowedDenoiser
 
 
@@ -66,6 +67,7 @@ class Guidance:
 
     def _checked(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         mask = check_ids("negative_prompt_ids", ids, mask, vocab_size=self.denoiser.denoiser.vocab_size)
+        check_padding(self.denoiser.denoiser, mask)
         if len(ids) != len(self.canvas.ids):
             raise ValueError(f"negative_prompt_ids must have {len(self.canvas.ids)} rows, as input_ids, got {len(ids)}")
         limit, before = self.denoiser.denoiser.max_length, self.denoiser.denoiser.family.tokens_before

@@ -32,6 +32,7 @@ from hf_learned_order.decoding.outputs import LearnedOrderOutput
 from hf_learned_order.decoding.samplers.base import Sampler, State
 from hf_learned_order.decoding.stopping import Stopping
 from hf_learned_order.decoding.streaming import Stream
+from hf_learned_order.denoisers.attention import check_padding
 from hf_learned_order.denoisers.caches import WindowedDenoiser
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.predictions import Predictions, Step, pieces
@@ -102,6 +103,7 @@ def decode(
         ValueError: a position was unmasked of whose logits one is nan or inf, or all are -inf.
     """
     mask = check_ids("input_ids", input_ids, attention_mask, vocab_size=denoiser.vocab_size)
+    check_padding(denoiser, mask)
     if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature >= 0:
         raise ValueError(f"temperature must be 0 or more, got {temperature!r}")
     if infill and denoiser.family.causal_context:

@@ -168,6 +168,8 @@ def _check(cache: str, denoiser: Denoiser, block_length: int | None) -> None:
     name, block_size = type(denoiser.model).__name__, denoiser.family.block_size
     if cache not in CACHES:
         raise ValueError(f"kv_cache must be None or one of {', '.join(CACHES)}, got {cache!r}")
+    if denoiser.hint:  # their classes keep keys and values in forms of their own
+        raise ValueError(f"kv_cache must be None with the authors' own {name}, got {cache!r}{denoiser.hint}")
     if not denoiser.takes_cache:
         raise ValueError(
             f"kv_cache must be None with {name}, got {cache!r}: it takes no keys and values of another call in the "

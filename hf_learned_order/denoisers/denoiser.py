@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from hf_learned_order.denoisers.causal_context import reading
+from hf_learned_order.denoisers.checkpoints import LAYOUTS
 from hf_learned_order.denoisers.families import Family, find_family, refuse_what_cannot_denoise
 from hf_learned_order.denoisers.hooks import Seen
 from hf_learned_order.denoisers.layers import LAST, layer_numbers, layers_of
@@ -76,6 +77,15 @@ class Denoiser(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def hint(self) -> str:
+        """What to do where the authors' own class of a published layout lacks something; "" for other classes."""
+        name = _class_of(_base_of(self.model)).__name__
+        if self._stock or name not in LAYOUTS:
+            return ""
+        stock = LAYOUTS[name].model_class.__name__
+        return f"; load_denoiser(...) loads the weights of {name} as transformers' {stock}, which can"
 
     @property
     def max_length(self) -> int | None:

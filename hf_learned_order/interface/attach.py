@@ -34,6 +34,7 @@ from hf_learned_order.denoisers.families import Family
 from hf_learned_order.interface.arguments import by_name, foreign, mask_of
 from hf_learned_order.interface.calls import run
 from hf_learned_order.interface.settings import Settings, merged
+from hf_learned_order.interface.tokenizers import Ending, check_tokenizer, ending_of, warn_of_ending
 from hf_learned_order.interface.tuned import bring_up
 from hf_learned_order.orders.scorer import OrderScorer
 
@@ -49,6 +50,7 @@ class LearnedOrderGenerationMixin(_Base):
     if TYPE_CHECKING:
         order_scorer: OrderScorer | None
         denoiser_options: dict[str, Any]
+        prompt_ending: Ending | None
 
     def generate(self, *args: Any, sampler: str | Sampler | None = None, **kwargs: Any) -> Any:
         """`learned_order_generate` with a sampler; without one, the model's own `generate`, to the token.
@@ -154,6 +156,8 @@ class LearnedOrderGenerationMixin(_Base):
         special = {"pad_token_id": resolved.pad_token_id, "eos_token_id": resolved.eos_token_id}
         attention_mask = mask_of("input_ids", input_ids, attention_mask, **special)
         negative_mask = mask_of("negative_prompt_ids", negative_prompt_ids, negative_prompt_attention_mask, **special)
+        if not infill:
+            warn_of_ending(ending_of(tokenizer) or self.prompt_ending, input_ids, attention_mask)
         output = run(
             self._denoiser(),
             rule,
@@ -195,7 +199,8 @@ def attach(
         scorer: an `OrderScorer`, or where to load one from; needed for `sampler="learned_order"`. A LoRA adapter that
             was trained along lies beside it and is loaded into `model`, unless that has an adapter already. An
             `OrderScorer` brings none.
-        tokenizer: names the mask token; one that has none leaves it to the configuration, then to the family.
+        tokenizer: names the mask token; one that has none leaves it to the configuration, then to the family. One that
+            is another model's is warned of, and prompts behind a token with which it ends a text by itself.
         mask_token_id: the same, as a number.
         family: how to call the model, where `families.FAMILIES` does not know it or is wrong about it.
 
@@ -223,6 +228,8 @@ def attach(
         bring_up(model, scorer.config, source)
     check_inv_freq(model)  # pyrefly: ignore[bad-argument-type]
     check_attention(denoiser)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, denoiser)
     if not isinstance(model, LearnedOrderGenerationMixin):
         model.__class__ = _attached_class(type(model))
     if getattr(model, "generation_config", None) is None:
@@ -233,6 +240,7 @@ def attach(
     settings._from_model_config = False
     # not as a submodule: the model's state_dict and parameters stay its own
     model.__dict__["order_scorer"] = scorer
+    model.__dict__["prompt_ending"] = ending_of(tokenizer)
     model.__dict__["denoiser_options"] = {"mask_token_id": denoiser.mask_token_id, "family": denoiser.family}
     return model
 
@@ -240,7 +248,7 @@ def attach(
 def detach(model: Model) -> Model:
     """Undo `attach`; returns the same object."""
     model.__class__ = _base_class(model)
-    for name in ("order_scorer", "denoiser_options"):
+    for name in ("order_scorer", "prompt_ending", "denoiser_options"):
         model.__dict__.pop(name, None)
     return model
 

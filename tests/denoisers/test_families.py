@@ -16,7 +16,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from hf_learned_order.decoding.loop import decode
+from hf_learned_order.decoding.samplers.scheduled import TopProbSampler
 from hf_learned_order.denoisers import families
+from hf_learned_order.denoisers.attention import heeds_padding
 from hf_learned_order.denoisers.checkpoints import check_inv_freq
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.families import FAMILIES, Family, find_family, register_family
@@ -127,6 +130,57 @@ class TestRemoteCode:
         assert (family.block_size, family.shift) == (block_size, shift)
         published = {"LLaDAMoEModelLM": 156895, "LLaDA2MoeModelLM": 156895, "SDARForCausalLM": 151669, "MDLM": 50257}
         assert FAMILIES[name].mask_token_id == published.get(name, 151665)
+
+
+class TestIgnoredMasks:
+    """A model that does not heed its attention mask decodes prompts of one length, and refuses others."""
+
+    IDS, MASK = words(2, 5), torch.tensor([[0, 0, 1, 1, 1], [1] * 5])
+    OPTIONS = {"sampler": "top_prob", "max_new_tokens": 4}
+
+    def refused(self, model):
+        return pytest.raises(
+            ValueError, match=f"attention_mask must be 1 everywhere with {type(model).__name__}, which does not ignore"
+        )
+
+    def test_code_that_ignores_it(self):
+        model = attach(remote("LLaDAMoEModelLM", forced="full"))
+        assert model.generate(self.IDS, **self.OPTIONS).shape == (2, 9)
+        with self.refused(model):
+            model.generate(self.IDS, self.MASK, **self.OPTIONS)
+        with self.refused(model):
+            model.generate(
+                self.IDS, guidance_scale=2.0, negative_prompt_ids=self.IDS, negative_prompt_attention_mask=self.MASK,
+                **self.OPTIONS,
+            )  # fmt: skip
+        with self.refused(model):  # without attach, at the first padded batch
+            decode(Denoiser(model), self.IDS, self.MASK, sampler=TopProbSampler(), max_new_tokens=4)
+
+    def test_the_authors_class_of_llada_gets_the_hint_to_load_denoiser(self):
+        model = attach(stand_in("LLaDAModelLM"))
+        assert model.generate(self.IDS, **self.OPTIONS).shape == (2, 9)
+        hint = r"load_denoiser\(...\) loads the weights of LLaDAModelLM as transformers' LlamaForCausalLM, which can"
+        with pytest.raises(ValueError, match=rf"attention_mask must be 1 everywhere with LLaDAModelLM, .*; {hint}"):
+            model.generate(self.IDS, self.MASK, **self.OPTIONS)
+        with pytest.raises(ValueError, match=rf"kv_cache must be None with the authors' own LLaDAModelLM, .*; {hint}"):
+            model.generate(self.IDS, block_length=2, kv_cache="dual", **self.OPTIONS)
+        with pytest.raises(ValueError, match=rf"model must attend in both directions, .*; {hint}"):
+            attach(stand_in("LLaDAModelLM", forced="causal"))
+
+    @pytest.mark.parametrize("family", ["bert", "llama", "qwen2"])
+    def test_asked_once_and_of_each_way_to_call_it(self, family):
+        model, calls = tiny_model(family), []
+        attach(model, mask_token_id=MASK)
+        model.register_forward_hook(lambda *_: calls.append(1))
+        assert heeds_padding(Denoiser(model, mask_token_id=MASK))
+        assert not calls
+        if family == "llama":  # causal where it gets an encoder's mask: the padding is ruled out all the same
+            assert heeds_padding(Denoiser(model, mask_token_id=MASK, family=Family()))
+            assert len(calls) == 2
+
+    def test_low_precision_is_no_reason(self):
+        for family in ("bert", "llama"):
+            assert heeds_padding(Denoiser(tiny_model(family).bfloat16(), mask_token_id=MASK))
 
 
 @pytest.mark.parametrize("name", BLOCKS)
