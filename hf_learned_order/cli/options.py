@@ -7,8 +7,8 @@ from typing import Any
 
 # `decoding.samplers.table.SAMPLERS`, which takes seconds to import; a test compares
 RULES = (
-    *("iid", "random", "left_to_right", "top_prob", "margin", "entropy", "threshold", "factor", "entropy_bound"),
-    *("klass", "position", "dilated", "learned_order", "remdm", "wino"),
+    *("iid", "random", "left_to_right", "top_prob", "margin", "entropy", "threshold", "factor", "frechet"),
+    *("local_leap", "entropy_bound", "klass", "position", "dilated", "random_sizes", "learned_order", "remdm", "wino"),
 )
 
 

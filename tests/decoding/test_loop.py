@@ -35,7 +35,7 @@ from hf_learned_order.denoisers.predictions import Step
 from hf_learned_order.orders.configuration import LAWS
 from hf_learned_order.orders.scorer import OrderScorer
 
-RANDOM_NAMES = ("iid", "random", "remdm")  # a new rule that draws has to be named here
+RANDOM_NAMES = ("iid", "random", "random_sizes", "remdm")  # a new rule that draws has to be named here
 DETERMINISTIC = [
     *(make_sampler(name) for name in SAMPLERS if name not in (*RANDOM_NAMES, "learned_order")),
     ThresholdSampler(threshold=0.4),

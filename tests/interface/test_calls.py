@@ -91,7 +91,7 @@ class TestSeveralResponses:
 
     def test_random_rules_need_no_do_sample(self):
         model = attached(scorer=True)
-        for sampler in ("iid", "random", "remdm", "learned_order"):
+        for sampler in ("iid", "random", "random_sizes", "remdm", "learned_order"):
             output = generated(model, sampler, num_return_sequences=4, seed=0, max_new_tokens=12)
             assert len({tuple(row) for row in output.order[:4].tolist()}) > 1
 
