@@ -23,6 +23,7 @@ from hf_learned_order.sharing.cards import Card
 from hf_learned_order.tasks.answers import AnswerMetrics
 from hf_learned_order.tasks.table import TASKS, Source
 from hf_learned_order.training.arguments import OrderTrainingArguments
+from hf_learned_order.training.objectives.table import DEFAULTS, JUDGING
 from hf_learned_order.training.saved import last_checkpoint
 from hf_learned_order.training.trainer import OrderTrainer
 
@@ -43,17 +44,18 @@ class ScriptArguments:
     scorer_name_or_path: str | None = field(
         default=None, metadata={"help": "a scorer to go on from; law and size are then its own"}
     )
-    law: str = field(default="non_empty", metadata={"help": "law of the scorer", "choices": list(LAWS)})
-    law_temperature: float = field(default=0.1, metadata={"help": "tau of the laws that draw"})
+    law: str = field(default="regret", metadata={"help": "law of the scorer", "choices": list(LAWS)})
+    law_temperature: float | None = field(default=None, metadata={"help": "tau of a law that draws"})
     warm_start: str | None = field(
         default=None, metadata={"help": "rule to start from, for the laws that draw", "choices": list(WARM_STARTS)}
     )
-    bound: float = field(default=0.5, metadata={"help": "of the factor and the dependent law, and of a warm start"})
+    bound: float = field(default=0.5, metadata={"help": "of a law that draws nothing, and of a warm start"})
     entropy_weight: float = field(default=1.5, metadata={"help": "dependent law: cost of a position by itself"})
-    reward: str = field(
-        default="exact",
+    reward: str | None = field(
+        default=None,
         metadata={
-            "help": "objective reward: the published response is right, or what the task says",
+            "help": "objectives regret and reward: the published response is right, or what the task says; by default "
+            "the latter where several responses may be right",
             "choices": ["exact", "task"],
         },
     )
@@ -72,8 +74,6 @@ class ScriptArguments:
 
 def main() -> None:
     script, training = HfArgumentParser((ScriptArguments, OrderTrainingArguments)).parse_args_into_dataclasses()
-    if script.reward == "task" and training.objective != "reward":
-        raise ValueError(f'reward must be "exact" unless objective is "reward", got "task" and {training.objective!r}')
     set_seed(training.seed)
     tokenizer = load_tokenizer(script.model_name_or_path)
     model = load_denoiser(script.model_name_or_path)
@@ -114,6 +114,8 @@ def main() -> None:
             num_hidden_layers=script.scorer_layers,
             hidden_layers=script.hidden_layers,
         )
+    judges = (training.objective or DEFAULTS.get(scorer.config.law)) in JUDGING
+    reward = script.reward or ("task" if judges and task.many_answers else "exact")
     trainer = OrderTrainer(
         model=model,
         scorer=scorer,
@@ -122,7 +124,7 @@ def main() -> None:
         train_dataset=train,
         eval_dataset=validation,
         peft_config=peft_config,
-        is_right=task.is_right if script.reward == "task" else None,
+        is_right=task.is_right if reward == "task" else None,
         compute_metrics=AnswerMetrics(tokenizer, task.is_right),
         callbacks=[EarlyStoppingCallback(patience)] if (patience := script.early_stopping_patience) else None,
         card=Card(

@@ -271,6 +271,47 @@ def repulsive(logits: list[float], a: list[list[float]], preference: list[float]
     return {s: p / math.fsum(law.values()) for s, p in law.items()}
 
 
+def regret_cost(i: int, taken, logits: list[float], w: list[float], a: list[list[float]]) -> float:
+    doubt = 1 / (1 + math.exp(min(logits[i], 700.0)))
+    return w[i] * (len(taken) + 2) * doubt + math.fsum(a[i][j] for j in taken)
+
+
+def bounded_regret(
+    logits: list[float], w: list[float], a: list[list[float]], masked: list[bool], bound: float
+) -> frozenset:
+    taken: list[int] = []
+    for i in sorted(eligible(masked), key=lambda i: (-logits[i], i)):
+        if not taken or regret_cost(i, taken, logits, w, a) < bound:
+            taken.append(i)
+    return frozenset(taken)
+
+
+def random_regret(
+    logits: list[float],
+    w: list[float],
+    a: list[list[float]],
+    masked: list[bool],
+    bound: float,
+    tau: float,
+    where: list[bool] | None = None,
+    sure: list[bool] | None = None,
+) -> Law:
+    """Goes through both answers at each position visited; the empty set is then taken out."""
+    law = {frozenset(): 1.0}
+    for i in sorted(eligible(masked), key=lambda i: (-logits[i], i)):
+        after: Law = {}
+        for accepted, p in law.items():
+            chance = 1 / (1 + (max(regret_cost(i, accepted, logits, w, a), 1e-8) / bound) ** (1 / tau))
+            if where is not None and not where[i]:
+                chance = float(sure[i])
+            after[accepted | {i}] = p * chance
+            after[accepted] = after.get(accepted, 0.0) + p * (1 - chance)
+        law = after
+    if any(masked):
+        del law[frozenset()]
+    return {s: p / math.fsum(law.values()) for s, p in law.items()}
+
+
 def greedy(law: Law, size: int) -> float:
     """The probability of the likeliest set of that size."""
     return max(p for s, p in law.items() if len(s) == size)

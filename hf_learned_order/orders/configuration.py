@@ -17,8 +17,8 @@ from hf_learned_order.orders.features import FEATURES
 from hf_learned_order.orders.warm_starts import WARM_STARTS
 
 RANDOM_LAWS = ("non_empty", "max_normalized", "count", "plackett_luce", "repulsive")  # have a density to differentiate
-DETERMINISTIC_LAWS = ("dependent", "factor")
-ELBO_LAWS = (*RANDOM_LAWS, "factor")  # the last one by a random law around it
+DETERMINISTIC_LAWS = ("regret", "dependent", "factor")
+ELBO_LAWS = (*RANDOM_LAWS, "regret", "factor")  # the last two by their random form, or a random law around it
 LAWS = (*RANDOM_LAWS, *DETERMINISTIC_LAWS)
 TUNINGS = (None, "adapter", "denoiser")
 
@@ -29,12 +29,16 @@ class OrderScorerConfig(PreTrainedConfig):
     Args:
         law: "non_empty" (`NonEmptyBernoulli` with the ancestral schedule as offset), "max_normalized", "count"
             (`CountedBernoulli`: how many, then which), "plackett_luce" (`CountedPlackettLuce`, likewise), "repulsive"
-            (`RepulsiveBernoulli`, by rising entropy), "dependent" (`BoundedDependence` with a learned A), or "factor"
-            (`BoundedRisk` with a learned probability).
-        law_temperature: tau, which scores (and log-weights of counts, and repulsions) are divided by; not used by the
-            deterministic laws.
-        bound: of the dependent law: what a position may cost, nats; of the factor law: what the risk may be; of a warm
-            start from the factor rule likewise, from the threshold rule: what 1 - c may be.
+            (`RepulsiveBernoulli`, by rising entropy), "regret" (`BoundedRegret` with a learned probability, weight and
+            A), "dependent" (`BoundedDependence` with a learned A), or "factor" (`BoundedRisk` with a learned
+            probability).
+        law_temperature: tau, which scores (and log-weights of counts, and repulsions) are divided by; of "regret" that
+            of `RandomRegret`, in training. None: 0.5 with "regret", 0.1 with the others; two deterministic laws do not
+            use it.
+        bound: of the regret law: what a position may cost; of the dependent law: what a position may cost, nats; of the
+            factor law: what the risk may be; of a warm start from the factor rule likewise, from the threshold rule:
+            what 1 - c may be.
+        pair_weight: of the regret law: what A counts; 0 until the training has chosen it.
         entropy_weight: of the dependent law: what a position costs by itself, as a share of its entropy.
         warm_start: the rule that an untrained scorer decodes as, one of `WARM_STARTS`; None: as ancestral sampling. Of
             laws with a temperature only, and the nearer, the lower that is.
@@ -69,8 +73,9 @@ class OrderScorerConfig(PreTrainedConfig):
         self,
         *,
         law: str = "non_empty",
-        law_temperature: float = 0.1,
+        law_temperature: float | None = None,
         bound: float = 0.5,
+        pair_weight: float = 0.0,
         entropy_weight: float = 1.5,
         warm_start: str | None = None,
         features: list[str] | None = None,
@@ -88,6 +93,7 @@ class OrderScorerConfig(PreTrainedConfig):
         denoiser_tuning: str | None = None,
         **kwargs: Any,
     ):
+        law_temperature = (0.5 if law == "regret" else 0.1) if law_temperature is None else law_temperature
         _check_fields(locals())
         if law not in LAWS:
             raise ValueError(f"law must be one of {', '.join(LAWS)}, got {law!r}")
@@ -97,6 +103,7 @@ class OrderScorerConfig(PreTrainedConfig):
             raise ValueError(f"law_temperature must be positive, got {law_temperature!r}")
         for name, value in (
             ("bound", bound),
+            ("pair_weight", pair_weight),
             ("entropy_weight", entropy_weight),
         ):
             if not value >= 0:
@@ -111,6 +118,7 @@ class OrderScorerConfig(PreTrainedConfig):
         self.features = None if features is None else list(features)
         self.hidden_layers = None if hidden_layers is None else list(hidden_layers)
         self.bound = bound
+        self.pair_weight = pair_weight
         self.entropy_weight = entropy_weight
         self.law_bias = law_bias
         self.max_denoising_steps = max_denoising_steps
@@ -202,7 +210,9 @@ class OrderScorerConfig(PreTrainedConfig):
 
 # field of a configuration -> its type, and its least and largest value where it has them
 _FIELDS: dict[str, tuple[Any, float, float]] = {
-    **dict.fromkeys(("law_temperature", "bound", "entropy_weight", "law_bias"), (int | float, -math.inf, math.inf)),
+    **dict.fromkeys(
+        ("law_temperature", "bound", "pair_weight", "entropy_weight", "law_bias"), (int | float, -math.inf, math.inf)
+    ),
     **dict.fromkeys(("hidden_size", "num_attention_heads", "vocab_size"), (int, 1, 2**24)),
     "denoiser_hidden_size": (int, 0, 2**24),
     "num_hidden_layers": (int, 1, 256),

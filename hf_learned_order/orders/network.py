@@ -26,13 +26,13 @@ class OrderNetwork(nn.Module):
     """From features of the state at each canvas position: projections, a small transformer, a head.
 
     `scores`: one number a position, and what else the law asks for; the heads start at zero, so every score does.
-    `dependence` (of the dependent law): A_ij, one number a pair. `extra` more features a position may come in (the
-    posterior's).
+    `dependence` (of the dependent law): A_ij, one number a pair. `costs` (of the regret law): both. `extra` more
+    features a position may come in (the posterior's).
     """
 
     def __init__(self, config: OrderScorerConfig, *, law: str, extra: int = 0):
         super().__init__()
-        size, pairs = config.hidden_size, law == "dependent"
+        size, pairs = config.hidden_size, law in ("regret", "dependent")
         self.features = nn.Linear(width_of(config.seen) + extra, size)
         self.hidden_states, width = None, config.denoiser_hidden_size
         if config.layers_seen:
@@ -55,8 +55,8 @@ class OrderNetwork(nn.Module):
             self.receives, self.gives = nn.Linear(size, size // 2), nn.Linear(size, size // 2)
             self.distance = nn.Embedding(2 * REACH + 1, 1)
             nn.init.constant_(self.distance.weight, -2.0 if pairs else 0.0)
-        if not pairs:
-            self.head = zeroed(nn.Linear(size, 1))
+        if law != "dependent":
+            self.head = zeroed(nn.Linear(size, 2 if law == "regret" else 1))
         if self.repels:
             zeroed(self.gives)
         self.counts = CountHead(size) if law in COUNTED else None
@@ -82,6 +82,18 @@ class OrderNetwork(nn.Module):
         """A [batch, canvas, canvas], nats, in [0, min(H_i, H_j)] as mutual information is; entropy [batch, canvas]."""
         share = self._affinity(self._encode(features, hidden_states, padding)).float().sigmoid()
         return torch.minimum(entropy[:, :, None], entropy[:, None, :]) * share
+
+    def costs(
+        self, features: Tensor, hidden_states: Tensor, entropy: Tensor, padding: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A correction to the logit of q and the logarithm of w, [batch, canvas]; A [batch, canvas, canvas], nats.
+
+        A has no limit above, since regret has none, but is 0 where one of the two positions is certain.
+        """
+        encoded = self._encode(features, hidden_states, padding)
+        correction, log_weight = self.head(encoded).float().unbind(-1)
+        pairs = nn.functional.softplus(self._affinity(encoded).float())
+        return correction, log_weight, torch.minimum(entropy[:, :, None], entropy[:, None, :]) * pairs
 
     def _affinity(self, encoded: Tensor) -> Tensor:
         affinity = self.receives(encoded) @ self.gives(encoded).mT / self.receives.out_features**0.5

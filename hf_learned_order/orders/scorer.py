@@ -23,14 +23,17 @@ from hf_learned_order.orders.laws.bounded import BoundedDependence, BoundedRisk,
 from hf_learned_order.orders.laws.counted import log_binomial
 from hf_learned_order.orders.laws.max_normalized import MaxNormalizedBernoulli
 from hf_learned_order.orders.laws.non_empty import NonEmptyBernoulli
+from hf_learned_order.orders.laws.regret import BoundedRegret, RandomRegret, packed
 from hf_learned_order.orders.laws.repulsive import RepulsiveBernoulli
 from hf_learned_order.orders.network import COUNTED, OrderNetwork
 from hf_learned_order.orders.saving import HubMixin
 from hf_learned_order.orders.warm_starts import WarmStart, warm_start
 
+LARGEST = 12.0  # of the logarithm of a weight
+
 
 def confidence_logit(predictions: Predictions) -> Tensor:
-    """What the factor law's scores correct, [batch, canvas]."""
+    """What the scores of "regret" and "factor" correct, [batch, canvas]."""
     return predictions.confidence.logit(eps=1e-6)
 
 
@@ -40,8 +43,11 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
     With law "non_empty" the success logits are `ancestral_logit(steps left) + s`: an untrained scorer, whose s is 0,
     decodes exactly as ancestral sampling does, and its bound is the denoiser's own T-step bound. So it is with "count",
     "plackett_luce" and "repulsive". With a `warm_start` an untrained scorer decodes nearly as that rule does instead.
-    With law "dependent" it visits positions by rising entropy and accepts them while their learned dependence stays
-    within a bound. With law "factor" s corrects the logit of the confidence to that of the probability that the most
+    With law "regret" it visits positions by a learned probability that their most likely tokens stay right, and accepts
+    them while doubt and what they would regret of one another stay within a bound: an untrained scorer decodes exactly
+    as the factor rule does. With law "dependent" it visits positions by rising entropy and accepts them while their
+    learned dependence stays within a bound. With law "factor" s corrects the logit of the confidence to that of the
+    probability that the most
     likely token is right: an untrained scorer decodes exactly as the factor rule does.
     """
 
@@ -74,7 +80,12 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
         return self.config.law not in DETERMINISTIC_LAWS
 
     def forward(self, step: Step) -> Tensor:
-        """What the law is made of: scores; of the dependent law A [batch, canvas, canvas], of the factor law logits."""
+        """What the law is made of: scores; of the dependent law A [batch, canvas, canvas], of the factor law logits, of
+        the regret law all that `laws.regret.packed` packs.
+        """
+        if self.config.law == "regret":
+            logits, log_weights, pairs = self.costs(step)
+            return packed(logits, log_weights.clamp(-LARGEST, LARGEST).exp(), self.config.pair_weight * pairs)
         features, predictions = features_of(step, self.config.seen), step.predictions
         if self.config.law == "dependent":
             # pyrefly: ignore[bad-argument-type] (`layers_seen` asks for them)
@@ -82,6 +93,17 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
         # pyrefly: ignore[bad-argument-type]
         scores = self.network.scores(features, step.hidden_states, step.padding)
         return scores + confidence_logit(predictions) if self.config.law == "factor" else scores
+
+    def costs(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the regret law: logit of q and log of w [batch, canvas]; A [batch, canvas, canvas] without its weight."""
+        predictions = step.predictions
+        correction, log_weights, pairs = self.network.costs(
+            features_of(step, self.config.seen),
+            step.hidden_states,  # pyrefly: ignore[bad-argument-type] (`layers_seen` asks for them)
+            predictions.entropy,
+            step.padding,
+        )
+        return confidence_logit(predictions) + correction, log_weights, pairs
 
     def law(self, step: Step, values: Tensor, *, bias: float = 0.0) -> SubsetDistribution:
         """The law of the positions to unmask, from `values`, which `forward` gave. A larger `bias` unmasks more.
@@ -95,6 +117,8 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
             whole = bias + config.law_bias + (0.0 if self.tilt is None else self.tilt)
             return order_law(config.law, values, step, temperature=config.law_temperature, bias=whole, start=start)
         bound = config.bound * math.exp(bias)
+        if config.law == "regret":
+            return BoundedRegret(values, step.masked, bound=bound)
         if config.law == "factor":
             return BoundedRisk(values, step.masked, bound=bound)
         entropy = step.predictions.entropy
@@ -103,17 +127,27 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
     def exploring_law(
         self, step: Step, values: Tensor, *, bias: float = 0.0, temperature: float = 0.5, where: Tensor
     ) -> SubsetDistribution:
-        """`law`, or in place of the factor law, which has no density, a random one around its set, for training.
+        """`law`, or in place of one that draws nothing a random one, for training. Outside `where`, bool [batch,
+        canvas], that is the law's set itself.
 
-        Each position is in with the probability `sigmoid((logit - edge) / temperature)`, given that one is
-        (`NonEmptyBernoulli`). The `edge` is where these sum to the number of positions in the law's set
-        (`matching_edge`): among equal logits as well as many are in as in the law, and where everything is in the law's
-        set something may still stay out, or nothing would be learned there any more. Outside `where`, bool
-        [batch, canvas], it is the law's set itself.
+        Of the regret law it is its random form, `RandomRegret`, with the configuration's temperature. Of the factor law
+        it is one around its set, with `temperature`. Each position is in with the probability `sigmoid((logit - edge) /
+        temperature)`, given that one is (`NonEmptyBernoulli`). The `edge` is where these sum to the number of positions
+        in the law's set (`matching_edge`): among equal logits as well as many are in as in the law, and where
+        everything is in the law's set something may still stay out, or nothing would be learned there any more.
         """
-        if self.config.law != "factor":
+        if self.config.law not in ("regret", "factor"):
             return self.law(step, values, bias=bias)
         tilt = 0.0 if self.tilt is None else self.tilt
+        if self.config.law == "regret":
+            return RandomRegret(
+                values,
+                step.masked,
+                bound=self.config.bound * torch.as_tensor(bias + tilt).exp(),
+                temperature=self.config.law_temperature,
+                where=where,
+                otherwise=self.law(step, values.detach(), bias=bias).mean > 0,
+            )
         own = self.law(step, values.detach(), bias=bias).mean
         count = (own * where).sum(-1, keepdim=True)
         edge = matching_edge(values.detach(), step.masked & where, count, temperature)

@@ -21,6 +21,7 @@ WORDS = tuple(
     "mud net nut oak".split()
 )
 OPERATIONS = ("copy", "replace", "replace_random", "reverse", "shuffle", "sort")
+RANDOM_OPERATIONS = ("replace_random", "shuffle")  # many responses are right
 INDICES = tuple(f"#{i}" for i in range(1, 17))
 
 

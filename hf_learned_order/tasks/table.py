@@ -70,12 +70,14 @@ class Task:
         is_right: from the text of a response and the row's `answer`.
         canvas_length: positions of a response where nothing else is said.
         tokenizer: of a model that is trained for this task alone; None where there is none.
+        many_answers: whether responses beside the row's own may be right.
     """
 
     load: Callable[[PreTrainedTokenizerBase, Source], Dataset]
     is_right: Callable[[str, str], bool]
     canvas_length: int
     tokenizer: Callable[[], PreTrainedTokenizerFast] | None
+    many_answers: bool = False
 
 
 def load_equations(tokenizer: PreTrainedTokenizerBase, source: Source) -> Dataset:
@@ -180,6 +182,7 @@ def _sudoku(size: int, clues: int, *, unique: bool = False) -> Task:
         is_right=sudoku.is_right,
         canvas_length=size * size,
         tokenizer=partial(character_tokenizer, "123456789"[:size]),
+        many_answers=not unique,
     )
 
 
@@ -189,12 +192,13 @@ def _list(operation: str, length: int = 8) -> Task:
         is_right=lists.is_right,
         canvas_length=length + 1,
         tokenizer=partial(word_tokenizer, (*lists.OPERATIONS, ":", *lists.INDICES, *lists.WORDS)),
+        many_answers=operation in lists.RANDOM_OPERATIONS,
     )
 
 
 TASKS: dict[str, Task] = {
     "equations": Task(load=load_equations, is_right=answered, canvas_length=64, tokenizer=equation_tokenizer),
-    "words": Task(load=load_words, is_right=answered, canvas_length=64, tokenizer=None),
+    "words": Task(load=load_words, is_right=answered, canvas_length=64, tokenizer=None, many_answers=True),
     "sudoku": _sudoku(6, 6),
     "sudoku_12": _sudoku(6, 12),
     "sudoku_unique": _sudoku(6, 12, unique=True),
@@ -206,6 +210,7 @@ TASKS: dict[str, Task] = {
         is_right=reasoning.countdown_is_right,
         canvas_length=20,
         tokenizer=equation_tokenizer,
+        many_answers=True,
     ),
     "chain_sum": Task(
         load=partial(load_drawn, draw_chain_sum),

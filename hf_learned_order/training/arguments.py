@@ -32,19 +32,24 @@ class OrderTrainingArguments(TrainingArguments):
     objective: str | None = field(
         default=None, metadata={"help": f"one of {', '.join(OBJECTIVES)}; by default what goes with the scorer's law"}
     )
-    max_denoising_steps: int = field(default=5, metadata={"help": "T, the step budget"})
+    max_denoising_steps: int = field(
+        default=12, metadata={"help": "T, the step budget; a law that looks at none learns at budgets from 2 up to it"}
+    )
     min_denoising_steps: int | None = field(
         default=None,
-        metadata={"help": "T is drawn from this to max_denoising_steps; default: fixed, factor law: 2"},
+        metadata={"help": "T is drawn from this to max_denoising_steps; default: fixed; regret and factor law: 2"},
     )
     target_nfe: float | None = field(
         default=None, metadata={"help": "mean denoiser calls that generation without a knob is to take"}
     )
     num_chains: int = field(default=8, metadata={"help": "K, chains of each response (leave-one-out needs 2)"})
     canvas_length: int = field(default=64, metadata={"help": "positions of a response, EOS included"})
-    posterior: str = field(
-        default="clean",
-        metadata={"help": "'clean' sees the response; 'clean_once' too, once; 'prior' shares the scorer's law"},
+    posterior: str | None = field(
+        default=None,
+        metadata={
+            "help": "'clean' sees the response, the default; 'clean_once' too, once; 'prior' shares the scorer's law, "
+            "the default with laws that a posterior of its own would be infinitely far from"
+        },
     )
     posterior_law: str | None = field(default=None, metadata={"help": "law of a clean posterior; the scorer's if None"})
     posterior_temperature: float = field(default=0.1, metadata={"help": "tau of a posterior_law that is another one"})
@@ -59,6 +64,7 @@ class OrderTrainingArguments(TrainingArguments):
     teacher: str = field(default="top_prob", metadata={"help": "imitation: the rule of the slow decoding"})
     train_denoiser: bool = field(default=False, metadata={"help": "tune every weight of the denoiser"})
     learning_rate: float = 3e-3
+    per_device_eval_batch_size: int = 32
     remove_unused_columns: bool = False
     hub_strategy: str = field(default="end", metadata={"help": "'end': a push brings the whole scorer and its card"})
 
@@ -66,7 +72,7 @@ class OrderTrainingArguments(TrainingArguments):
         super().__post_init__()
         choices_of = {
             "objective": (None, *OBJECTIVES),
-            "posterior": POSTERIORS,
+            "posterior": (None, *POSTERIORS),
             "posterior_law": (None, *RANDOM_LAWS),
             "baseline": BASELINES,
             "returns": RETURNS,

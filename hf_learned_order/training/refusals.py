@@ -5,6 +5,7 @@ from typing import Any
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_learned_order.training.arguments import OrderTrainingArguments
+from hf_learned_order.training.objectives.table import JUDGING
 
 
 def check_tuning(args: OrderTrainingArguments, peft_config: Any) -> None:
@@ -22,6 +23,6 @@ def check_objective(name: str, args: OrderTrainingArguments, *, tuned: bool, jud
     """Raises `ValueError` for what that objective has not: a tuned denoiser, `is_right`, or a setting of another."""
     if name != "elbo" and tuned:
         raise ValueError(f'objective must be "elbo" when the denoiser is tuned, got {name!r}, which keeps it fixed')
-    if name != "reward" and judged:
-        raise ValueError(f'is_right must be None with objective {name!r}: only "reward" judges responses')
+    if name not in JUDGING and judged:
+        raise ValueError(f"is_right must be None with objective {name!r}: only {' and '.join(JUDGING)} judge responses")
     args.check_settings(name)

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hf_learned_order.decoding.canvas import through_first
 from hf_learned_order.decoding.loop import decode
 from hf_learned_order.decoding.samplers.base import Proposal, State
 from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
@@ -27,6 +26,7 @@ from hf_learned_order.orders.configuration import ELBO_LAWS
 from hf_learned_order.orders.laws.base import everything
 from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.training.chains import leave_one_out
+from hf_learned_order.training.judging import Judge
 from hf_learned_order.training.updates import Draws
 
 
@@ -94,10 +94,8 @@ class PolicyGradientObjective(nn.Module):
         self.eos_token_id = eos_token_id
 
     def response(self, tokens: Tensor) -> Tensor:
-        """bool, shape of `tokens` [..., canvas]: up to the first EOS, it included; the rest is no part of it."""
-        if self.eos_token_id is None:
-            return torch.ones_like(tokens, dtype=torch.bool)
-        return through_first(tokens == self.eos_token_id)
+        """bool, shape of `tokens` [..., canvas]: `Judge.response`."""
+        return Judge(eos_token_id=self.eos_token_id).response(tokens)
 
 
 class RolloutObjective(PolicyGradientObjective):
@@ -215,8 +213,8 @@ class _Recorded(LearnedOrderSampler):
         rows, chains, length = step.rows, self.chains, step.masked.shape[1]
         with torch.set_grad_enabled(self.gradient):
             values = self.scorer(step)
-            if self.scorer.is_random:
-                law = self.scorer.law(step, values)
+            if self.scorer.is_random or self.scorer.config.law == "regret":
+                law = self.scorer.exploring_law(step, values, where=step.masked)
                 with torch.no_grad():
                     unmask = law.draw(self.draws.uniform(chains, length + 1).flatten(0, 1)[rows])
                 log_q = law.log_prob(unmask)

@@ -20,7 +20,11 @@ VALUE_FILE = "value.safetensors"
 ADAPTER_FOLDER = "adapter"
 DENOISER_FOLDER = "denoiser"
 FOLDERS = {"adapter": ADAPTER_FOLDER, "denoiser": DENOISER_FOLDER}  # of `OrderScorerConfig.denoiser_tuning`
-LEARNED_SETTINGS = ("bound", "law_bias")  # of a scorer's configuration: `target_nfe` moves them
+LEARNED_SETTINGS = (
+    "bound",
+    "law_bias",
+    "pair_weight",
+)  # of a scorer's configuration: `target_nfe` and `weighing` move them
 # of a scorer's configuration: what its weights hang on, and a user chooses
 SHAPE = ("law", "hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_layers", "features")
 

@@ -5,8 +5,7 @@ accelerate, FSDP, DeepSpeed, resuming and trackers are the Trainer's own. What i
 """
 
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,18 +23,20 @@ from hf_learned_order.orders.configuration import ELBO_LAWS, RANDOM_LAWS
 from hf_learned_order.orders.posterior import CleanPosterior
 from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.sharing.cards import Card
-from hf_learned_order.tasks.answers import judged
 from hf_learned_order.tasks.collator import CanvasCollator
 from hf_learned_order.training.arguments import OBJECTIVE_SETTINGS, OrderTrainingArguments
 from hf_learned_order.training.checkpointing import CheckpointingTrainer
+from hf_learned_order.training.judging import Judge
 from hf_learned_order.training.measured import Measured
-from hf_learned_order.training.objectives.elbo import OrderELBO, remaining
+from hf_learned_order.training.objectives.elbo import UNREACHED, OrderELBO, remaining
+from hf_learned_order.training.objectives.regret import RegretObjective
 from hf_learned_order.training.objectives.table import DEFAULTS, make_objective
 from hf_learned_order.training.pace import EVERY, Pace
 from hf_learned_order.training.progress import OrderProgress
 from hf_learned_order.training.refusals import check_objective, check_tuning
 from hf_learned_order.training.rollouts import OrderByRow
 from hf_learned_order.training.updates import Draws, seeds_of
+from hf_learned_order.training.weighing import choose_weights
 
 CALIBRATION_ROWS = 256
 
@@ -51,8 +52,8 @@ class OrderTrainer(CheckpointingTrainer):
             `answer` (`hf_learned_order.tasks.data`).
         processing_class: the tokenizer; it must have mask, EOS and padding tokens.
         peft_config: a PEFT configuration, e.g. `LoraConfig`, to tune the denoiser along.
-        is_right: of objective "reward": from the text of a response and the row's `answer` ("" where there is none), a
-            task's (`tasks.TASKS`); by default nothing is right but the row's response.
+        is_right: of the objectives "regret" and "reward": from the text of a response and the row's `answer` ("" where
+            there is none), a task's (`tasks.TASKS`); by default nothing is right but the row's response.
         card: what the model card says of data and command when the scorer is pushed; the seed by default.
         **kwargs: `Trainer`'s own. With `compute_metrics`, an evaluation decodes its rows: `predictions` are token ids
             [rows, canvas], `label_ids` a pair, those of the references and the answers as `answers.decoded` reads them.
@@ -99,20 +100,22 @@ class OrderTrainer(CheckpointingTrainer):
         name = args.objective or DEFAULTS.get(law, "elbo")
         tuned = peft_config is not None or args.train_denoiser
         check_objective(name, args, tuned=tuned, judged=is_right is not None)
-        if name == "elbo" and law in ELBO_LAWS and args.posterior != "prior":
+        posterior = args.posterior or ("prior" if law in UNREACHED else "clean")
+        if name == "elbo" and law in ELBO_LAWS and posterior != "prior":
             self.posterior = CleanPosterior(
                 scorer.config,
                 law=args.posterior_law,
                 temperature=args.posterior_temperature,
-                once=args.posterior == "clean_once",
+                once=posterior == "clean_once",
             )
+        self.judge = Judge.of_text(processing_class, is_right)
         objective = make_objective(
             name,
             denoiser,
             scorer,
             posterior=self.posterior,
             eos_token_id=processing_class.eos_token_id,
-            is_right=None if is_right is None else partial(judged, tokenizer=processing_class, is_right=is_right),
+            is_right=self.judge.is_right,
             **{setting: getattr(args, setting) for setting in OBJECTIVE_SETTINGS},
         )
         self.value = getattr(objective, "value", None)
@@ -124,7 +127,7 @@ class OrderTrainer(CheckpointingTrainer):
         if isinstance(objective, OrderELBO):
             objective.holds_speed = self.pace is not None
         self._objective = objective
-        self._unasked = ("answer",) if is_right is None else ()
+        self._unasked = () if name == "reward" and is_right is not None else ("answer",)
         self._lend_to(objective)
         self._trained, self._evaluated = Measured(), Measured()  # since the last log; in this evaluation
         self._calls = 0  # sequences that the denoiser was called with in this batch
@@ -167,9 +170,15 @@ class OrderTrainer(CheckpointingTrainer):
 
     @torch.no_grad()
     def _decode(
-        self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor, given: Tensor | None, seeds: Tensor
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        clean: Tensor,
+        given: Tensor | None,
+        seeds: Tensor,
+        bias: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """Responses [batch, canvas] and NFE [batch] of the scorer as it is, by generation without a knob.
+        """Responses [batch, canvas] and NFE [batch] of the scorer as it is, by generation with no knob but a bias.
 
         Of `clean` it sees what is `given`.
         """
@@ -179,7 +188,7 @@ class OrderTrainer(CheckpointingTrainer):
             output = decode(
                 self.denoiser,
                 **start(input_ids, attention_mask, clean, given, mask_token_id=self.denoiser.mask_token_id),
-                sampler=OrderByRow(scorer=self.scorer, draws=draws),
+                sampler=OrderByRow(scorer=self.scorer, draws=draws, bias=bias),
                 max_denoising_steps=None if steps is None else min(steps, length),
                 eos_token_id=self.processing_class.eos_token_id,
             )
@@ -224,25 +233,30 @@ class OrderTrainer(CheckpointingTrainer):
         pace.update(mean.item(), number=self.state.global_step // EVERY)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' own; with `target_nfe` the speed is then set to it, on the first training prompts.
+        """transformers' own; then objective "regret" weighs doubt against pairs (`weighing`) on the first rows of
+        `eval_dataset`, or of the training set where there is none, and with `target_nfe` the speed is set to it, on the
+        first training prompts.
 
         From a checkpoint with all its updates done it loads, and does what stands behind the training, no more.
         """
         output = super().train(*args, **kwargs)
+        if isinstance(self._objective, RegretObjective):
+            batches = list(self._first_rows(self.train_dataset if self.eval_dataset is None else self.eval_dataset))
+            found = choose_weights(self.scorer, lambda bias: self._calls_and_share(batches, bias))
+            self.log({f"right_by_weights_{doubt:g}_{pairs:g}": share for (doubt, pairs), share in found.items()})
         if self.pace is not None:
-            batches = list(self._first_rows())
+            batches = list(self._first_rows(self.train_dataset))
             self.pace.solve(lambda: self._mean_nfe(batches))
         return output
 
-    def _first_rows(self) -> Iterator[tuple[dict[str, Tensor], Tensor, int]]:
-        """This process's share of the first training rows, in batches, their seeds, and how many of each batch count.
+    def _first_rows(self, dataset: Any) -> Iterator[tuple[dict[str, Tensor], Tensor, int]]:
+        """This process's share of the first rows, in batches, their seeds, and how many of each batch count.
 
         Each process has as many as the others, filled up with rows from the front: weights that FSDP has split are
         gathered by all together.
         """
         world, size = self.args.world_size, self.args.eval_batch_size
-        # pyrefly: ignore[missing-attribute, bad-argument-type] (a Dataset)
-        rows = list(self.train_dataset.select(range(min(len(self.train_dataset), CALIBRATION_ROWS))))
+        rows = list(dataset.select(range(min(len(dataset), CALIBRATION_ROWS))))
         seeds = seeds_of(self.args.seed, self.state.global_step, first=0, rows=len(rows))
         mine = range(self.args.process_index, math.ceil(len(rows) / world) * world, world)
         for at in range(0, len(mine), size):
@@ -253,18 +267,33 @@ class OrderTrainer(CheckpointingTrainer):
 
     def _mean_nfe(self, batches: list[tuple[dict[str, Tensor], Tensor, int]]) -> float:
         """Of generation without a knob, over the rows of all processes."""
-        nfe = torch.cat([self._generated(batch, seeds)[1][:count] for batch, seeds, count in batches]).float()
-        sums = torch.stack([nfe.sum(), torch.tensor(float(len(nfe)), device=nfe.device)])
-        summed: Any = self.accelerator.reduce(sums, "sum")
-        total, count = summed.tolist()
-        return total / count
+        (nfe,) = self._means([(self._generated(batch, seeds)[1][:count],) for batch, seeds, count in batches])
+        return nfe
 
-    def _generated(self, batch: dict[str, Tensor], seeds: Tensor) -> tuple[Tensor, Tensor]:
+    def _calls_and_share(
+        self, batches: list[tuple[dict[str, Tensor], Tensor, int]], bias: float
+    ) -> tuple[float, float]:
+        """NFE and the share of right responses of generation with a bias, over the rows of all processes."""
+        found = []
+        for batch, seeds, count in batches:
+            responses, nfe = self._generated(batch, seeds, bias=bias)
+            found.append((nfe[:count], self.judge.right(responses, batch["clean"], batch["answer"])[:count]))
+        nfe, share = self._means(found)
+        return nfe, share
+
+    def _means(self, parts: Sequence[tuple[Tensor, ...]]) -> list[float]:
+        """Of columns [rows] that come in parts, over the rows of all processes."""
+        columns = torch.stack([torch.cat(column).float() for column in zip(*parts, strict=True)])
+        sums = torch.cat([columns.sum(1), torch.full((1,), float(columns.shape[1]), device=columns.device)])
+        summed: Any = self.accelerator.reduce(sums, "sum")
+        *totals, count = summed.tolist()
+        return [total / count for total in totals]
+
+    def _generated(self, batch: dict[str, Tensor], seeds: Tensor, *, bias: float = 0.0) -> tuple[Tensor, Tensor]:
         """`_decode`, by way of the module, see `_lend_to`."""
         model: Any = self.model
-        return model.generate(
-            batch["input_ids"], batch["attention_mask"], batch["clean"], given=batch.get("given"), seeds=seeds
-        )
+        inputs = (batch["input_ids"], batch["attention_mask"], batch["clean"])
+        return model.generate(*inputs, given=batch.get("given"), seeds=seeds, bias=bias)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """transformers' own; what the objective measured stands among the metrics, with their prefix."""

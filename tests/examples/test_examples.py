@@ -154,9 +154,20 @@ def test_train(law, options, logged, tmp_path, monkeypatch, capsys):
     assert scorer.config.layers_seen == (1, -1)
 
 
-def test_train_judges_with_one_objective_only(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py", "--law", "factor", "--reward", "task"])
-    with pytest.raises(ValueError, match='reward must be "exact" unless objective is "reward", got "task" and None'):
+def test_train_judges_with_some_objectives_only(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    options = [
+        "--task",
+        "chain_sum",
+        "--canvas_length",
+        "6",
+        "--num_problems",
+        "20",
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["train.py", "--objective", "elbo", "--reward", "task", "--use_cpu", *options])
+    with pytest.raises(ValueError, match="is_right must be None with objective 'elbo': only regret and reward judge"):
         train.main()
 
 

@@ -69,7 +69,7 @@ def step_of(rows: int = 6, *, steps_left: int = 4, seed: int = 0) -> Step:
     [
         (
             {"law": "fast"},
-            "law must be one of non_empty, max_normalized, count, plackett_luce, repulsive, dependent",
+            "law must be one of non_empty, max_normalized, count, plackett_luce, repulsive, regret, dependent",
         ),
         ({"law_temperature": 0.0}, r"law_temperature must be positive, got 0\.0"),
         ({"law_temperature": math.nan}, "law_temperature must be positive, got nan"),

@@ -350,7 +350,7 @@ class TestByName:
         assert (objective.max_denoising_steps, objective.num_chains, objective.noise) == (3, 2, 2.0)
 
     def test_unknown_name(self):
-        with pytest.raises(ValueError, match=r"objective must be one of elbo, correctness, .*, dense, got 'best'"):
+        with pytest.raises(ValueError, match=r"objective must be one of elbo, regret, .*, dense, got 'best'"):
             make_objective("best", ExactPairs(1), OrderScorer.for_denoiser(ExactPairs(1), **SMALL))
 
 

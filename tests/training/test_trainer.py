@@ -400,8 +400,8 @@ def test_scorer_is_made_where_none_is_given(tmp_path, tokenizer, dataset):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"objective": "best"}, "objective must be one of None, elbo, correctness, .*, dense, got 'best'"),
-        ({"posterior": "exact"}, "posterior must be one of clean, clean_once, prior, got 'exact'"),
+        ({"objective": "best"}, "objective must be one of None, elbo, regret, .*, dense, got 'best'"),
+        ({"posterior": "exact"}, "posterior must be one of None, clean, clean_once, prior, got 'exact'"),
         (
             {"posterior_law": "dependent"},
             "posterior_law must be one of None, non_empty, .*, got 'dependent'",
@@ -427,11 +427,14 @@ def test_arguments_are_checked(options, message, tmp_path):
         ({"lora": True, "train_denoiser": True}, "train_denoiser must be False when peft_config is given"),
         ({"law": "dependent", "lora": True}, 'objective must be "elbo" when the denoiser is tuned, got .dependence.'),
         ({"law": "factor", "train_denoiser": True}, 'objective must be "elbo" when .* is tuned, got .correctness.'),
-        ({"objective": "elbo", "law": "factor"}, 'posterior must be "prior" with law "factor": the KL'),
+        (
+            {"objective": "elbo", "law": "factor", "posterior": "clean"},
+            'posterior must be "prior" with law "factor": the KL',
+        ),
         ({"objective": "elbo", "law": "dependent"}, "law must be one of .*, got 'dependent', which has no ELBO"),
         (
             {"law": "factor", "is_right": lambda text, answer: True},
-            'is_right must be None with objective .correctness.: only "reward" judges responses',
+            "is_right must be None with objective .correctness.: only regret and reward judge responses",
         ),
         (
             {"num_chains": 1},
@@ -450,7 +453,10 @@ def test_arguments_are_checked(options, message, tmp_path):
             "teacher must be .top_prob. with objective .elbo., which has no such .*, got .entropy.",
         ),
         ({"objective": "reward", "num_chains": 1}, "num_chains must be 2 or more, got 1"),
-        ({"law": "max_normalized"}, 'posterior must be "prior" with law "max_normalized": the KL'),
+        (
+            {"law": "max_normalized", "posterior": "clean"},
+            'posterior must be "prior" with law "max_normalized": the KL',
+        ),
     ],
 )
 def test_combinations_are_checked(options, message, tmp_path, tokenizer, dataset):

@@ -14,8 +14,8 @@ Where a law has no closed marginals, or a pair of laws no closed KL, that part o
 sum of r_t^i log p_theta(x^i | x_t) or -(log q(r_t) - log p_psi(r_t)), and is part of G_t: log q(r_t) is held constant
 there, as the mean of its gradient is 0.
 
-The factor law is one set. In training a random law around that set takes its place, by `OrderScorer.exploring_law`,
-whose edge is held constant; in evaluation the bound is that of the set.
+The regret and the factor law are one set. In training the random form of the one, and a random law around the set of
+the other, take their place (`OrderScorer.exploring_law`); in evaluation the bound is that of the set.
 
 What the defaults are compared with: no baseline, or a learned value in its place; the return of the whole trajectory in
 the place of G_t; and the gradient of one random step times the number of steps. All are unbiased.
@@ -50,7 +50,7 @@ from hf_learned_order.training.updates import Draws, mean_over_processes
 BASELINES = ("leave_one_out", "value", "none")
 RETURNS = ("per_step", "trajectory")
 GRADIENT_STEPS = ("all", "one")
-UNREACHED = ("max_normalized", "factor")  # laws that rule sets out: the KL to them is infinite
+UNREACHED = ("max_normalized", "regret", "factor")  # laws that rule sets out: the KL to them is infinite
 EXPLORING = 0.85  # of a training, the share with exploration
 
 
@@ -80,7 +80,7 @@ class OrderELBO(nn.Module):
     Raises:
         ValueError: a choice is unknown, a number out of range, one chain is to be compared with others, the law has no
             ELBO, or posterior or exploration are combined with a law from which their KL would be infinite:
-            "max_normalized", "factor".
+            `UNREACHED`.
     """
 
     def __init__(

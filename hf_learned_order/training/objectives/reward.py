@@ -9,15 +9,15 @@ them.
 Decoding goes on as in generation up to one step, the same for a batch, chosen evenly among those that a law decides.
 There K sets are drawn, and each is decoded to the end as in generation; each draw is followed by what it earned more
 than the mean of the other K - 1. Times the number of steps to choose from this is, for a law that draws, an unbiased
-estimate of the gradient of the expected reward. For the factor law, which draws nothing, it is that of a law that
+estimate of the gradient of the expected reward. For a law that draws nothing (regret, factor) it is that of one that
 explores at one step (`OrderScorer.exploring_law`) and is the law itself at all others. One step that explores at a time
 says which draw was to blame, its states are those that generation passes, and the K decodings share what lies before.
 Group-relative policies divide by the standard deviation of the group as well, which weights prompts by how even they
 are and makes the gradient that of no fixed objective; that is left out.
 
-A scorer with the factor law learns with every budget: each batch has a T and a bound of its own, small budgets more
+A scorer with one of these laws learns with every budget: each batch has a T and a bound of its own, small budgets more
 often, where decoding has most to lose, and larger bounds with these. Its probabilities keep what they mean by a share
-of the loss of `correctness`, at the states that the decoding passes anyway. With a judge there is none: that loss takes
+of `regret.doubt_loss`, at the states that the decoding passes anyway. With a judge there is none: that loss takes
 the published token for the only right one. What the bound bounds is then no longer a risk, only a knob.
 
 Source: Jazbec et al., Learning Unmasking Policies for Diffusion Language Models, arXiv 2512.09106 (group-relative
@@ -40,12 +40,13 @@ from hf_learned_order.denoisers.predictions import Step
 from hf_learned_order.denoisers.sharding import in_step
 from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.training.chains import leave_one_out
-from hf_learned_order.training.objectives.correctness import losses
+from hf_learned_order.training.judging import Judge
+from hf_learned_order.training.objectives.regret import doubt_loss
 from hf_learned_order.training.rollouts import OrderByRow, PolicyGradientObjective
 from hf_learned_order.training.updates import Draws, mean_of
 
 BIASES = (-0.1, 7.0)  # times T, and divided by it: a batch's bias is drawn between the two
-CORRECTNESS = 0.1  # the share of the loss of `correctness`
+CORRECTNESS = 0.1  # the share of `doubt_loss`
 
 
 class RewardObjective(PolicyGradientObjective):
@@ -53,12 +54,11 @@ class RewardObjective(PolicyGradientObjective):
 
     Args:
         denoiser, scorer, num_chains, eos_token_id: as in `PolicyGradientObjective`.
-        max_denoising_steps: T; with the factor law the largest one, each batch has its own.
+        max_denoising_steps: T; with a law that draws nothing the largest one, each batch has its own.
         speed_exponent: alpha, how much speed counts; 0: not at all.
-        is_right: the judge, from responses int [n, canvas] (EOS behind the first one) and their answers int [n, width],
-            rows of the `answer` of a batch, to bool [n]; `answers.judged` is one. By default a response is right that
-            is the published one. Then most explored responses need no denoiser any more, as what is wrong stays wrong;
-            those that are judged are all decoded to their end.
+        is_right: the judge, as `Judge` has it. By default a response is right that is the published one. Then most
+            explored responses need no denoiser any more, as what is wrong stays wrong; those that are judged are all
+            decoded to their end.
 
     Raises:
         ValueError: `speed_exponent` is negative, or as `PolicyGradientObjective`.
@@ -85,7 +85,7 @@ class RewardObjective(PolicyGradientObjective):
         if not speed_exponent >= 0:
             raise ValueError(f"speed_exponent must be 0 or more, got {speed_exponent}")
         self.speed_exponent = speed_exponent
-        self.is_right = is_right
+        self.judge = Judge(eos_token_id=eos_token_id, is_right=is_right)
 
     def forward(
         self,
@@ -104,10 +104,6 @@ class RewardObjective(PolicyGradientObjective):
         Raises:
             ValueError: there is a judge and no `answer`.
         """
-        if self.is_right is not None and answer is None:
-            raise ValueError(
-                "answer must be given where responses are judged (collator.CanvasCollator(with_answers=True))"
-            )
         draws = Draws(seeds, rows=len(clean), device=clean.device)
         prompt = left_padded(input_ids, attention_mask)
         steps, bias = self._budget(draws)
@@ -118,7 +114,7 @@ class RewardObjective(PolicyGradientObjective):
         sampler = _Branching(
             scorer=self.scorer,
             bias=bias,
-            clean=clean if self.is_right is None else None,
+            clean=clean if self.judge.is_right is None else None,
             branch=branch,
             steps=steps,
             gradient=torch.is_grad_enabled(),
@@ -132,14 +128,14 @@ class RewardObjective(PolicyGradientObjective):
             output = self._decode(*prompt, clean.masked_fill(asked, self.denoiser.mask_token_id), sampler, steps)
             if sampler.states:  # else every row had finished before
                 surrogate, reward = self._explore(*prompt, clean, answer, sampler, numbers)
-        right = self._right(output.sequences[:, -clean.shape[1] :], clean, answer)
+        right = self.judge.right(output.sequences[:, -clean.shape[1] :], clean, answer)
         loss = -(steps - 1) * surrogate
         if sampler.seen:
-            observed, _, counts = (torch.stack(parts).sum() for parts in zip(*sampler.seen, strict=True))
+            observed, counts = (torch.stack(parts).sum() for parts in zip(*sampler.seen, strict=True))
             loss = loss + CORRECTNESS * mean_of(observed, counts)
         # a batch without a draw still gives every parameter a gradient, of 0
         loss = loss + sum(0.0 * p.sum() for p in self.scorer.parameters())
-        name = "exact" if self.is_right is None else "right"
+        name = "exact" if self.judge.is_right is None else "right"
         return {"loss": loss, "reward": reward, name: right.float().mean(), "nfe": output.nfe.float().mean()}
 
     def _explore(
@@ -156,7 +152,11 @@ class RewardObjective(PolicyGradientObjective):
         rows = step.rows
         chains = self.num_chains
         # a judge knows no end of the right response: what counts is that of the response as it looks here
-        looks = clean[rows] if self.is_right is None else torch.where(step.masked, step.predictions.tokens, step.canvas)
+        looks = (
+            clean[rows]
+            if self.judge.is_right is None
+            else torch.where(step.masked, step.predictions.tokens, step.canvas)
+        )
         law = self.scorer.exploring_law(step, values, bias=sampler.bias, where=self.response(looks))
         numbers = numbers[rows].transpose(0, 1)
         with torch.no_grad():
@@ -168,7 +168,7 @@ class RewardObjective(PolicyGradientObjective):
         clean, answer = clean[rows], None if answer is None else answer[rows]
         taken = torch.full_like(rows, sampler.calls)
         unfinished = (masked & self.response(canvas)).any(-1)
-        if self.is_right is None:
+        if self.judge.is_right is None:
             # what is wrong stays wrong
             unfinished &= (masked | (canvas == clean) | ~self.response(clean)).all(-1)
         going_on = unfinished.nonzero().squeeze(-1)
@@ -178,19 +178,10 @@ class RewardObjective(PolicyGradientObjective):
             output = self._decode(prompt[at], prompt_mask[at], canvas[going_on], rest, sampler.branch - 1)
             canvas[going_on] = output.sequences[:, -clean.shape[1] :]
             taken[going_on] += output.nfe
-        right = self._right(canvas, clean, answer)
+        right = self.judge.right(canvas, clean, answer)
         reward = (right * (1 - (taken - 1) / clean.shape[1]) ** self.speed_exponent).view(chains, -1)
         draws = len(prompt) * chains
         return (log_q * leave_one_out(reward.T).T).sum() / draws, reward.sum() / draws
-
-    def _right(self, tokens: Tensor, clean: Tensor, answer: Tensor | None) -> Tensor:
-        """bool [n]: which of the responses [n, canvas] are right, whatever stands behind their ends."""
-        if self.is_right is None:
-            return ((tokens == clean) | ~self.response(clean)).all(-1)
-        if self.eos_token_id is not None:
-            tokens = tokens.masked_fill(~self.response(tokens), self.eos_token_id)
-        # pyrefly: ignore[bad-argument-type] (`forward` has looked)
-        return self.is_right(tokens, answer)
 
     def _budget(self, draws: Draws) -> tuple[int, float]:
         """T and the bias of a batch."""
@@ -222,7 +213,7 @@ class _Branching(OrderByRow):
     branch: int  # steps left at that step, it included
     steps: int
     gradient: bool  # decoding is without
-    seen: list[tuple[Tensor, Tensor, Tensor]]
+    seen: list[tuple[Tensor, Tensor]]
     states: list[tuple[Step, Tensor]]
 
     @property
@@ -234,7 +225,8 @@ class _Branching(OrderByRow):
         with torch.set_grad_enabled(self.gradient):
             values = self.scorer(step)
             if self.clean is not None and not self.scorer.is_random:
-                self.seen.append(losses(step, values, self.clean[step.rows]))
+                logits = values[..., 0] if self.scorer.config.law == "regret" else values
+                self.seen.append(doubt_loss(step, logits, self.clean[step.rows]))
         if step.steps_left == self.branch:
             self.states.append((step, values))
         return self.drawn(step, values.detach())

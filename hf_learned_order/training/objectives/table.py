@@ -17,10 +17,12 @@ from hf_learned_order.training.objectives.dense import DenseObjective
 from hf_learned_order.training.objectives.dependence import DependenceObjective
 from hf_learned_order.training.objectives.elbo import OrderELBO
 from hf_learned_order.training.objectives.imitation import ImitationObjective
+from hf_learned_order.training.objectives.regret import RegretObjective
 from hf_learned_order.training.objectives.reward import RewardObjective
 
 OBJECTIVES: dict[str, type[nn.Module]] = {
     "elbo": OrderELBO,
+    "regret": RegretObjective,
     "correctness": CorrectnessObjective,
     "dependence": DependenceObjective,
     "agreement": AgreementObjective,
@@ -28,8 +30,9 @@ OBJECTIVES: dict[str, type[nn.Module]] = {
     "imitation": ImitationObjective,
     "dense": DenseObjective,
 }
+JUDGING = ("regret", "reward")  # those that ask whether a response is right
 # of laws with an objective of their own; the others have the ELBO
-DEFAULTS = {"factor": "correctness", "dependent": "dependence"}
+DEFAULTS = {"regret": "regret", "factor": "correctness", "dependent": "dependence"}
 
 
 def settings_of(name: str) -> set[str]:
@@ -40,10 +43,14 @@ def settings_of(name: str) -> set[str]:
 def make_objective(name: str, denoiser: Denoiser, scorer: OrderScorer, **settings: Any) -> nn.Module:
     """The objective of that name, with those of the `settings` that it has.
 
+    A scorer with the regret law and a `pair_weight` of 0 gets 1, unless the objective chooses it itself.
+
     Raises:
         ValueError: the name is unknown, or what the objective itself raises.
     """
     if name not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {name!r}")
+    if scorer.config.law == "regret" and name != "regret" and scorer.config.pair_weight == 0:
+        scorer.config.pair_weight = 1.0  # or the pairs of a new scorer would never have a gradient
     known = settings_of(name)
     return OBJECTIVES[name](denoiser, scorer, **{key: value for key, value in settings.items() if key in known})

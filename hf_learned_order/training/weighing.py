@@ -1,0 +1,65 @@
+"""How much doubt and pairs of a regret law weigh against each other: chosen by decoding held-out problems.
+
+The two are learned apart and mean different things: doubt that a token is right, and nats. Where a response follows
+from its prompt, what the denoiser doubts goes wrong; where many responses are right, it may doubt each and none is
+wrong. No label-free loss can tell these cases apart; the outcome can.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from hf_learned_order.orders.scorer import LARGEST, OrderScorer
+
+WEIGHTS = ((1.0, 0.0), (1.0, 0.3), (1.0, 1.0), (0.1, 1.0), (0.0, 1.0))  # of doubt, of pairs
+BIASES = (-1.5, -0.5, 0.5, 1.5)  # a curve has a point for each
+CALLS = 64  # numbers of calls that curves are compared at
+
+Point = tuple[float, float]  # mean calls, share of right responses
+
+
+def choose_weights(scorer: OrderScorer, measure: Callable[[float], Point]) -> dict[tuple[float, float], float]:
+    """Set the scorer to the pair of `WEIGHTS` whose curve is the highest, the first of equals.
+
+    Args:
+        scorer: its configuration and the bias of w are changed.
+        measure: decodes with a bias and the scorer as it is.
+
+    Returns:
+        what each pair of weights got, see `heights`.
+    """
+    curves = []
+    for weights in WEIGHTS:
+        set_weights(scorer, *weights)
+        curves.append([measure(bias) for bias in BIASES])
+    found = dict(zip(WEIGHTS, heights(curves), strict=True))
+    set_weights(scorer, *max(WEIGHTS, key=lambda weights: found[weights]))
+    return found
+
+
+@torch.no_grad()
+def set_weights(scorer: OrderScorer, doubt: float, pairs: float) -> None:
+    """Make w `doubt` everywhere, and weigh A by `pairs`."""
+    head = scorer.network.head
+    head.weight[1] = 0.0
+    head.bias[1] = max(math.log(doubt), -LARGEST) if doubt > 0 else -LARGEST
+    scorer.config.pair_weight = pairs
+
+
+def heights(curves: Sequence[Sequence[Point]]) -> list[float]:
+    """The mean of each curve over the numbers of calls, evenly in their logarithm, that any of the curves has.
+
+    Between its points a curve is a line; slower than its slowest point it stays as it is there; faster than its fastest
+    it falls to 0 at one call.
+    """
+    calls = [nfe for curve in curves for nfe, _ in curve]
+    at = np.linspace(math.log(min(calls)), math.log(max(calls)), CALLS)
+    found = []
+    for curve in curves:
+        nfe, share = zip(*sorted(curve), strict=True)
+        if nfe[0] > 1:
+            nfe, share = (1.0, *nfe), (0.0, *share)
+        found.append(float(np.interp(at, np.log(nfe), share).mean()))
+    return found
