@@ -18,6 +18,7 @@ from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
 from hf_learned_order.orders.configuration import LAWS
 from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.orders.tuned import bring_up
 from hf_learned_order.orders.warm_starts import WARM_STARTS
 from hf_learned_order.sharing.cards import Card
 from hf_learned_order.tasks.answers import AnswerMetrics
@@ -102,6 +103,7 @@ def main() -> None:
         )
     if script.scorer_name_or_path is not None:
         scorer = OrderScorer.from_pretrained(script.scorer_name_or_path)
+        bring_up(Denoiser(model, mask_token_id=tokenizer.mask_token_id), scorer.config, script.scorer_name_or_path)
     else:
         scorer = OrderScorer.for_denoiser(
             Denoiser(model, mask_token_id=tokenizer.mask_token_id),

@@ -52,14 +52,21 @@ def run(options: argparse.Namespace) -> None:
     from hf_learned_order.evaluation.plotting import trade_off  # noqa: F401 (if it cannot be imported, that is told now)
     from hf_learned_order.evaluation.results import Sweep
     from hf_learned_order.orders.scorer import OrderScorer
+    from hf_learned_order.orders.tuned import bring_up
 
     _check_numbers(options)
     processes = started_processes()
     tokenizer, model = load_both(options, processes)
     denoiser = Denoiser(model, mask_token_id=tokenizer.mask_token_id)
     scorers = [loaded("scorer", path, OrderScorer.from_pretrained).eval() for path in options.scorer]
-    for scorer in scorers:
+    for path, scorer in zip(options.scorer, scorers, strict=True):
         scorer.check_fits(denoiser)
+        if scorer.config.denoiser_tuning is not None and len(scorers) > 1:
+            raise ValueError(
+                f"--scorer must be one where the denoiser was tuned along, as with {path}, got {len(scorers)}: "
+                "each has a denoiser of its own"
+            )
+        bring_up(denoiser, scorer.config, path)
         scorer.to(denoiser.device)
     options.samplers = _names(options.samplers, scorers)
     if options.budget_shares is None:
@@ -68,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
         evaluators = _evaluators(options, denoiser, tokenizer, processes)
     folder = Path(options.output_dir)
     # one process writes; all of them must know which rows are there, for they measure the others together
-    sweep = Sweep(folder, _settings(options, model, scorers, evaluators)) if is_first(processes) else None
+    sweep = Sweep(folder, _settings(options, denoiser, scorers, evaluators)) if is_first(processes) else None
     finished = from_first(processes, sweep and sweep.results)
     if sweep is not None and finished:
         print(f"{folder}: going on behind the {len(finished)} rows that are there", file=sys.stderr)
@@ -192,21 +199,23 @@ def _evaluators(
     }
 
 
-def _settings(options: argparse.Namespace, model: Any, scorers: list, evaluators: dict) -> dict[str, Any]:
+def _settings(options: argparse.Namespace, denoiser: Any, scorers: list, evaluators: dict) -> dict[str, Any]:
     """All that the rows of a sweep depend on, and the command that measures them."""
     from importlib.metadata import version
 
     from hf_learned_order.common import files
+    from hf_learned_order.denoisers.probe import probe
     from hf_learned_order.evaluation.evaluator import fingerprint
-    from hf_learned_order.evaluation.results import COMMAND
+    from hf_learned_order.evaluation.results import COMMAND, PROBE
 
     given = {name: value for name, value in vars(options).items() if name not in ("run", "command", "output_dir")}
     return {
         COMMAND: ["hf-learned-order", options.command, *words(given)],
         **{name: version(name) for name in ("hf_learned_order", "torch", "transformers")},
-        "device": model.device.type,
+        "device": denoiser.device.type,
         **given,
-        "model_fingerprint": fingerprint(model),
+        "model_fingerprint": fingerprint(denoiser.model),
+        **({PROBE: probe(denoiser)} if any(scorer.config.denoiser_tuning for scorer in scorers) else {}),
         "scorer_fingerprints": [fingerprint(scorer) for scorer in scorers],
         "scorer_weights": [files.fingerprint(scorer.state_dict()) for scorer in scorers],
         "data_fingerprints": {task: [e.fingerprint() for e in both] for task, both in evaluators.items()},

@@ -17,6 +17,7 @@ from hf_learned_order.common.files import read_json, replacing
 JSON, SETTINGS = "results.json", "settings.json"
 LEARNED = ("learned_order, tuned", "learned_order")  # the first that was measured is compared with the others
 COMMAND = "command"  # of the settings: how to measure the same again; what the rows depend on stands in the others
+PROBE = "denoiser_probe"  # of the settings, where the denoiser was tuned along with a scorer: which one was measured
 KINDS: dict[Any, Any] = {float: int | float, float | None: int | float | None, list[float]: list}
 
 

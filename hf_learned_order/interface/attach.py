@@ -35,8 +35,8 @@ from hf_learned_order.interface.arguments import by_name, foreign, mask_of
 from hf_learned_order.interface.calls import run
 from hf_learned_order.interface.settings import Settings, merged
 from hf_learned_order.interface.tokenizers import Ending, check_tokenizer, ending_of, warn_of_ending
-from hf_learned_order.interface.tuned import bring_up
 from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.orders.tuned import bring_up, check_tuned
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -197,8 +197,8 @@ def attach(
     Args:
         model: a transformers model, PEFT-wrapped or not.
         scorer: an `OrderScorer`, or where to load one from; needed for `sampler="learned_order"`. A LoRA adapter that
-            was trained along lies beside it and is loaded into `model`, unless that has an adapter already. An
-            `OrderScorer` brings none.
+            was trained along lies beside it and is loaded into `model`, unless that has an adapter already, merged or
+            not. An `OrderScorer` brings none.
         tokenizer: names the mask token; one that has none leaves it to the configuration, then to the family. One that
             is another model's is warned of, and prompts behind a token with which it ends a text by itself.
         mask_token_id: the same, as a number.
@@ -207,7 +207,7 @@ def attach(
     Raises:
         ValueError: no mask token is known, the scorer was made for another denoiser, or the model cannot denoise: an
             encoder-decoder, of no known family, causal, prompt tuned, or with rotary frequencies that are not its own.
-            Or the scorer was trained along with every weight of the denoiser, and `model` is the one from before.
+            Or the denoiser was tuned along with the scorer, and `model` is the one from before.
         TypeError: `model` or `scorer` is of the wrong type.
     """
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
@@ -223,13 +223,14 @@ def attach(
     denoiser = Denoiser(model, mask_token_id=mask_token_id, family=family)
     if scorer is not None:
         scorer.check_fits(denoiser)
-    if source is not None:
-        # pyrefly: ignore[bad-argument-type, missing-attribute] (a scorer was loaded from there)
-        bring_up(model, scorer.config, source)
     check_inv_freq(model)  # pyrefly: ignore[bad-argument-type]
     check_attention(denoiser)
     if tokenizer is not None:
         check_tokenizer(tokenizer, denoiser)
+    if source is not None:
+        bring_up(denoiser, scorer.config, source)  # pyrefly: ignore[missing-attribute] (it was loaded from there)
+    elif scorer is not None:
+        check_tuned(denoiser, scorer.config)
     if not isinstance(model, LearnedOrderGenerationMixin):
         model.__class__ = _attached_class(type(model))
     if getattr(model, "generation_config", None) is None:

@@ -32,6 +32,7 @@ from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
 from hf_learned_order.interface.calls import run, steps_of
 from hf_learned_order.interface.settings import Settings
 from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.orders.tuned import bring_up, check_tuned
 
 logger = logging.getLogger(__name__)
 Pair = tuple[Any, list[int], list[int]]  # the texts, and the token ids of context and continuation
@@ -48,7 +49,7 @@ class LearnedOrderLM(TemplateLM):
     Args:
         pretrained: the denoiser, or where it is.
         tokenizer: by default the one that stands beside the denoiser.
-        scorer: the scorer of `learned_order`, or where it is.
+        scorer: the scorer of `learned_order`, or where it is; an adapter beside it is loaded into the denoiser.
         sampler: a name of `SAMPLERS` or a `Sampler`; by default `learned_order` with a scorer, else `top_prob`.
         max_denoising_steps: step budget; by default the one that the scorer was trained for, else one for each
             position.
@@ -61,7 +62,8 @@ class LearnedOrderLM(TemplateLM):
 
     Raises:
         ValueError, TypeError: as `load_denoiser`, `Denoiser`, `make_sampler`; a number is out of range; a `pretrained`
-            model comes without its tokenizer.
+            model comes without its tokenizer; the denoiser was tuned along with the scorer, and this is the one from
+            before.
     """
 
     def __init__(
@@ -97,6 +99,10 @@ class LearnedOrderLM(TemplateLM):
         own = getattr(self.rule, "scorer", None)
         if isinstance(own, OrderScorer):
             own.check_fits(self.denoiser)
+            if isinstance(scorer, str):
+                bring_up(self.denoiser, own.config, scorer)
+            else:
+                check_tuned(self.denoiser, own.config)
             own.to(self.denoiser.device)  # pyrefly: ignore[bad-argument-type]
         self.batch_size = int(batch_size) if str(batch_size).isdecimal() else batch_size
         check_positive("batch_size", self.batch_size)  # pyrefly: ignore[bad-argument-type]

@@ -13,13 +13,13 @@ from transformers import (
 
 from hf_learned_order.decoding.outputs import LearnedOrderOutput
 from hf_learned_order.decoding.streaming import ended_on_error
+from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.loading import load_denoiser
 from hf_learned_order.interface.arguments import by_name
 from hf_learned_order.interface.attach import attach
 from hf_learned_order.interface.settings import Settings, merged
-from hf_learned_order.interface.tuned import bring_up, check_tuned
 from hf_learned_order.orders.scorer import OrderScorer
-from hf_learned_order.training.saved import DENOISER_FOLDER
+from hf_learned_order.orders.tuned import DENOISER_FOLDER, bring_up, check_tuned
 
 
 def load_model(
@@ -57,7 +57,7 @@ def load_model(
         if denoiser is None:
             kwargs.setdefault("revision", config.base_model_revision)
         model = load_denoiser(name, **kwargs)
-        bring_up(model, config, scorer, **place)
+        bring_up(Denoiser(model, mask_token_id=config.mask_token_id), config, scorer, **place)
     return attach(model, loaded, mask_token_id=config.mask_token_id)
 
 
@@ -87,7 +87,7 @@ def custom_generate(
         given = by_name((), {"inputs": inputs, **kwargs})
         place: dict[str, Any] = {"revision": revision, "token": token}
         loaded = OrderScorer.from_pretrained(scorer, **place).eval()
-        check_tuned(model, loaded.config, scorer)
+        check_tuned(Denoiser(model, mask_token_id=loaded.config.mask_token_id), loaded.config, scorer)
         settings = GenerationConfig.from_pretrained(scorer, **place).to_diff_dict()
         names = [field.name for field in fields(Settings)]
         defaults = {name: value for name, value in settings.items() if name in names}

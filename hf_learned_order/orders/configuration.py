@@ -13,6 +13,7 @@ from transformers.utils import CONFIG_NAME
 from hf_learned_order.common.files import read_json, reading
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.layers import LAST
+from hf_learned_order.denoisers.probe import check_probe
 from hf_learned_order.orders.features import FEATURES
 from hf_learned_order.orders.warm_starts import WARM_STARTS
 
@@ -55,8 +56,10 @@ class OrderScorerConfig(PreTrainedConfig):
         denoiser_hidden_size, vocab_size, mask_token_id: what a denoiser must have to be used with this scorer. A
             `denoiser_hidden_size` of 0 is a scorer that looks at predictions only, never at hidden states.
         base_model_name_or_path, base_model_revision: the denoiser it was trained with.
-        denoiser_tuning: how that one was tuned along: "adapter" or "denoiser", whose weights lie in the folder of that
-            name beside the scorer's; None: not at all.
+        denoiser_tuning: what that one is beyond it, in the folder of that name beside the scorer's: "adapter" (tuned
+            along, or its own before) or "denoiser" (every weight was tuned along); None: nothing.
+        denoiser_probe, base_model_probe: what the denoiser said to a few tokens (`denoisers.probe`), as it was trained
+            with and, where it is more than its base model, that one. None: not known.
 
     Raises:
         ValueError, TypeError: a field is out of its range or of another type.
@@ -91,6 +94,8 @@ class OrderScorerConfig(PreTrainedConfig):
         base_model_name_or_path: str | None = None,
         base_model_revision: str | None = None,
         denoiser_tuning: str | None = None,
+        denoiser_probe: str | None = None,
+        base_model_probe: str | None = None,
         **kwargs: Any,
     ):
         law_temperature = (0.5 if law == "regret" else 0.1) if law_temperature is None else law_temperature
@@ -110,6 +115,8 @@ class OrderScorerConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be 0 or more, got {value!r}")
         if not math.isfinite(law_bias):
             raise ValueError(f"law_bias must be finite, got {law_bias!r}")
+        check_probe("denoiser_probe", denoiser_probe)
+        check_probe("base_model_probe", base_model_probe)
         _check_start(law, warm_start)
         _check_features(features)
         _check_layers(hidden_layers, denoiser_hidden_size)
@@ -132,6 +139,8 @@ class OrderScorerConfig(PreTrainedConfig):
         self.base_model_name_or_path = base_model_name_or_path
         self.base_model_revision = base_model_revision
         self.denoiser_tuning = denoiser_tuning
+        self.denoiser_probe = denoiser_probe
+        self.base_model_probe = base_model_probe
         super().__init__(**kwargs)
 
     @property
@@ -218,9 +227,8 @@ _FIELDS: dict[str, tuple[Any, float, float]] = {
     "num_hidden_layers": (int, 1, 256),
     "max_denoising_steps": (int | None, 1, math.inf),
     "mask_token_id": (int | None, 0, math.inf),
-    **dict.fromkeys(
-        ("base_model_name_or_path", "base_model_revision", "warm_start", "denoiser_tuning"), (str | None, 0, 0)
-    ),
+    **dict.fromkeys(("base_model_name_or_path", "base_model_revision", "base_model_probe"), (str | None, 0, 0)),
+    **dict.fromkeys(("warm_start", "denoiser_tuning", "denoiser_probe"), (str | None, 0, 0)),
     **dict.fromkeys(("features", "hidden_layers"), (list | tuple | None, 0, 0)),
 }
 

@@ -13,7 +13,9 @@ import yaml
 from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from hf_learned_order.common.files import fingerprint, read_json, read_weights
-from hf_learned_order.evaluation.results import SETTINGS, Result
+from hf_learned_order.evaluation.results import PROBE, SETTINGS, Result
+from hf_learned_order.orders.configuration import OrderScorerConfig
+from hf_learned_order.orders.tuned import is_tuned
 from hf_learned_order.sharing.card_tables import (
     DATASET,
     calls,
@@ -91,7 +93,8 @@ def card_files(folder: Path, repo_id: str, card: Card, written: str = "") -> dic
     """
     files = {}
     weights = read_weights(folder / "model.safetensors")
-    settings = settings_of(card, weights)
+    config = OrderScorerConfig.from_pretrained(folder)
+    settings = settings_of(card, weights, config)
     card = completed(card, folder, settings)
     results = [] if card.results is None else read_results(card.results, card.task)
     if card.results is not None:
@@ -116,11 +119,11 @@ def card_files(folder: Path, repo_id: str, card: Card, written: str = "") -> dic
     return files
 
 
-def settings_of(card: Card, weights: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(card: Card, weights: Mapping[str, Any], config: OrderScorerConfig) -> dict[str, Any]:
     """What the `settings.json` beside `card.results` says; empty where there is none.
 
     Raises:
-        ValueError: it says that other weights than these were measured.
+        ValueError: it says that other weights than these were measured, or not that the denoiser was the tuned one.
     """
     path = None if card.results is None else Path(card.results).with_name(SETTINGS)
     if path is None or not path.is_file():
@@ -131,6 +134,11 @@ def settings_of(card: Card, weights: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"results must be those of the scorer that is pushed, but {card.results} was measured with the weights of "
             f"{', '.join(map(str, settings.get('scorer') or ['another']))}, which are others: evaluate this one"
+        )
+    if config.denoiser_tuning and config.denoiser_probe and not is_tuned(settings.get(PROBE), config):
+        raise ValueError(
+            f"results must be those of the denoiser that was tuned along with the scorer, but {card.results} is not: "
+            "evaluate with --scorer that brings it, or --model that is it"
         )
     return settings
 

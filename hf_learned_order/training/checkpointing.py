@@ -1,5 +1,6 @@
 """`CheckpointingTrainer`: what a run of `OrderTrainer` writes to its folder, goes on from, and pushes."""
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from hf_learned_order.common.files import replacing, saving
+from hf_learned_order.denoisers.probe import probe
 from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.sharing.cards import TRAINING_FILE, Card, training_file
 from hf_learned_order.sharing.hub import generation_config, push_folder
@@ -26,7 +28,7 @@ class CheckpointingTrainer(ResumingTrainer):
         processing_class: PreTrainedTokenizerBase
         scorer: OrderScorer
         card: Card
-        _objective: nn.Module
+        _objective: Any
 
     def push_to_hub(  # pyrefly: ignore[bad-override] (None where there is nothing to push)
         self,
@@ -62,6 +64,21 @@ class CheckpointingTrainer(ResumingTrainer):
             token=token or self.args.hub_token,
             revision=revision,
         )
+
+    def whole(self, what: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`what(*args, **kwargs)`, by way of the module that is trained: with all weights where FSDP has split them.
+
+        All processes have to come.
+        """
+        model: Any = self.model
+        return model.generate(what, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """transformers' own; a scorer whose denoiser is tuned along remembers what that one says now."""
+        denoiser = self._objective.denoiser
+        if any(parameter.requires_grad for parameter in denoiser.parameters()):
+            self.scorer.config.denoiser_probe = self.whole(probe, denoiser)
+        super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if not self.args.should_save:

@@ -2,14 +2,19 @@
 
 from typing import Any
 
+from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from hf_learned_order.denoisers.adapters import adapter_of, check_adapter, has_adapter
 from hf_learned_order.training.arguments import OrderTrainingArguments
 from hf_learned_order.training.objectives.table import JUDGING
 
 
-def check_tuning(args: OrderTrainingArguments, peft_config: Any) -> None:
-    """Raises `ValueError` for ways of tuning the denoiser, or of splitting weights, that do not go together."""
+def check_tuning(model: nn.Module, args: OrderTrainingArguments, peft_config: Any) -> None:
+    """Raises `ValueError` for ways of tuning the denoiser, or of splitting weights, that do not go together.
+
+    And for adapters that would not come back from what is saved.
+    """
     if is_deepspeed_zero3_enabled():
         raise ValueError(
             "deepspeed must not be ZeRO-3, which splits the scorer too, and processes call that unequally often; "
@@ -17,6 +22,16 @@ def check_tuning(args: OrderTrainingArguments, peft_config: Any) -> None:
         )
     if peft_config is not None and args.train_denoiser:
         raise ValueError("train_denoiser must be False when peft_config is given: LoRA keeps the base weights")
+    if peft_config is not None:
+        check_adapter(peft_config)
+    if has_adapter(model):
+        name, _ = adapter_of(model)
+        asked = "train_denoiser must be False" if args.train_denoiser else "peft_config must be None"
+        if args.train_denoiser or peft_config is not None:
+            raise ValueError(
+                f"{asked} with a model that has an adapter ({name!r}): one adapter is saved along with the scorer. "
+                "model.merge_and_unload() makes it part of the weights; save that model, and give it instead"
+            )
 
 
 def check_objective(name: str, args: OrderTrainingArguments, *, tuned: bool, judged: bool) -> None:

@@ -1,8 +1,8 @@
 """What a training run writes: which weights stand in which file, and checkpoints to go on from.
 
 `config.json` and `model.safetensors` are the scorer, as `OrderScorer.from_pretrained` reads it; `posterior.safetensors`
-and `value.safetensors` the posterior and the value baseline, where there is one; `adapter/` or `denoiser/` the denoiser
-that was tuned along, as a PEFT adapter or whole.
+and `value.safetensors` the posterior and the value baseline, where there is one; `adapter/` the PEFT adapter that the
+denoiser was tuned along by, or that it had before; `denoiser/` the denoiser of which every weight was tuned along.
 """
 
 import os
@@ -12,14 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hf_learned_order.common.files import read_json, reading
+from hf_learned_order.denoisers.adapters import WEIGHTS, save_adapter, set_adapter_weights
 from hf_learned_order.orders.configuration import OrderScorerConfig
 from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.orders.tuned import DENOISER_FOLDER, FOLDERS
 
 POSTERIOR_FILE = "posterior.safetensors"
 VALUE_FILE = "value.safetensors"
-ADAPTER_FOLDER = "adapter"
-DENOISER_FOLDER = "denoiser"
-FOLDERS = {"adapter": ADAPTER_FOLDER, "denoiser": DENOISER_FOLDER}  # of `OrderScorerConfig.denoiser_tuning`
 LEARNED_SETTINGS = (
     "bound",
     "law_bias",
@@ -39,10 +38,13 @@ def save_weights(folder: Path, objective: nn.Module, state: dict[str, Tensor]) -
     if scorer.config.denoiser_tuning is not None:
         model = objective.denoiser.model  # pyrefly: ignore[missing-attribute]
         target = folder / FOLDERS[scorer.config.denoiser_tuning]
+        weights = _part(state, "denoiser.model.")
+        if scorer.config.denoiser_tuning == "adapter":
+            save_adapter(model, target, weights)
+            return
         # of weights that FSDP has gathered transformers would not see that they are tied, and save them twice
         tied = getattr(model, "all_tied_weights_keys", ())
-        weights = {name: value for name, value in _part(state, "denoiser.model.").items() if name not in tied}
-        model.save_pretrained(target, state_dict=weights)
+        model.save_pretrained(target, state_dict={name: weights[name] for name in weights if name not in tied})
 
 
 def load_weights(folder: Path, objective: nn.Module) -> None:
@@ -68,10 +70,9 @@ def load_weights(folder: Path, objective: nn.Module) -> None:
                 getattr(objective, name).load_state_dict(load_file(folder / file))
         model = getattr(objective.denoiser, "model", None)
         if scorer.config.denoiser_tuning == "adapter":
-            from peft import set_peft_model_state_dict
-
-            weights = load_file(folder / ADAPTER_FOLDER / "adapter_model.safetensors")
-            set_peft_model_state_dict(model, weights)
+            target = folder / FOLDERS["adapter"]
+            # pyrefly: ignore[bad-argument-type]
+            set_adapter_weights(model, load_file(target / WEIGHTS), target)
         elif scorer.config.denoiser_tuning == "denoiser":
             # pyrefly: ignore[missing-attribute]
             model.load_state_dict(type(model).from_pretrained(folder / DENOISER_FOLDER).state_dict())

@@ -35,6 +35,7 @@ from hf_learned_order.training.pace import EVERY, Pace
 from hf_learned_order.training.progress import OrderProgress
 from hf_learned_order.training.refusals import check_objective, check_tuning
 from hf_learned_order.training.rollouts import OrderByRow
+from hf_learned_order.training.tuning import to_be_trained_with
 from hf_learned_order.training.updates import Draws, seeds_of
 from hf_learned_order.training.weighing import choose_weights
 
@@ -83,15 +84,11 @@ class OrderTrainer(CheckpointingTrainer):
         card: Card | None = None,
         **kwargs: Any,
     ):
-        check_tuning(args, peft_config)
-        model.requires_grad_(args.train_denoiser)
-        if peft_config is not None:
-            from peft import get_peft_model
-
-            model = get_peft_model(model, peft_config)
+        check_tuning(model, args, peft_config)
         denoiser = Denoiser(model, mask_token_id=processing_class.mask_token_id)
         scorer = OrderScorer.for_denoiser(denoiser) if scorer is None else scorer
         scorer.check_fits(denoiser)
+        denoiser = to_be_trained_with(denoiser, scorer.config, peft_config=peft_config, whole=args.train_denoiser)
         self.scorer = scorer
         self.denoiser = denoiser
         self.card = card or Card(seeds=(args.seed,))
@@ -122,7 +119,6 @@ class OrderTrainer(CheckpointingTrainer):
         if law in RANDOM_LAWS:
             # one token a step leaves the budget to decoding
             scorer.config.max_denoising_steps = None if name == "dense" else args.max_denoising_steps
-        scorer.config.denoiser_tuning = "adapter" if peft_config else "denoiser" if args.train_denoiser else None
         self.pace = None if args.target_nfe is None else Pace.of_run(scorer, args)
         if isinstance(objective, OrderELBO):
             objective.holds_speed = self.pace is not None
@@ -166,7 +162,7 @@ class OrderTrainer(CheckpointingTrainer):
                 setattr(objective, name, getattr(self.denoiser.model, name))
         objective._no_split_modules = splittable(self.denoiser.model)
         # of this name Trainer makes a method that gathers the weights which FSDP has split
-        objective.generate = self._decode
+        objective.generate = lambda what, *args, **kwargs: what(*args, **kwargs)
 
     @torch.no_grad()
     def _decode(
@@ -290,10 +286,8 @@ class OrderTrainer(CheckpointingTrainer):
         return [total / count for total in totals]
 
     def _generated(self, batch: dict[str, Tensor], seeds: Tensor, *, bias: float = 0.0) -> tuple[Tensor, Tensor]:
-        """`_decode`, by way of the module, see `_lend_to`."""
-        model: Any = self.model
-        inputs = (batch["input_ids"], batch["attention_mask"], batch["clean"])
-        return model.generate(*inputs, given=batch.get("given"), seeds=seeds, bias=bias)
+        prompt = batch["input_ids"], batch["attention_mask"]
+        return self.whole(self._decode, *prompt, batch["clean"], given=batch.get("given"), seeds=seeds, bias=bias)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """transformers' own; what the objective measured stands among the metrics, with their prefix."""

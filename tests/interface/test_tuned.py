@@ -1,19 +1,31 @@
-"""Denoiser, adapter and scorer come back by one call, from a folder and from the Hub."""
+"""Denoiser, adapter and scorer come back by one call; the denoiser from before is refused, whoever uses it."""
+
+import json
+import warnings
 
 import pytest
 import torch
+from files import write_rows
 from huggingface_hub import HfApi
-from test_trainer import CANVAS, PROBLEMS, denoising_model, quiet, trainer_of  # noqa: F401 (a fixture)
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from test_trainer import CANVAS, PROBLEMS, arguments, denoising_model, quiet, trainer_of  # noqa: F401 (a fixture)
 
+from hf_learned_order.cli.main import main
+from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.loading import load_denoiser
+from hf_learned_order.denoisers.probe import distance, probe
+from hf_learned_order.evaluation.evaluator import fingerprint
 from hf_learned_order.interface.attach import attach
 from hf_learned_order.interface.loading import custom_generate, load_model
 from hf_learned_order.orders.configuration import OrderScorerConfig
 from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.sharing.cards import Card
 from hf_learned_order.sharing.hub import push_folder
 from hf_learned_order.tasks.data import equation_tokenizer, equations
 from hf_learned_order.tasks.gsm8k import chains_of, read_rows
+from hf_learned_order.training.trainer import OrderTrainer
 
+MASK = equation_tokenizer().mask_token_id
 SGD = {"optim": "sgd", "learning_rate": 3.0, "max_steps": 2}  # far enough to be told from the start
 
 
@@ -32,6 +44,7 @@ def trained(tmp_path_factory, tokenizer, dataset):
     """Folder of the denoiser from before; of scorers trained along with it, and what that one says then."""
     folder = tmp_path_factory.mktemp("trained")
     denoising_model(tokenizer).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
     batch = tokenizer("12*5;a+30", return_tensors="pt")["input_ids"]
     said = {}
     for kind, options in (("adapter", {"lora": True}), ("denoiser", {"train_denoiser": True}), ("frozen", {})):
@@ -43,6 +56,21 @@ def trained(tmp_path_factory, tokenizer, dataset):
     assert not torch.allclose(said["adapter"], said["frozen"], atol=1e-2)
     assert not torch.allclose(said["denoiser"], said["frozen"], atol=1e-2)
     return folder, batch, said
+
+
+BEFORE = r"model must be the denoiser that was tuned along with the scorer of .*load_model\("
+
+
+def of_base(folder, tokenizer, dataset, *, model=None, peft_config=None, scorer=None, **options) -> OrderTrainer:
+    """A trainer for the denoiser of `folder`, or for `model`."""
+    return OrderTrainer(
+        model=load_denoiser(folder / "base") if model is None else model,
+        scorer=scorer,
+        args=arguments(folder / "run", **SGD, **options),
+        processing_class=tokenizer,
+        train_dataset=dataset,
+        peft_config=peft_config,
+    )
 
 
 def generated(model, batch):
@@ -89,11 +117,10 @@ def test_attach_takes_the_tuned_denoiser(trained):
 
 def test_the_denoiser_from_before_is_refused(trained):
     folder, batch, _ = trained
-    message = r"model must be the denoiser that was tuned along with the scorer of .*load_model\("
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=BEFORE):
         attach(load_denoiser(folder / "base"), scorer=folder / "denoiser", tokenizer=equation_tokenizer())
     for kind in ("adapter", "denoiser"):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=BEFORE):
             custom_generate(load_denoiser(folder / "base"), folder / kind, input_ids=batch, max_new_tokens=4)
 
 
@@ -106,3 +133,190 @@ def test_a_scorer_without_a_name_needs_a_denoiser(tmp_path):
 def test_tunings_are_known():
     with pytest.raises(ValueError, match="denoiser_tuning must be one of None, adapter, denoiser, got 'lora'"):
         OrderScorerConfig(denoiser_tuning="lora")
+
+
+# ---- known by what it says, not by its name ----------------------------------------------------------------------
+
+
+def test_a_probe_tells_denoisers_apart(trained):
+    folder, _, _ = trained
+    base = Denoiser(load_denoiser(folder / "base"), mask_token_id=MASK)
+    said = probe(base)
+    config = OrderScorerConfig.from_pretrained(folder / "denoiser")
+    assert distance(said, config.base_model_probe) < 1e-5
+    assert distance(said, config.denoiser_probe) > 1e-3
+    assert distance(said, probe(base)) == 0
+    short = denoising_model(equation_tokenizer())
+    short.config.max_position_embeddings = 15
+    assert probe(Denoiser(short, mask_token_id=MASK)) is None
+    assert distance(said, said[:16]) == float("inf")
+    with pytest.raises(ValueError, match=r"denoiser_probe must be what `denoisers.probe` gives, got 'nonsense!'"):
+        OrderScorerConfig(denoiser_probe="nonsense!")
+
+
+def test_a_merged_denoiser_is_recognised(trained, tmp_path):
+    """It is not given the adapter once more, in memory and from a folder, whoever loads it."""
+    folder, batch, said = trained
+    PeftModel.from_pretrained(
+        load_denoiser(folder / "base"), folder / "adapter" / "adapter"
+    ).merge_and_unload().save_pretrained(tmp_path)
+    for load in (
+        lambda: attach(load_denoiser(tmp_path), scorer=folder / "adapter", tokenizer=equation_tokenizer()),
+        lambda: load_model(folder / "adapter", denoiser=tmp_path),
+        lambda: attach(load_denoiser(tmp_path), OrderScorer.from_pretrained(folder / "adapter"), mask_token_id=MASK),
+    ):
+        torch.testing.assert_close(load()(batch).logits, said["adapter"], atol=1e-3, rtol=1e-3)
+    settings = {"input_ids": batch, "max_new_tokens": 8, "max_denoising_steps": 3, "seed": 0}
+    ids = custom_generate(load_denoiser(tmp_path), folder / "adapter", **settings)
+    assert torch.equal(ids, generated(load_model(folder / "adapter"), batch))
+
+
+@pytest.mark.parametrize("kind", ["adapter", "denoiser"])
+def test_a_scorer_in_memory_refuses_the_one_from_before(kind, trained, tmp_path):
+    folder, _, _ = trained
+    load_denoiser(folder / "base").save_pretrained(tmp_path)  # under another name
+    scorer = OrderScorer.from_pretrained(folder / kind)
+    with pytest.raises(ValueError, match=BEFORE):
+        attach(load_denoiser(tmp_path), scorer, tokenizer=equation_tokenizer())
+    if kind == "denoiser":
+        with pytest.raises(ValueError, match=BEFORE):
+            attach(load_denoiser(tmp_path), scorer=folder / kind, tokenizer=equation_tokenizer())
+
+
+def test_another_denoiser_is_told(trained):
+    folder, _, _ = trained
+    other = load_denoiser(folder / "base")
+    other.get_output_embeddings().weight.data.mul_(-1.0)
+    with pytest.warns(UserWarning, match=r"scorer of .*frozen was trained with .*base as it predicted then, but"):
+        attach(other, scorer=folder / "frozen", tokenizer=equation_tokenizer())
+
+
+def test_scorers_of_before_have_no_probe(trained, tmp_path):
+    """They go by names, and by whether there is an adapter."""
+    folder, batch, said = trained
+    scorer = OrderScorer.from_pretrained(folder / "denoiser")
+    scorer.config.denoiser_probe = scorer.config.base_model_probe = None
+    scorer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=BEFORE):
+        attach(load_denoiser(folder / "base"), scorer=tmp_path, tokenizer=equation_tokenizer())
+    model = attach(load_denoiser(folder / "denoiser" / "denoiser"), scorer=tmp_path, tokenizer=equation_tokenizer())
+    torch.testing.assert_close(model(batch).logits, said["denoiser"])
+
+
+# ---- whoever uses a scorer uses its denoiser ---------------------------------------------------------------------
+
+
+def test_the_harness_takes_what_was_tuned_along(trained):
+    pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
+    from hf_learned_order.interface.harness import LearnedOrderLM
+
+    folder, batch, said = trained
+    base = str(folder / "base")
+    model = LearnedOrderLM(base, scorer=str(folder / "adapter")).denoiser.model
+    torch.testing.assert_close(model(batch).logits, said["adapter"])
+    for scorer in (str(folder / "denoiser"), OrderScorer.from_pretrained(folder / "adapter")):
+        with pytest.raises(ValueError, match=BEFORE):
+            LearnedOrderLM(base, scorer=scorer)
+
+
+def evaluated(folder, output, *more: str) -> int:
+    write_rows(folder / "train.jsonl", 410, 0)
+    options = ["--samplers", "learned_order", "--nfe", "3", "--limit", "2", "--tuning_limit", "2", "--seeds", "1"]
+    options += ["--budget_shares", "--no_bound", "--canvas_length", str(CANVAS), "--output_dir", str(output)]
+    files = ["--train_file", str(folder / "train.jsonl"), "--test_file", str(folder / "train.jsonl")]
+    return main(["evaluate", "--model", str(folder / "base"), *files, *options, *more])
+
+
+def test_evaluate_and_push_take_what_was_tuned_along(trained, tmp_path, hub, capsys):
+    folder, _, _ = trained
+    scorer = folder / "adapter"
+    assert evaluated(folder, tmp_path, "--scorer", str(scorer)) == 0
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert settings["model_fingerprint"] == fingerprint(load_model(scorer))
+    card = Card(results=tmp_path / "results.json")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        push_folder(scorer, "user/scorer", card=card)
+        before = OrderScorerConfig.from_pretrained(scorer).base_model_probe
+        (tmp_path / "settings.json").write_text(json.dumps({**settings, "denoiser_probe": before}))
+        with pytest.raises(ValueError, match="results must be those of the denoiser that was tuned along"):
+            push_folder(scorer, "user/scorer", card=card)
+    capsys.readouterr()
+    assert evaluated(folder, tmp_path / "other", "--scorer", str(folder / "denoiser")) == 2
+    assert "model must be the denoiser that was tuned along" in capsys.readouterr().err
+    assert evaluated(folder, tmp_path / "other", "--scorer", str(folder / "frozen"), str(scorer)) == 2
+    assert "--scorer must be one where the denoiser was tuned along, as with" in capsys.readouterr().err
+
+
+def test_a_trainer_takes_what_was_tuned_along_or_refuses(trained, tokenizer, dataset):
+    folder, batch, said = trained
+    for kind in ("adapter", "denoiser"):
+        with pytest.raises(ValueError, match=BEFORE):
+            of_base(folder, tokenizer, dataset, scorer=OrderScorer.from_pretrained(folder / kind))
+    # gone on with: the denoiser is named as it is now
+    where = folder / "denoiser" / "denoiser"
+    scorer = OrderScorer.from_pretrained(folder / "denoiser")
+    trainer = of_base(folder, tokenizer, dataset, scorer=scorer, model=load_denoiser(where))
+    trainer.save_model()
+    assert scorer.config.base_model_name_or_path == str(where)
+    torch.testing.assert_close(load_model(folder / "run")(batch).logits, said["denoiser"])
+
+
+# ---- adapters ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=2, target_modules="all-linear", use_dora=True),
+        LoraConfig(r=2, target_modules="all-linear", modules_to_save=["head"], bias="all"),
+        IA3Config(target_modules=["Wqkv", "Wo"], feedforward_modules=[]),
+    ],
+    ids=["dora", "modules_to_save", "ia3"],
+)
+def test_adapters_of_other_kinds_are_trained_and_come_back(config, trained, tokenizer, dataset):
+    folder, batch, _ = trained
+    trainer = of_base(folder, tokenizer, dataset, peft_config=config)
+    trainer.train()
+    trainer.save_model()
+    expected = trainer.denoiser.model.eval()(batch).logits
+    assert (expected - load_denoiser(folder / "base")(batch).logits).abs().max() > 1e-3
+    assert torch.equal(load_model(folder / "run")(batch).logits, expected)
+
+
+def own_adapter(folder, way: str):
+    """The denoiser of `folder` with an adapter that it had before any scorer: by PEFT, by transformers, by name."""
+    if way == "peft":
+        return PeftModel.from_pretrained(load_denoiser(folder / "base"), folder / "own")
+    if way == "name":
+        return load_denoiser(folder / "own")
+    model = load_denoiser(folder / "base")
+    model.load_adapter(str(folder / "own"))
+    return model
+
+
+@pytest.mark.parametrize("way", ["peft", "transformers", "name"])
+def test_a_denoiser_with_an_adapter_of_its_own_comes_back(way, trained, tokenizer, dataset):
+    folder, batch, _ = trained
+    own = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    model = get_peft_model(load_denoiser(folder / "base"), own).eval()
+    model.save_pretrained(folder / "own")
+    expected = model(batch).logits
+    trainer = of_base(folder, tokenizer, dataset, model=own_adapter(folder, way))
+    trainer.train()
+    trainer.save_model()
+    assert not any(parameter.requires_grad for parameter in trainer.denoiser.parameters())
+    assert trainer.scorer.config.denoiser_tuning == "adapter"
+    assert trainer.scorer.config.base_model_name_or_path == str(folder / ("own" if way == "name" else "base"))
+    torch.testing.assert_close(load_model(folder / "run")(batch).logits, expected)
+    attached = attach(load_denoiser(folder / "base"), scorer=folder / "run", tokenizer=tokenizer)
+    torch.testing.assert_close(attached(batch).logits, expected)
+
+
+def test_two_adapters_are_refused(trained, tokenizer, dataset):
+    folder, _, _ = trained
+    config = LoraConfig(r=2, target_modules="all-linear")
+    for options in ({"peft_config": config}, {"train_denoiser": True}):
+        message = f"{next(iter(options))} must be .* with a model that has an adapter .*merge_and_unload"
+        with pytest.raises(ValueError, match=message):
+            of_base(folder, tokenizer, dataset, model=get_peft_model(load_denoiser(folder / "base"), config), **options)

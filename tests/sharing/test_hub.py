@@ -647,7 +647,7 @@ def test_trainer_pushes_scorer_and_adapter(hub, tmp_path):
     torch.testing.assert_close(loaded(ids).logits, trainer.denoiser.model.eval()(ids).logits)
     assert AutoTokenizer.from_pretrained("user/scorer").mask_token_id == trainer.scorer.config.mask_token_id
     text = readme(hub)
-    assert 'PeftModel.from_pretrained(model, "user/scorer", subfolder="adapter")' in text
+    assert "with the adapter in `adapter/`, which `attach` loads" in text
     for row in ("| data | four chains |", "| updates | 1 |", "| chains of each | 2 |", "| step budget | 3 |"):
         assert row in text
 
