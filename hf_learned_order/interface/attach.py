@@ -36,7 +36,7 @@ from hf_learned_order.interface.calls import run
 from hf_learned_order.interface.settings import Settings, merged
 from hf_learned_order.interface.tokenizers import Ending, check_tokenizer, ending_of, warn_of_ending
 from hf_learned_order.orders.scorer import OrderScorer
-from hf_learned_order.orders.tuned import bring_up, check_tuned
+from hf_learned_order.orders.tuned import bring_up
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -227,10 +227,8 @@ def attach(
     check_attention(denoiser)
     if tokenizer is not None:
         check_tokenizer(tokenizer, denoiser)
-    if source is not None:
-        bring_up(denoiser, scorer.config, source)  # pyrefly: ignore[missing-attribute] (it was loaded from there)
-    elif scorer is not None:
-        check_tuned(denoiser, scorer.config)
+    if scorer is not None:
+        bring_up(denoiser, scorer.config, source)
     if not isinstance(model, LearnedOrderGenerationMixin):
         model.__class__ = _attached_class(type(model))
     if getattr(model, "generation_config", None) is None:

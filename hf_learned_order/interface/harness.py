@@ -32,7 +32,7 @@ from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
 from hf_learned_order.interface.calls import run, steps_of
 from hf_learned_order.interface.settings import Settings
 from hf_learned_order.orders.scorer import OrderScorer
-from hf_learned_order.orders.tuned import bring_up, check_tuned
+from hf_learned_order.orders.tuned import bring_up
 
 logger = logging.getLogger(__name__)
 Pair = tuple[Any, list[int], list[int]]  # the texts, and the token ids of context and continuation
@@ -99,10 +99,7 @@ class LearnedOrderLM(TemplateLM):
         own = getattr(self.rule, "scorer", None)
         if isinstance(own, OrderScorer):
             own.check_fits(self.denoiser)
-            if isinstance(scorer, str):
-                bring_up(self.denoiser, own.config, scorer)
-            else:
-                check_tuned(self.denoiser, own.config)
+            bring_up(self.denoiser, own.config, scorer if isinstance(scorer, str) else None)
             own.to(self.denoiser.device)  # pyrefly: ignore[bad-argument-type]
         self.batch_size = int(batch_size) if str(batch_size).isdecimal() else batch_size
         check_positive("batch_size", self.batch_size)  # pyrefly: ignore[bad-argument-type]

@@ -20,7 +20,7 @@ FOLDERS = {"adapter": ADAPTER_FOLDER, "denoiser": DENOISER_FOLDER}  # of `OrderS
 FAR = 0.25  # nats; rounding to bfloat16 is a tenth of it
 
 
-def bring_up(denoiser: Denoiser, config: OrderScorerConfig, source: str | PathLike, **place: Any) -> None:
+def bring_up(denoiser: Denoiser, config: OrderScorerConfig, source: str | PathLike | None, **place: Any) -> None:
     """Load the adapter of `source` into the model, in place, where the scorer was trained with one.
 
     A model that has that adapter already, merged or not, stays as it is.
@@ -28,16 +28,15 @@ def bring_up(denoiser: Denoiser, config: OrderScorerConfig, source: str | PathLi
     Args:
         denoiser: the model.
         config: the scorer's.
-        source: the scorer's folder or repository.
+        source: the scorer's folder or repository; None for one that is in memory, which brings no adapter.
         place: its `revision` and `token`.
 
     Raises:
-        ValueError: every weight of the denoiser was tuned, and this is the one from before; or it has an adapter that
-            is not the scorer's.
+        ValueError: this is the denoiser from before, or it has an adapter that is not the scorer's.
     """
-    model = denoiser.model
-    if config.denoiser_tuning == "adapter" and not has_adapter(model) and not is_tuned(probe(denoiser), config):
-        put_adapter(model, source, subfolder=ADAPTER_FOLDER, **place)
+    wanted = config.denoiser_tuning == "adapter" and source is not None
+    if wanted and not has_adapter(denoiser.model) and not is_tuned(probe(denoiser), config):
+        put_adapter(denoiser.model, source, subfolder=ADAPTER_FOLDER, **place)  # pyrefly: ignore[bad-argument-type]
     check_tuned(denoiser, config, source)
 
 
