@@ -112,7 +112,7 @@ class Watched(Sampler):
 
 
 def watching(sampler: Sampler) -> Watched:
-    names = ("needs_hidden_states", "reads_unmasked", "remasks")
+    names = ("needs_hidden_states", "needs_attentions", "reads_unmasked", "remasks")
     traits = type("Traits", (Watched,), {name: getattr(sampler, name) for name in names})
     return traits(sampler=sampler)
 
@@ -164,6 +164,7 @@ def memory_table(batches: list[int]) -> Table:
     title = f"peak memory over that of one forward pass, 150,000 tokens in the vocabulary (target {PEAK})"
     view = Table("rule", *(f"batch {batch}" for batch in batches), "met", title=title)
     denoiser = denoiser_of(TINY, 150_000)
+    denoiser.model.set_attn_implementation("eager")  # one of the rules reads attention maps
     single = {batch: peak(lambda batch=batch: denoiser(*canvases(batch), PROMPTS[1])) for batch in batches}
     for name in SAMPLERS:
         options = {"sampler": sampler_of(name, denoiser), "max_new_tokens": CANVAS, "max_denoising_steps": 3}

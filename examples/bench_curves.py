@@ -28,6 +28,7 @@ from hf_learned_order.decoding.samplers.adaptive import (
     ThresholdSampler,
 )
 from hf_learned_order.decoding.samplers.base import Sampler
+from hf_learned_order.decoding.samplers.dapd import DAPDSampler
 from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
 from hf_learned_order.decoding.samplers.remasking import WINOSampler
 from hf_learned_order.decoding.samplers.table import make_sampler
@@ -50,6 +51,7 @@ BOUNDED: dict[str, Callable[[float], Sampler]] = {
 SURE: dict[str, Callable[[float], Sampler]] = {
     "threshold": lambda confidence: ThresholdSampler(threshold=confidence),
     "local_leap": lambda confidence: LocalLeapSampler(threshold=confidence, relaxed=max(0.0, 2.5 * confidence - 1.5)),
+    "dapd": lambda confidence: DAPDSampler(threshold=10 ** (-4 * confidence), confidence=confidence),
     "klass": lambda confidence: KLASSSampler(threshold=confidence),
     "wino": lambda confidence: WINOSampler(draft=confidence),
 }
@@ -153,7 +155,9 @@ def main() -> None:
     options = parser.parse_args()
 
     tokenizer, task = load_tokenizer(options.model), find_task(options.task)
-    denoiser = Denoiser(load_denoiser(options.model, dtype=options.dtype).eval(), mask_token_id=tokenizer.mask_token_id)
+    how: dict[str, Any] = {"attn_implementation": "eager"} if "dapd" in options.samplers else {}
+    model = load_denoiser(options.model, dtype=options.dtype, **how).eval()
+    denoiser = Denoiser(model, mask_token_id=tokenizer.mask_token_id)
     files = {name: getattr(options, name) for name in ("dataset_name", "train_file", "test_file")}
     source = Source(split=options.split, count=options.limit, canvas_length=task.canvas_length, **files)
     problems, split = task.load(tokenizer, source), options.split

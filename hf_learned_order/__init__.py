@@ -39,6 +39,7 @@ __getattr__, __dir__, __all__ = lazy(  # pyrefly: ignore
         "RandomSizesSampler": "decoding.samplers.random_sizes",
         "ThresholdSampler": "decoding.samplers.adaptive",
         "FactorSampler": "decoding.samplers.adaptive",
+        "DAPDSampler": "decoding.samplers.dapd",
         "FrechetSampler": "decoding.samplers.adaptive",
         "LocalLeapSampler": "decoding.samplers.adaptive",
         "EntropyBoundSampler": "decoding.samplers.adaptive",

@@ -19,6 +19,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
+from hf_learned_order.decoding.samplers.table import SAMPLERS
 from hf_learned_order.interface.settings import Settings
 
 VOCAB, HIDDEN = 40, 32
@@ -44,6 +45,8 @@ FAMILIES = {
         {"max_position_embeddings": MAX_LENGTH, "num_key_value_heads": 1, "head_dim": 16},
     ),
 }
+# rules for any model as it is loaded; the others read attention maps (test_dapd.py)
+PLAIN = [name for name, rule in SAMPLERS.items() if not rule.needs_attentions]
 ENCODERS = ("bert", "roberta", "modernbert")
 DECODERS = ("llama", "qwen2", "qwen3")
 

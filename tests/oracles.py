@@ -88,6 +88,18 @@ def local_leap(c: list[float], masked: list[bool], tau: float, relaxed: float, r
     return frozenset(anchors + near or sorted(eligible(masked), key=lambda i: (-c[i], i))[:1])
 
 
+def independent_set(c: list[float], attention: list[list[float]], masked: list[bool], tau: float) -> frozenset:
+    """Of the graph on the masked positions, by falling confidence times degree."""
+    nodes = eligible(masked)
+    edge = {(i, j): (attention[i][j] + attention[j][i]) / 2 for i in nodes for j in nodes if i != j}
+    degree = {i: math.fsum(edge[i, j] for j in nodes if j != i) for i in nodes}
+    taken: list[int] = []
+    for i in sorted(nodes, key=lambda i: (-c[i] * degree[i], i)):
+        if all(edge[i, j] <= tau for j in taken):
+            taken.append(i)
+    return frozenset(taken)
+
+
 def klass(steps: list[list[list[float]]], masked: list[bool], tau: float, epsilon: float, history: int) -> frozenset:
     """`steps[t][i]`: the probabilities at position i at step t; what the rule takes at the last of these steps."""
     now = len(steps) - 1

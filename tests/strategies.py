@@ -52,8 +52,15 @@ def step_of(logits: Tensor, masked: Tensor, *, steps_left: int = 4, seed: int = 
         canvas=torch.where(masked, MASK, 0),
         token_log_probs=-torch.arange(1.0, length + 1).expand(masked.shape).masked_fill(masked, 0.0) / length,
         hidden_states=torch.zeros(*masked.shape, 4),
+        attentions=attentions_of(length).expand(len(masked), -1, -1),
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def attentions_of(length: int) -> Tensor:
+    """Attention [length, length] that depends on the two positions only, in eighths: some join, some do not."""
+    shares = torch.rand(length, length, generator=torch.Generator().manual_seed(length))
+    return (shares * 8).round() / 8
 
 
 def positions(unmask: Tensor) -> frozenset:

@@ -29,7 +29,7 @@ EXAMPLES = ["12*5;a+30;b/9", "16-3-4;a*2", "48/2;48+a", "20*4;35*2;a+b"]
 RULES = [name for name in SAMPLERS if name != "learned_order"]
 
 tokenizer = load_tokenizer(FOLDER / "denoiser")
-model: Any = attach(load_denoiser(str(FOLDER / "denoiser")), scorer=FOLDER / "scorer-0")
+model: Any = attach(load_denoiser(str(FOLDER / "denoiser"), attn_implementation="eager"), scorer=FOLDER / "scorer-0")
 
 
 class Canvases(BaseStreamer):

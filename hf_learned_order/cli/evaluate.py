@@ -56,7 +56,8 @@ def run(options: argparse.Namespace) -> None:
 
     _check_numbers(options)
     processes = started_processes()
-    tokenizer, model = load_both(options, processes)
+    options.samplers = _names(options.samplers, options.scorer)
+    tokenizer, model = load_both(options, processes, samplers=options.samplers)
     denoiser = Denoiser(model, mask_token_id=tokenizer.mask_token_id)
     scorers = [loaded("scorer", path, OrderScorer.from_pretrained).eval() for path in options.scorer]
     for path, scorer in zip(options.scorer, scorers, strict=True):
@@ -68,7 +69,6 @@ def run(options: argparse.Namespace) -> None:
             )
         bring_up(denoiser, scorer.config, path)
         scorer.to(denoiser.device)
-    options.samplers = _names(options.samplers, scorers)
     if options.budget_shares is None:
         options.budget_shares = list(BUDGET_SHARES)
     with in_turn(processes):

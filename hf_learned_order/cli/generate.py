@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError('sampler "learned_order" needs --scorer')
     configs = _configs(samplers, options.sampler_config)
     check_dtype(options.dtype)
-    tokenizer, model = load_both(options)
+    tokenizer, model = load_both(options, samplers=samplers)
     model = loaded("scorer", options.scorer, lambda scorer: attach(model, scorer, tokenizer=tokenizer))
     inputs = _inputs(tokenizer, options)
     length = options.max_new_tokens if options.infill or options.max_new_tokens is not None else 64

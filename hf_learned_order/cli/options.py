@@ -1,14 +1,15 @@
 """Options that several commands share, what they load, and how they are written again."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 # `decoding.samplers.table.SAMPLERS`, which takes seconds to import; a test compares
 RULES = (
     *("iid", "random", "left_to_right", "top_prob", "margin", "entropy", "threshold", "factor", "frechet"),
-    *("local_leap", "entropy_bound", "klass", "position", "dilated", "random_sizes", "learned_order", "remdm", "wino"),
+    *("local_leap", "entropy_bound", "klass", "position", "dapd", "dilated", "random_sizes", "learned_order"),
+    *("remdm", "wino"),
 )
 
 
@@ -54,12 +55,13 @@ def check_dtype(dtype: str) -> None:
         raise ValueError(f"--dtype must be auto or a floating-point type of torch, e.g. bfloat16, got {dtype}")
 
 
-def load_both(options: argparse.Namespace, processes: Any = None) -> tuple[Any, Any]:
+def load_both(options: argparse.Namespace, processes: Any = None, *, samplers: Sequence[str] = ()) -> tuple[Any, Any]:
     """Tokenizer and denoiser, the latter where it is to run.
 
     Args:
         options: those of `add_model`.
         processes: accelerate's `PartialState` if there are several: each has its own device.
+        samplers: names; if one of them reads attention maps, the denoiser is loaded so that it returns them.
 
     Raises:
         ValueError: a device map for several processes.
@@ -67,6 +69,7 @@ def load_both(options: argparse.Namespace, processes: Any = None) -> tuple[Any, 
     """
     import torch
 
+    from hf_learned_order.decoding.samplers.table import SAMPLERS
     from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
 
     if processes is not None and options.device_map is not None:
@@ -75,6 +78,8 @@ def load_both(options: argparse.Namespace, processes: Any = None) -> tuple[Any, 
             f"of its own, got {options.device_map}"
         )
     how: dict[str, Any] = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code}
+    if any(SAMPLERS[name].needs_attentions for name in samplers if name in SAMPLERS):
+        how["attn_implementation"] = "eager"
     if options.device_map is not None:
         how["device_map"] = options.device_map
     tokenizer = loaded(

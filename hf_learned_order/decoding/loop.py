@@ -227,6 +227,7 @@ class _Loop:
     def look(self, rows: Tensor, at: tuple[Tensor, Tensor], window: slice, group: int, steps_left: int) -> Step:
         """What the denoiser believes of positions of the window, and all else that a rule may look at."""
         canvas, width = self.canvas, window.stop - window.start
+        maps: list[Tensor] | None = [] if self.sampler.needs_attentions else None
         logits, hidden = self.denoiser(
             canvas.ids[rows],
             canvas.attention_mask[rows],
@@ -235,6 +236,7 @@ class _Loop:
             group=group,
             at=at,
             hidden_states=self.sampler.needs_hidden_states,
+            attentions=maps,
         )
         if self.guidance is not None:
             logits = self.guidance(rows, window, group, at, logits)
@@ -253,6 +255,7 @@ class _Loop:
             token_log_probs=canvas.token_log_probs[rows, window],
             rows=rows,
             hidden_states=hidden,
+            attentions=maps[0] if maps else None,
             padding=None if canvas.padding is None else canvas.padding[rows, window],
             generator=self.generator,
         )

@@ -109,6 +109,7 @@ class WindowedDenoiser:
         group: int,
         at: tuple[Tensor, Tensor],
         hidden_states: bool | Sequence[int] = False,
+        attentions: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Logits [n, vocab] of n positions and, if wanted, hidden states [batch, window, hidden].
 
@@ -119,18 +120,24 @@ class WindowedDenoiser:
             group: as in `Part`; each has its own cache.
             at: int [n] twice, the row among these and the position in the window.
             hidden_states: as in `Denoiser.forward`.
+            attentions: gets the attention [batch, window, window], as in `Denoiser.forward`.
 
         Raises:
-            ValueError: the model does not write to the cache that it is given.
+            ValueError: attention is wanted with a cache; the model does not write to the cache that it is given.
         """
         if self.denoiser.family.block_size is not None:  # no block sees those behind it
             input_ids, attention_mask = input_ids[:, : window.stop], attention_mask[:, : window.stop]
         options: dict[str, Any] = {"hidden_states": hidden_states, "at": at}
+        if attentions is not None:
+            options["attentions"] = attentions
         if self.cache is None:
             logits, hidden = self.denoiser(input_ids, attention_mask, window.start, **options)
         else:
             logits, hidden = self._with_cache(input_ids, attention_mask, window, rows, group, options)
-        return logits, None if hidden is None else hidden[:, : window.stop - window.start]
+        width = window.stop - window.start
+        if attentions is not None:
+            attentions[:] = [maps[:, :width, :width] for maps in attentions]
+        return logits, None if hidden is None else hidden[:, :width]
 
     def _with_cache(
         self, ids: Tensor, mask: Tensor, window: slice, rows: Tensor, group: int, options: dict[str, Any]

@@ -20,6 +20,7 @@ from hf_learned_order.denoisers.checkpoints import LAYOUTS
 from hf_learned_order.denoisers.families import Family, find_family, refuse_what_cannot_denoise
 from hf_learned_order.denoisers.hooks import Seen
 from hf_learned_order.denoisers.layers import LAST, layer_numbers, layers_of
+from hf_learned_order.denoisers.maps import check_maps, mean_attention
 from hf_learned_order.denoisers.predictions import Predictions
 
 
@@ -101,6 +102,7 @@ class Denoiser(nn.Module):
         start: int,
         *,
         hidden_states: bool | Sequence[int] = False,
+        attentions: list[Tensor] | None = None,
         at: tuple[Tensor, Tensor] | None = None,
         columns: slice | None = None,
         past_key_values: Cache | None = None,
@@ -112,6 +114,8 @@ class Denoiser(nn.Module):
             attention_mask: [batch, length], 0 at padding, which stands on the left.
             hidden_states: whether the last hidden states [batch, length - start, hidden] are wanted; or the numbers of
                 several (`layers.py`), which are then side by side, [batch, length - start, numbers * hidden].
+            attentions: a list that gets the attention [batch, length - start, length - start] between these positions,
+                `maps.mean_attention`.
             at: logits [n, vocab] of these positions only: int [n] twice, the row and the position, from `start` on.
                 The model's head is not asked for others, where it is a module of its own.
             columns: with `past_key_values`, the only ones that the model is sent; logits and hidden states end with
@@ -119,9 +123,12 @@ class Denoiser(nn.Module):
             past_key_values: keys and values of the other columns, in the order of the sequence.
 
         Raises:
-            ValueError: the model takes no padding and is given some; hidden states that it does not have are wanted.
+            ValueError: the model takes no padding and is given some; hidden states or attention maps that it does not
+                have are wanted.
         """
         taken, length = self._parameters_taken, input_ids.shape[1]
+        if attentions is not None:
+            check_maps(_base_of(self.model), whole=past_key_values is None and not self.family.causal_context)
         columns = slice(0, length) if columns is None else columns
         # counted from the first real token, so that padding changes nothing
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
@@ -146,7 +153,11 @@ class Denoiser(nn.Module):
         if at is not None:
             place = at[0], at[1] + window.start if isinstance(window, slice) else window[at[1]]
         indices = (LAST,) if hidden_states is True else hidden_states or ()
-        logits, hidden = self._call(input_ids[:, columns], arguments, self.layer_numbers(indices), place)
+        if attentions is not None and (self._stock or "output_attentions" in taken):
+            arguments["output_attentions"] = True
+        logits, hidden, maps = self._call(input_ids[:, columns], arguments, self.layer_numbers(indices), place)
+        if attentions is not None:
+            attentions.append(mean_attention(_base_of(self.model), maps)[:, window, start:])
         seen = torch.cat([states[:, window] for states in hidden], -1) if hidden else None
         return logits if place else logits[:, window], seen
 
@@ -160,8 +171,9 @@ class Denoiser(nn.Module):
         arguments: dict[str, Any],
         numbers: tuple[int, ...],
         place: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Logits of every place of the sequence, or of those at `place` only, and the hidden states of these numbers.
+    ) -> tuple[Tensor, list[Tensor], Sequence[Tensor] | None]:
+        """Logits of every place of the sequence, or of those at `place` only, the hidden states of these numbers, and
+        the attention maps that the model returns.
 
         All hidden states together can be as large as the logits: only those that are wanted are kept.
         """
@@ -178,15 +190,16 @@ class Denoiser(nn.Module):
             elif last and not self.family.head_input:
                 arguments = {**arguments, "output_hidden_states": True}
             output = self.model(input_ids=input_ids, **arguments)
+        maps = getattr(output, "attentions", None)
         logits, hidden = output.logits, [self._hidden(number, seen, output) for number in numbers]
         if place is None:
-            return logits, hidden
+            return logits, hidden, maps
         if not seen.cut:
-            return logits[place], hidden
+            return logits[place], hidden, maps
         if logits.shape[:-1] != (1, len(place[0])):  # the model does more with them than return them
             self._cuts = False
             return self._call(input_ids, arguments, numbers, place)
-        return logits[0], hidden
+        return logits[0], hidden, maps
 
     def _hidden(self, number: int, seen: Seen, output: Any) -> Tensor:
         if number == LAST:

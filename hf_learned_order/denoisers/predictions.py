@@ -222,6 +222,8 @@ class Step:
         rows: int [batch], which rows of the whole batch these are: the others have finished. In decoding only.
         hidden_states: [batch, canvas, hidden], for rules with `needs_hidden_states`; those of several layers are side
             by side, [batch, canvas, layers * hidden].
+        attentions: [batch, canvas, canvas], how much the place that position i is predicted at attends to position j,
+            for rules with `needs_attentions`: the mean over the heads of the last 30 % of the layers.
         padding: bool [batch, canvas], positions that are no part of their row (`canvas.Canvas`); None: none are.
         generator: source of randomness.
     """
@@ -235,6 +237,7 @@ class Step:
     token_log_probs: Tensor = None  # pyrefly: ignore[bad-assignment]
     rows: Tensor = None  # pyrefly: ignore[bad-assignment]
     hidden_states: Tensor | None = None
+    attentions: Tensor | None = None
     padding: Tensor | None = None
     generator: torch.Generator | None = None
 

@@ -13,6 +13,7 @@ from hf_learned_order.decoding.samplers.adaptive import (
     ThresholdSampler,
 )
 from hf_learned_order.decoding.samplers.base import Sampler
+from hf_learned_order.decoding.samplers.dapd import DAPDSampler
 from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
 from hf_learned_order.decoding.samplers.remasking import WINOSampler
 from hf_learned_order.decoding.samplers.table import make_sampler
@@ -33,6 +34,8 @@ def knob(name: str, scorer: OrderScorer | None = None, *, greedy: bool = False) 
         return lambda x: FrechetSampler(margin=1.0 - _log_scale(x))
     if name == "local_leap":  # through the published pair of thresholds, 0.9 and 0.75
         return lambda x: LocalLeapSampler(threshold=1.0 - x, relaxed=max(0.0, 1.0 - 2.5 * x))
+    if name == "dapd":
+        return lambda x: DAPDSampler(threshold=10.0 ** (4.0 * x - 4.0), confidence=1.0 - x)
     if name == "klass":
         return lambda x: KLASSSampler(threshold=1.0 - x)
     if name == "wino":

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import DECODERS, EOS, FAMILIES, MASK, MAX_LENGTH, PAD, VOCAB, WORDS, tiny_model
+from models import DECODERS, EOS, FAMILIES, MASK, MAX_LENGTH, PAD, PLAIN, VOCAB, WORDS, tiny_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LogitsProcessorList, MaxLengthCriteria, StoppingCriteriaList
@@ -28,7 +28,7 @@ from hf_learned_order.decoding.samplers.base import Proposal, Sampler
 from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
 from hf_learned_order.decoding.samplers.remasking import ReMDMSampler, WINOSampler
 from hf_learned_order.decoding.samplers.scheduled import IIDSampler, RandomSampler, TopProbSampler
-from hf_learned_order.decoding.samplers.table import SAMPLERS, make_sampler
+from hf_learned_order.decoding.samplers.table import make_sampler
 from hf_learned_order.denoisers import predictions
 from hf_learned_order.denoisers.denoiser import Denoiser, predict
 from hf_learned_order.denoisers.predictions import Step
@@ -37,7 +37,7 @@ from hf_learned_order.orders.scorer import OrderScorer
 
 RANDOM_NAMES = ("iid", "random", "random_sizes", "remdm")  # a new rule that draws has to be named here
 DETERMINISTIC = [
-    *(make_sampler(name) for name in SAMPLERS if name not in (*RANDOM_NAMES, "learned_order")),
+    *(make_sampler(name) for name in PLAIN if name not in (*RANDOM_NAMES, "learned_order")),
     ThresholdSampler(threshold=0.4),
     EntropyBoundSampler(gamma=3.0),
     FactorSampler(factor=3.0),
@@ -677,7 +677,7 @@ class TestBadInput:
 class TestLogitsThatSayNothing:
     MESSAGE = "logits of a masked position must be finite or -inf, and not all -inf, but some are not"
 
-    @pytest.mark.parametrize("sampler", SAMPLERS)
+    @pytest.mark.parametrize("sampler", PLAIN)
     @pytest.mark.parametrize("temperature", [0.0, 1.0])
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_a_damaged_weight(self, sampler, temperature, value):
@@ -766,7 +766,7 @@ class Watch(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("name", [*SAMPLERS])
+@pytest.mark.parametrize("name", PLAIN)
 def test_a_step_waits_for_the_device_once(name, temperature):
     """What decides the sizes of the next step is copied to the host; all that waits happens on this copy."""
     counts = []
@@ -806,7 +806,7 @@ def test_a_rule_is_told_of_masked_positions_unless_it_asks_for_more():
     assert_same_rows(curious, modest)
 
 
-@pytest.mark.parametrize(("name", "law"), [*((name, "non_empty") for name in SAMPLERS), ("learned_order", "dependent")])
+@pytest.mark.parametrize(("name", "law"), [*((name, "non_empty") for name in PLAIN), ("learned_order", "dependent")])
 def test_a_rule_asks_for_all_that_it_reads(name, law):
     """Beliefs at every position change nothing."""
     sampler = make_sampler(name, {"draft": 0.3, "verify": 0.5} if name == "wino" else {}, scorer=scorer_of("bert", law))

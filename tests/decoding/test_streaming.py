@@ -4,18 +4,18 @@ import threading
 
 import pytest
 import torch
-from models import EOS, MASK, PAD, VOCAB, WORDS, tiny_model, tiny_tokenizer
+from models import EOS, MASK, PAD, PLAIN, VOCAB, WORDS, tiny_model, tiny_tokenizer
 from test_loop import RemasksOnce, denoiser_of, padded, response, words
 from transformers import TextIteratorStreamer, TextStreamer
 from transformers.generation.streamers import BaseStreamer, TextDiffusionStreamer
 
 from hf_learned_order.decoding.loop import decode
 from hf_learned_order.decoding.samplers.remasking import ReMDMSampler, WINOSampler
-from hf_learned_order.decoding.samplers.table import SAMPLERS, make_sampler
+from hf_learned_order.decoding.samplers.table import make_sampler
 from hf_learned_order.interface.attach import attach
 
 SOME_EOS = [EOS, *WORDS[::6]]
-RULES = [make_sampler(name) for name in SAMPLERS if name != "learned_order"]
+RULES = [make_sampler(name) for name in PLAIN if name != "learned_order"]
 
 
 class Collector(BaseStreamer):

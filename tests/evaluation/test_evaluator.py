@@ -286,7 +286,10 @@ def test_knob_of_klass(evaluator):
     assert 3 <= nfe[1] < nfe[0] <= CANVAS
 
 
-def test_every_rule_is_measured(denoiser, tokenizer, dataset):
+def test_every_rule_is_measured(tokenizer, dataset):
+    model = equation_model()
+    model.set_attn_implementation("eager")
+    denoiser = Denoiser(model, mask_token_id=tokenizer.mask_token_id)
     evaluator = Evaluator(denoiser, tokenizer, dataset.select(range(2)), canvas_length=CANVAS)
     scorer = scorer_of(denoiser.model)
     names = list(SAMPLERS)

@@ -6,7 +6,20 @@ import pickle
 import pytest
 import torch
 from accelerate import Accelerator
-from models import BOS, DECODERS, ENCODERS, FAMILIES, MASK, MAX_LENGTH, PAD, VOCAB, WORDS, tiny_model, tiny_tokenizer
+from models import (
+    BOS,
+    DECODERS,
+    ENCODERS,
+    FAMILIES,
+    MASK,
+    MAX_LENGTH,
+    PAD,
+    PLAIN,
+    VOCAB,
+    WORDS,
+    tiny_model,
+    tiny_tokenizer,
+)
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
@@ -14,7 +27,6 @@ from hf_learned_order.decoding.loop import decode
 from hf_learned_order.decoding.outputs import LearnedOrderOutput
 from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
 from hf_learned_order.decoding.samplers.scheduled import IIDSampler, TopProbSampler
-from hf_learned_order.decoding.samplers.table import SAMPLERS
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.families import Family
 from hf_learned_order.interface.attach import LearnedOrderGenerationMixin, attach, detach
@@ -60,7 +72,7 @@ def with_lora(model, **config) -> PeftModel:
 
 @pytest.mark.parametrize("family", FAMILIES)
 class TestEveryFamily:
-    @pytest.mark.parametrize("sampler", SAMPLERS)
+    @pytest.mark.parametrize("sampler", PLAIN)
     def test_generate(self, family, sampler):
         model = attached(family, scorer=True)
         inputs = tokenized()

@@ -37,6 +37,7 @@ class Sampler:
     Attributes:
         needs_hidden_states: the rule reads `step.hidden_states`, the denoiser's last ones; or a tuple, the numbers of
             those that it reads (`layers.py`).
+        needs_attentions: the rule reads `step.attentions`. The model must have attn_implementation="eager".
         is_random: the rule draws, so that several responses to one prompt can differ.
         remasks: the rule may propose to mask an unmasked position again.
         reads_unmasked: the rule reads `step.predictions` at positions that are not masked too; for others they are
@@ -44,6 +45,7 @@ class Sampler:
     """
 
     needs_hidden_states: ClassVar[bool | tuple[int, ...]] = False
+    needs_attentions: ClassVar[bool] = False
     is_random: ClassVar[bool] = False
     remasks: ClassVar[bool] = False
     reads_unmasked: ClassVar[bool] = False

@@ -16,6 +16,7 @@ from hf_learned_order.decoding.samplers.adaptive import (
     LocalLeapSampler,
     ThresholdSampler,
 )
+from hf_learned_order.decoding.samplers.dapd import DAPDSampler
 from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
 from hf_learned_order.decoding.samplers.random_sizes import RandomSizesSampler
 from hf_learned_order.decoding.samplers.scheduled import (
@@ -43,6 +44,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "entropy_bound": EntropyBoundSampler,
     "klass": KLASSSampler,
     "position": PositionSampler,
+    "dapd": DAPDSampler,
     "dilated": DilatedSampler,
     "random_sizes": RandomSizesSampler,
     "learned_order": LearnedOrderSampler,
