@@ -4,7 +4,8 @@ r"""Fit a scorer to a denoiser: the order in which it unmasks its tokens.
         --train_file ../shared/data/gsm8k/train.jsonl --output_dir runs/scorer
 
 Any masked diffusion model of the Hub takes the place of `examples/denoiser`; `--task words` trains on whole solutions
-with its tokenizer and chat template. `--use_lora` tunes the denoiser along with a LoRA adapter, saved in `adapter/`.
+with its tokenizer and chat template, `--task responses` and `--task infill` on your own data (docs/own_data.md).
+`--use_lora` tunes the denoiser along with a LoRA adapter, saved in `adapter/`.
 Interrupted runs go on from the last checkpoint when the same command is given again; finished ones only save again.
 """
 
@@ -22,7 +23,8 @@ from hf_learned_order.orders.tuned import bring_up
 from hf_learned_order.orders.warm_starts import WARM_STARTS
 from hf_learned_order.sharing.cards import Card
 from hf_learned_order.tasks.answers import AnswerMetrics
-from hf_learned_order.tasks.table import TASKS, Source
+from hf_learned_order.tasks.sources import OwnData, Source
+from hf_learned_order.tasks.table import TASKS, find_task
 from hf_learned_order.training.arguments import OrderTrainingArguments
 from hf_learned_order.training.objectives.table import DEFAULTS, JUDGING
 from hf_learned_order.training.saved import last_checkpoint
@@ -34,14 +36,23 @@ class ScriptArguments:
     """What is trained on what."""
 
     model_name_or_path: str = field(default="examples/denoiser", metadata={"help": "the denoiser"})
-    dataset_name: str | None = field(default=None, metadata={"help": "GSM8K on the Hub, e.g. openai/gsm8k"})
-    train_file: str | None = field(default=None, metadata={"help": "GSM8K's train.jsonl, instead of dataset_name"})
-    test_file: str | None = field(
-        default=None,
-        metadata={"help": "GSM8K's test.jsonl, whose prompts are left out; by default the one beside train_file"},
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "GSM8K (openai/gsm8k) or your own data on the Hub, or a folder of data"}
     )
-    task: str = field(default="equations", metadata={"help": "a task", "choices": list(TASKS)})
-    num_problems: int = field(default=20_000, metadata={"help": "drawn for training; `words` takes all that there are"})
+    train_file: list[str] | None = field(
+        default=None, metadata={"help": "files instead of dataset_name: GSM8K's train.jsonl, or your own"}
+    )
+    test_file: list[str] | None = field(
+        default=None,
+        metadata={"help": "whose prompts are left out of the training; GSM8K: by default the one beside train_file"},
+    )
+    task: str = field(
+        default="equations",
+        metadata={"help": f"one of {', '.join(TASKS)}; or your own, path/to/file.py:NAME"},
+    )
+    num_problems: int = field(
+        default=20_000, metadata={"help": "drawn for training; tasks of given rows take all that there are"}
+    )
     scorer_name_or_path: str | None = field(
         default=None, metadata={"help": "a scorer to go on from; law and size are then its own"}
     )
@@ -74,11 +85,12 @@ class ScriptArguments:
 
 
 def main() -> None:
-    script, training = HfArgumentParser((ScriptArguments, OrderTrainingArguments)).parse_args_into_dataclasses()
+    parser = HfArgumentParser((ScriptArguments, OwnData, OrderTrainingArguments), allow_abbrev=False)
+    script, own, training = parser.parse_args_into_dataclasses()
     set_seed(training.seed)
     tokenizer = load_tokenizer(script.model_name_or_path)
     model = load_denoiser(script.model_name_or_path)
-    task = TASKS[script.task]
+    task = find_task(script.task)
     source = Source(
         split="train",
         count=script.num_problems,
@@ -87,6 +99,7 @@ def main() -> None:
         dataset_name=script.dataset_name,
         train_file=script.train_file,
         test_file=script.test_file,
+        own=own,
     )
     with training.main_process_first():
         train = task.load(tokenizer, source)

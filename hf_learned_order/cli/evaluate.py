@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_learned_order.cli.options import RULES, add_model, check_dtype, command_parser, load_both, loaded, words
+from hf_learned_order.cli.options import (
+    RULES,
+    add_model,
+    add_own_data,
+    check_dtype,
+    command_parser,
+    load_both,
+    loaded,
+    own_data,
+    words,
+)
 from hf_learned_order.cli.processes import finish, from_first, in_turn, is_first, started_processes
 from hf_learned_order.cli.progress import Progress
 
@@ -16,16 +26,29 @@ def add_command(commands: Any) -> None:
     parser = command_parser(commands, "evaluate", "compare samplers at matched NFE: table, JSON, CSV and plots")
     add_model(parser, many=True)
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset_name", help="GSM8K on the Hub, e.g. openai/gsm8k")
-    group.add_argument("--train_file", help="its train.jsonl: the last 400 rows tune the samplers")
-    group.add_argument("--test_file", help="its test.jsonl")
+    group.add_argument("--dataset_name", help="GSM8K (openai/gsm8k) or your own data on the Hub, or a folder of data")
+    group.add_argument(
+        "--train_file",
+        nargs="+",
+        help="files instead of it, of which some rows tune the samplers, of GSM8K's the last 400",
+    )
+    group.add_argument(
+        "--test_file", nargs="+", help="what is measured; of your own data by default rows of train_file"
+    )
     group.add_argument(
         "--without_prompts", help="a file of prompts, one a line, left out of the test problems, e.g. those trained on"
     )
-    group.add_argument("--tasks", nargs="+", default=["equations"], help="names of hf_learned_order.tasks.table.TASKS")
+    group.add_argument(
+        "--tasks",
+        nargs="+",
+        default=["equations"],
+        help="names of hf_learned_order.tasks.table.TASKS, responses and infill for your own data, or your own tasks: "
+        "path/to/file.py:NAME",
+    )
     group.add_argument("--canvas_length", type=int, help="positions of a response; by default the task's")
     group.add_argument("--limit", type=int, help="test problems, the first so many; by default all")
     group.add_argument("--tuning_limit", type=int, default=120, help="held-out problems that settings are tuned on")
+    add_own_data(parser)
     group = parser.add_argument_group("what is compared")
     group.add_argument("--samplers", nargs="+", help=f"of {', '.join(RULES)}; by default all of them")
     group.add_argument("--greedy", action="store_true", help="learned_order takes the likeliest positions, no draw")
@@ -176,6 +199,7 @@ def _evaluators(
             dataset_name=options.dataset_name,
             train_file=options.train_file,
             test_file=options.test_file,
+            own=own_data(options),
         )
         rows = task.load(tokenizer, source)
         if split == "test" and options.without_prompts:
@@ -188,6 +212,7 @@ def _evaluators(
             canvas_length=length,
             batch_size=options.batch_size,
             is_right=task.is_right,
+            score=task.score,
             temperature=options.temperature,
             processes=processes,
         )

@@ -2,8 +2,11 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+from hf_learned_order.tasks.sources import OwnData
 
 # `decoding.samplers.table.SAMPLERS`, which takes seconds to import; a test compares
 RULES = (
@@ -44,6 +47,24 @@ def add_model(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
         "by default the accelerator, if there is one",
     )
     group.add_argument("--trust_remote_code", action="store_true", help="run the code that the repository brings")
+
+
+def add_own_data(parser: argparse.ArgumentParser) -> None:
+    """The fields of `OwnData`."""
+    group = parser.add_argument_group("your own data (tasks responses and infill)")
+    for each in fields(OwnData):
+        text, name = each.metadata["help"], f"--{each.name}"
+        if each.type is bool:
+            group.add_argument(name, action="store_true", help=text)
+        else:
+            kind: Any = each.type if each.type in (int, float) else str
+            many = "+" if each.type == list[str] | None else None
+            group.add_argument(name, type=kind, nargs=many, default=each.default, help=text)
+
+
+def own_data(options: argparse.Namespace) -> OwnData:
+    """What was given of these."""
+    return OwnData(**{each.name: getattr(options, each.name) for each in fields(OwnData)})
 
 
 def check_dtype(dtype: str) -> None:

@@ -21,9 +21,19 @@ def stacked(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor
 
 
 def left_padded(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The same rows with all padding moved to the left, so that every prompt ends where its canvas begins."""
-    mask, order = attention_mask.long().sort(dim=-1, stable=True)
-    return input_ids.gather(-1, order), mask
+    """The same rows with all padding moved to the left, so that every prompt ends where its canvas begins.
+
+    What `attention_mask` says of a canvas behind the prompts stays as it is.
+    """
+    width = input_ids.shape[-1]
+    mask, order = attention_mask[..., :width].long().sort(dim=-1, stable=True)
+    return input_ids.gather(-1, order), torch.cat([mask, attention_mask[..., width:].long()], -1)
+
+
+def padding_behind(prompt: Tensor, attention_mask: Tensor) -> Tensor | None:
+    """bool [batch, canvas]: what is no part of its row, where `attention_mask` says something of the canvas, too."""
+    behind = attention_mask[:, prompt.shape[1] :]
+    return behind == 0 if behind.shape[1] else None
 
 
 def given_layout(values: Tensor, attention_mask: Tensor) -> Tensor:

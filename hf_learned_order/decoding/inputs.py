@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hf_learned_order.decoding.canvas import Canvas
 from hf_learned_order.decoding.samplers.base import Sampler
+from hf_learned_order.denoisers.denoiser import whole_mask
 
 
 def start(
@@ -19,8 +20,8 @@ def start(
     if given is None:
         return {"input_ids": input_ids, "attention_mask": attention_mask, "max_new_tokens": clean.shape[1]}
     canvas = clean.masked_fill(~given, mask_token_id)
-    ids, mask = (torch.cat(pair, 1) for pair in ((input_ids, canvas), (attention_mask, torch.ones_like(canvas))))
-    return {"input_ids": ids, "attention_mask": mask, "infill": True}
+    mask = whole_mask(attention_mask, input_ids, canvas)
+    return {"input_ids": torch.cat([input_ids, canvas], 1), "attention_mask": mask, "infill": True}
 
 
 def check_draft(

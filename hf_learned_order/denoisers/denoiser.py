@@ -267,6 +267,13 @@ def _is_masked_lm(model: nn.Module) -> bool:
     return "AutoModelForMaskedLM" in (getattr(model.config, "auto_map", None) or {})
 
 
+def whole_mask(attention_mask: Tensor, prompt: Tensor, canvas: Tensor) -> Tensor:
+    """[batch, prompt + canvas]: `attention_mask` [batch, prompt] and ones for the canvas; or as it is, if of both."""
+    if attention_mask.shape[1] > prompt.shape[1]:
+        return attention_mask
+    return torch.cat([attention_mask, attention_mask.new_ones(canvas.shape)], 1)
+
+
 def predict(
     denoiser: Denoiser,
     prompt: Tensor,
@@ -275,10 +282,13 @@ def predict(
     *,
     hidden_states: bool | Sequence[int],
 ) -> tuple[Predictions, Tensor | None]:
-    """One call: predictions and, if wanted, hidden states of the canvas [batch, canvas] behind a left-padded prompt."""
+    """One call: predictions and, if wanted, hidden states of the canvas [batch, canvas] behind a left-padded prompt.
+
+    `prompt_mask` as in `whole_mask`.
+    """
     logits, hidden = denoiser(
         torch.cat([prompt, canvas], 1),
-        torch.cat([prompt_mask, prompt_mask.new_ones(canvas.shape)], 1),
+        whole_mask(prompt_mask, prompt, canvas),
         prompt.shape[1],
         hidden_states=hidden_states,
     )

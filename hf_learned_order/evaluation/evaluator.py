@@ -23,6 +23,7 @@ from hf_learned_order.decoding.outputs import LearnedOrderOutput
 from hf_learned_order.decoding.samplers.base import Sampler
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.evaluation.results import Result
+from hf_learned_order.tasks.answers import Response
 from hf_learned_order.tasks.collator import CanvasCollator
 
 COLUMNS = ("prompt_ids", "response_ids", "answer")
@@ -39,6 +40,7 @@ class Evaluator:
         batch_size: rows decoded at once; results do not depend on it unless something is drawn.
         is_right: from a response and the row's `answer`; by default the number behind `#` is compared (`tasks`).
         temperature: 0 takes the most likely tokens, otherwise they are drawn.
+        score: from a `Response` to a number in [0, 1], instead of `is_right` (`tasks.table.Task.score`).
         processes: accelerate's `PartialState`: its processes share the batches, and must make the same calls. What is
             measured is the same with any number of them.
 
@@ -56,6 +58,7 @@ class Evaluator:
         batch_size: int = 128,
         is_right: Callable[[str, str], bool] | None = None,
         temperature: float = 0.0,
+        score: Callable[[Response], float] | None = None,
         processes: Any = None,
     ):
         if len(dataset) == 0:
@@ -73,6 +76,7 @@ class Evaluator:
         self.batch_size = batch_size
         self.judgement = {} if is_right is None else {"is_right": is_right}
         self.temperature = temperature
+        self.score = score
         self.processes = processes
         self.collator = CanvasCollator(tokenizer=tokenizer, canvas_length=canvas_length)
         self._measured: dict[tuple[Sampler, int | None], Result] = {}  # searches for several targets meet
@@ -125,12 +129,13 @@ class Evaluator:
             responses = output.sequences[:, -self.canvas_length :]
             texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
             numbers = (self.order_of(output).tolist(), output.nfe.tolist(), output.tokens_per_forward.tolist())
-            batches.append(list(zip(texts, [row["answer"] for row in rows], *numbers, strict=True)))
-        texts, answers, orders, nfe, tokens = map(list, zip(*self._of_all(batches), strict=True))
-        # pyrefly: ignore[unsupported-operation] (None is for processes that are not the first)
-        right = AnswerAccuracy(keep_in_memory=True).compute(predictions=texts, references=answers, **self.judgement)[
-            "right"
-        ]
+            right = map(self._judged, texts, responses.tolist(), rows)
+            batches.append(list(zip(right, texts, [row["answer"] for row in rows], *numbers, strict=True)))
+        right, texts, answers, orders, nfe, tokens = map(list, zip(*self._of_all(batches), strict=True))
+        if self.score is None:
+            metric = AnswerAccuracy(keep_in_memory=True)
+            # pyrefly: ignore[unsupported-operation] (None is for processes that are not the first)
+            right = metric.compute(predictions=texts, references=answers, **self.judgement)["right"]
         bound = None
         if with_bound and not sampler.remasks:
             scored = self.outputs(sampler, max_denoising_steps=max_denoising_steps, seed=seed, clean=True)
@@ -148,6 +153,16 @@ class Evaluator:
             tokens_per_forward=sum(tokens) / len(tokens),
             **OrderMetrics(keep_in_memory=True).compute(predictions=orders),  # pyrefly: ignore[bad-unpacking]
         )
+
+    def _judged(self, text: str, ids: list[int], row: dict[str, Any]) -> float | None:
+        """What `score` says of a decoded canvas; None without one."""
+        if self.score is None:
+            return None
+        expected, given = row["response_ids"], row.get("given")
+        if given is not None:  # a row that is shorter than the canvas stands on its right, else EOS fill it up
+            ids = ids[len(ids) - len(given) :][: len(expected)]
+            given = given[: len(expected)]
+        return self.score(Response(text=text, ids=ids, expected=expected, given=given, answer=row["answer"]))
 
     def _of_all(self, batches: list[list]) -> list:
         """What belongs to the rows, from the batches of all processes, in the order of the data set."""
@@ -218,6 +233,11 @@ class Evaluator:
         setting is fast enough it is the fastest, with the least budget.
         """
         best = (-1.0, 0.0, 1.0, min(budgets))
+
+        def value(found: tuple[float, float, float, int]) -> tuple[float, float]:
+            # of those that get as much right the fastest; where nothing is right, the one that has most calls to do it
+            return found[0], found[1] if found[0] > 0 else -found[1]
+
         for budget in sorted(budgets):
             gap = 1 / (points - 1)
             wanted = [1 - gap * number for number in range(points)]
@@ -227,10 +247,10 @@ class Evaluator:
                     result = self.quick(make(setting), budget)
                     if result.nfe > 1.02 * target_nfe:
                         break
-                    mine = max(mine, (result.accuracy, -result.nfe, setting, budget))
+                    mine = max(mine, (result.accuracy, -result.nfe, setting, budget), key=value)
                 gap /= 2
                 wanted = [x for x in (mine[2] + gap, mine[2] - gap) if 0 <= x <= 1]
-            best = max(best, mine, key=lambda found: found[:2])
+            best = max(best, mine, key=value)
         return best[2:]
 
     def tune_budget(self, sampler: Sampler, target_nfe: float) -> int:

@@ -6,6 +6,7 @@ ordered, split among processes and padded, each is judged by its own: in evaluat
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,25 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase
 from hf_learned_order.tasks.gsm8k import answered
 
 PADDING = -100  # what Trainer pads labels with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """A decoded response and its row, for a task's `score`.
+
+    Attributes:
+        text: without special tokens, up to the first EOS.
+        ids: of the canvas, as many as `expected` where parts were given, else all of them.
+        expected: the ids of the row's response.
+        given: which positions were known from the start; None if none.
+        answer: the row's.
+    """
+
+    text: str
+    ids: list[int]
+    expected: list[int]
+    given: list[bool] | None
+    answer: str
 
 
 def encoded(texts: Sequence[str]) -> Tensor:
@@ -45,7 +65,8 @@ class AnswerMetrics:
     """From an evaluation of `OrderTrainer` to what of its decoded responses is right.
 
     `same`: share of responses whose text, up to the first EOS, is the reference's; `accuracy`: share of those rows that
-    have an answer whose response is right.
+    have an answer whose response is right; `recovered`, where parts were given: share of the other positions, over all
+    rows, that have the reference's token.
 
     Args:
         tokenizer: makes text of the responses.
@@ -58,9 +79,12 @@ class AnswerMetrics:
         self.is_right = is_right
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        """`predictions` are token ids [rows, canvas], `label_ids` those of the references and the `encoded` answers."""
+        """`predictions` are token ids [rows, canvas], `label_ids` those of the references and the `encoded` answers.
+
+        Where parts were given, these come third: bool [rows, canvas].
+        """
         labels: Any = prediction.label_ids
-        references, answers = labels
+        references, answers, *given = labels
         texts, expected = (
             # pyrefly: ignore[bad-argument-type] (one array each)
             self.tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -70,6 +94,8 @@ class AnswerMetrics:
         answered_right = [
             self.is_right(text, answer) for text, answer in zip(texts, decoded(answers.tolist()), strict=True) if answer
         ]
+        for known in given:
+            measured["recovered"] = float((prediction.predictions == references)[~known].mean())
         if answered_right:
             measured["accuracy"] = sum(answered_right) / len(answered_right)
         return measured

@@ -8,15 +8,17 @@ import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from datasets import Dataset, load_dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hf_learned_order.tasks.gsm8k import ALPHABET, Chain, ChainError, answer_of, read_rows
+from hf_learned_order.tasks.gsm8k import ALPHABET, Chain, ChainError, answer_of
+from hf_learned_order.tasks.own_files import problems_of, read_problems
+from hf_learned_order.tasks.report import report
 from hf_learned_order.tasks.resampler import Resampler
+from hf_learned_order.tasks.sources import Files
 
 Rows = TypeVar("Rows", bound=Sized)
 HELD_OUT = 400  # the last rows of the training split: for tuning and model selection, never trained on
@@ -25,9 +27,9 @@ TRIES = 10_000  # draws one after another, of which about 400 are of the split t
 
 
 def load_gsm8k(
-    *, dataset_name: str | None = None, train_file: str | Path | None = None, test_file: str | Path | None = None
+    *, dataset_name: str | None = None, train_file: Files | None = None, test_file: Files | None = None
 ) -> dict[str, list[dict[str, str]]]:
-    """GSM8K as `{"train", "validation", "test"}` lists of `question`, `answer`, from the Hub or from local files.
+    """GSM8K as `{"train", "validation", "test"}` lists of `question`, `answer`, from the Hub or from files of any kind.
 
     `validation` is the last 400 rows of the training split. A split whose file is not given is absent.
 
@@ -37,9 +39,10 @@ def load_gsm8k(
     splits: dict[str, list[dict[str, str]]]
     if dataset_name is not None:
         loaded = load_dataset(dataset_name, "main" if dataset_name == "openai/gsm8k" else None)
-        splits = {n: [dict(row) for row in loaded[n]] for n in ("train", "test") if n in loaded}
+        splits = {n: problems_of(loaded[n], dataset_name) for n in ("train", "test") if n in loaded}
     elif train_file or test_file:
-        splits = {n: read_rows(f) for n, f in (("train", train_file), ("test", test_file)) if f}
+        files = {"train": train_file, "test": test_file}
+        splits = {n: read_problems(file, option=f"{n}_file") for n, file in files.items() if file}
     else:
         raise ValueError("dataset_name or train_file/test_file must be given, but all are None")
     if "train" in splits:
@@ -92,7 +95,10 @@ def equation_tokenizer() -> PreTrainedTokenizerFast:
 
 def equations(chains: Sequence[Chain], tokenizer: PreTrainedTokenizerBase, *, canvas_length: int) -> Dataset:
     """The chains as they are, without those whose response and one EOS exceed `canvas_length`."""
-    return _nonempty(Dataset.from_list(list(_encode(map(Chain.texts, chains), tokenizer, canvas_length))))
+    texts = [chain.texts() for chain in chains]
+    reasons = ["with a response that is too long" if len(text) >= canvas_length else "" for _, text in texts]
+    _tell("GSM8K equations", reasons, canvas_length)
+    return Dataset.from_list(list(_encode(iter(texts), tokenizer, canvas_length)))
 
 
 def resampled_equations(
@@ -110,22 +116,10 @@ def resampled_equations(
     """`count` chains with their numbers drawn anew (`resampler.Resampler`), cached on disk by `datasets`."""
     # without this, drawing until `count` responses fit would never end
     _nonempty([chain for chain in chains if len(chain.texts()[1]) < canvas_length])
-    return _nonempty(
-        Dataset.from_generator(
-            _draw,
-            gen_kwargs={
-                "chains": tuple(chains),
-                "tokenizer": tokenizer,
-                "canvas_length": canvas_length,
-                "count": count,
-                "seed": seed,
-                "keep": keep,
-                "growth": growth,
-                "pieces": pieces,
-                "drills": drills,
-            },
-        )
-    )
+    options = {"canvas_length": canvas_length, "count": count, "seed": seed, "keep": keep, "growth": growth}
+    options |= {"pieces": pieces, "drills": drills}
+    gen_kwargs = {"chains": tuple(chains), "tokenizer": tokenizer, **options}
+    return _nonempty(Dataset.from_generator(_draw, gen_kwargs=gen_kwargs))
 
 
 def words(
@@ -135,7 +129,7 @@ def words(
 
     Rows that do not fit `prompt_length` or `canvas_length` are left out.
     """
-    encoded = []
+    encoded, reasons = [], []
     for row in rows:
         prompt = row["question"]
         if tokenizer.chat_template:
@@ -146,9 +140,12 @@ def words(
             ids = tokenizer(prompt)["input_ids"]
         solution = "".join(part.partition(">>")[2] if i else part for i, part in enumerate(row["answer"].split("<<")))
         response = tokenizer(solution, add_special_tokens=False)["input_ids"]
-        if len(ids) <= prompt_length and len(response) < canvas_length:
+        reason = "with a prompt that is too long" if len(ids) > prompt_length else ""
+        reasons.append("with a response that is too long" if len(response) >= canvas_length else reason)
+        if not reasons[-1]:
             encoded.append(_row(ids, response, answer_of(row["answer"])))
-    return _nonempty(Dataset.from_list(encoded))
+    _tell("GSM8K words", reasons, canvas_length)
+    return Dataset.from_list(encoded)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,6 +279,13 @@ def _row(prompt_ids: list[int], response_ids: list[int], answer: str) -> dict[st
         "answer": answer,
         "length": len(prompt_ids) + len(response_ids),
     }
+
+
+def _tell(what: str, reasons: Sequence[str], canvas_length: int) -> None:
+    """No row goes silently. Raises `ValueError` where none is left."""
+    _nonempty(reasons)
+    if any(reasons):
+        report(what, reasons, hint=f"canvas_length is {canvas_length}")
 
 
 def _nonempty(dataset: Rows) -> Rows:

@@ -8,6 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+THOSE_HELD_OUT = "those held out for validation or test"
 
 
 def without_prompts(dataset: Dataset, prompts: Iterable[Sequence[int]], *, why: str) -> Dataset:

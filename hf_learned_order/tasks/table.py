@@ -6,17 +6,17 @@ problems of the others are drawn.
 
 import logging
 import random
+import runpy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_learned_order.tasks import lists, reasoning, sudoku
+from hf_learned_order.tasks.answers import Response
 from hf_learned_order.tasks.data import (
     Draw,
     Problem,
@@ -30,35 +30,13 @@ from hf_learned_order.tasks.data import (
     words,
 )
 from hf_learned_order.tasks.gsm8k import answered, chains_of
-from hf_learned_order.tasks.held_out import without_prompts
+from hf_learned_order.tasks.held_out import THOSE_HELD_OUT, without_prompts
+from hf_learned_order.tasks.own_data import load_infill, load_responses, recovered, same_text
+from hf_learned_order.tasks.own_files import alone
+from hf_learned_order.tasks.sources import Source
 
 logger = logging.getLogger(__name__)
-THOSE_HELD_OUT = "those held out for validation or test"
 UNLIMITED = 1_000_000  # tokens: prompts count whether or not they fit
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Which problems are wanted.
-
-    Attributes:
-        split: "train", "validation" or "test".
-        count: how many; None for all that there are, or 1,000 where they are drawn.
-        seed: of what is drawn.
-        canvas_length: positions of a response.
-        dataset_name, train_file, test_file: GSM8K, on the Hub or as files (`data.load_gsm8k`). Where no `test_file`
-            is given, the training split looks for a `test.jsonl` beside `train_file`: it leaves test prompts out.
-        resampling: options of `data.resampled_equations`, for the training split of `equations`.
-    """
-
-    split: str
-    count: int | None = None
-    seed: int = 0
-    canvas_length: int
-    dataset_name: str | None = None
-    train_file: str | Path | None = None
-    test_file: str | Path | None = None
-    resampling: dict[str, Any] = field(default_factory=lambda: {"keep": 0.4, "growth": 1})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +46,8 @@ class Task:
     Attributes:
         load: rows of `prompt_ids`, `response_ids`, `answer`, `length`, and `given` where the canvas has clues.
         is_right: from the text of a response and the row's `answer`.
+        score: from a `Response`, which has ids and what was given too, to a number in [0, 1], where that says more than
+            right or wrong; it then takes the place of `is_right` in evaluations.
         canvas_length: positions of a response where nothing else is said.
         tokenizer: of a model that is trained for this task alone; None where there is none.
         many_answers: whether responses beside the row's own may be right.
@@ -76,7 +56,8 @@ class Task:
     load: Callable[[PreTrainedTokenizerBase, Source], Dataset]
     is_right: Callable[[str, str], bool]
     canvas_length: int
-    tokenizer: Callable[[], PreTrainedTokenizerFast] | None
+    tokenizer: Callable[[], PreTrainedTokenizerFast] | None = None
+    score: Callable[[Response], float] | None = None
     many_answers: bool = False
 
 
@@ -116,8 +97,9 @@ def load_words(tokenizer: PreTrainedTokenizerBase, source: Source) -> Dataset:
 def _gsm8k(source: Source) -> dict[str, list[dict[str, str]]]:
     """The splits, of which the wanted one is there."""
     test_file = source.test_file
-    if source.split == "train" and test_file is None and source.train_file is not None:
-        beside = Path(source.train_file).with_name("test.jsonl")
+    file = alone(source.train_file)
+    if source.split == "train" and test_file is None and file is not None:
+        beside = file.with_name("test.jsonl")
         test_file = beside if beside.is_file() else None
     splits = load_gsm8k(dataset_name=source.dataset_name, train_file=source.train_file, test_file=test_file)
     if source.split not in splits:
@@ -198,7 +180,7 @@ def _list(operation: str, length: int = 8) -> Task:
 
 TASKS: dict[str, Task] = {
     "equations": Task(load=load_equations, is_right=answered, canvas_length=64, tokenizer=equation_tokenizer),
-    "words": Task(load=load_words, is_right=answered, canvas_length=64, tokenizer=None, many_answers=True),
+    "words": Task(load=load_words, is_right=answered, canvas_length=64, many_answers=True),
     "sudoku": _sudoku(6, 6),
     "sudoku_12": _sudoku(6, 12),
     "sudoku_unique": _sudoku(6, 12, unique=True),
@@ -218,11 +200,24 @@ TASKS: dict[str, Task] = {
         canvas_length=6,
         tokenizer=equation_tokenizer,
     ),
+    "responses": Task(load=load_responses, is_right=same_text, canvas_length=64),
+    "infill": Task(load=load_infill, is_right=same_text, canvas_length=64, score=recovered),
 }
 
 
 def find_task(name: str) -> Task:
-    """The task of that name. Raises `ValueError` that lists the names."""
-    if name not in TASKS:
-        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
-    return TASKS[name]
+    """The task of that name, or one's own: `path/to/file.py:NAME`, a `Task` in that file.
+
+    Raises:
+        ValueError: there is no such task; the names are listed.
+        OSError: there is no such file.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    path, separator, variable = name.rpartition(":")
+    if not separator or not path.endswith(".py"):
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, or path/to/file.py:NAME, got {name!r}")
+    found = runpy.run_path(path).get(variable)
+    if not isinstance(found, Task):
+        raise ValueError(f"task must name a Task in {path}, but {variable} is {type(found).__name__}")
+    return found

@@ -310,7 +310,8 @@ class OrderTrainer(CheckpointingTrainer):
         # of all processes, without the rows that only fill up the last batch
         nfe: Any = self.accelerator.gather_for_metrics(nfe)
         self._evaluated.add("generated_nfe", nfe.float().mean(), len(nfe))
-        return loss, responses, (inputs["clean"], inputs["answer"])
+        given = (inputs["given"],) if "given" in inputs else ()
+        return loss, responses, (inputs["clean"], inputs["answer"], *given)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds to what is logged of the training the means, since the last time, of what the objective measured."""

@@ -28,6 +28,7 @@ from hf_learned_order.cli import main as cli
 from hf_learned_order.denoisers import families
 from hf_learned_order.evaluation.plotting import trade_off
 from hf_learned_order.evaluation.results import Result, save_results
+from hf_learned_order.tasks.sources import OwnData
 from hf_learned_order.training.arguments import OrderTrainingArguments
 
 ROOT = Path(__file__).parents[2]
@@ -134,7 +135,7 @@ def test_every_fence_is_a_block(page):
 
 
 SCRIPTS = {
-    "examples/train.py": (train.ScriptArguments, OrderTrainingArguments),
+    "examples/train.py": (train.ScriptArguments, OwnData, OrderTrainingArguments),
     "examples/train_denoiser.py": (train_denoiser.DenoiserArguments, train_denoiser.DenoiserTrainingArguments),
 }
 

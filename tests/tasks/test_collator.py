@@ -39,7 +39,7 @@ def test_collator_with_too_short_a_canvas(tokenizer):
         ({"response_ids": "1+1"}, TypeError, "response_ids must be a list of token ids, got '1\\+1'"),
         ({"prompt_ids": [1.5]}, TypeError, r"prompt_ids must be a list of token ids, got \[1\.5\]"),
         ({"prompt_ids": None}, TypeError, "prompt_ids must be a list of token ids, got None"),
-        ({"given": [True, False]}, ValueError, "given must say of each of the 3 positions of the canvas .*, got 2"),
+        ({"given": [True, False]}, ValueError, "given must say of each of the 3 positions of the canvas, .*, got 2"),
         ({"given": None}, ValueError, "given must say of each of the 3 positions .*, got None"),
         ({"answer": 18}, TypeError, 'answer must be a text, "" where there is none, got 18'),
         ({"answer": None}, TypeError, 'answer must be a text, "" where there is none, got None'),
@@ -73,11 +73,10 @@ def test_collator_takes_ids_of_any_integer_type(tokenizer):
 
 
 def test_collator_needs_pad_and_eos(tokenizer):
-    tokenizer.pad_token = None
-    with pytest.raises(
-        ValueError, match=f"tokenizer must have a pad and an EOS token, got None and {tokenizer.eos_token_id}"
-    ):
-        CanvasCollator(tokenizer=tokenizer, canvas_length=2)([{"prompt_ids": [7], "response_ids": [10]}])
+    for name, message in (("eos", "tokenizer must have an EOS token"), ("pad", "tokenizer must have a pad token")):
+        setattr(tokenizer, f"{name}_token", None)
+        with pytest.raises(ValueError, match=message):
+            CanvasCollator(tokenizer=tokenizer, canvas_length=2)([{"prompt_ids": [7], "response_ids": [10]}])
 
 
 def test_collator_says_what_is_given():

@@ -14,7 +14,7 @@ Symbols: `x` clean, `x_t` canvas, `M_t` masked, `V` revealed, `A` dependence, `H
 import torch
 from torch import Tensor, nn
 
-from hf_learned_order.decoding.canvas import left_padded
+from hf_learned_order.decoding.canvas import left_padded, padding_behind
 from hf_learned_order.denoisers.denoiser import Denoiser, predict
 from hf_learned_order.denoisers.predictions import Step
 from hf_learned_order.orders.laws.base import largest
@@ -101,7 +101,9 @@ class DependenceObjective(nn.Module):
         canvas = clean.masked_fill(masked, self.denoiser.mask_token_id)
         layers = self.scorer.config.layers_seen
         predictions, hidden = predict(self.denoiser, prompt, prompt_mask, canvas, hidden_states=layers)
-        return Step(predictions=predictions, masked=masked, steps_left=1, hidden_states=hidden)  # no budget here
+        padding = padding_behind(prompt, prompt_mask)
+        # no budget here
+        return Step(predictions=predictions, masked=masked, steps_left=1, hidden_states=hidden, padding=padding)
 
 
 def _noisy(entropy: Tensor, draws: Draws) -> Tensor:

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from hf_learned_order.common.checks import check_positive
-from hf_learned_order.decoding.canvas import left_padded, settled
+from hf_learned_order.decoding.canvas import left_padded, padding_behind, settled
 from hf_learned_order.denoisers.denoiser import Denoiser, predict
 from hf_learned_order.denoisers.predictions import Step
 from hf_learned_order.denoisers.sharding import any_process, idle, is_split
@@ -302,6 +302,7 @@ class OrderELBO(nn.Module):
             masked=masked,
             steps_left=steps_left,
             hidden_states=None if hidden is None else hidden.detach(),
+            padding=padding_behind(prompt, prompt_mask),
         )
         return step, predictions.log_prob(clean)
 

@@ -27,6 +27,7 @@ Symbols: `x` clean, `T` max_denoising_steps, `K` num_chains.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -194,14 +195,12 @@ class RewardObjective(PolicyGradientObjective):
         return steps, draws.number(low, high)
 
     def _decode(self, prompt: Tensor, prompt_mask: Tensor, canvas: Tensor, sampler: LearnedOrderSampler, steps: int):
+        if prompt_mask.shape[1] > prompt.shape[1]:  # rows of different lengths, without prompts
+            place: dict[str, Any] = {"input_ids": canvas, "attention_mask": prompt_mask, "infill": True}
+        else:
+            place = {"input_ids": prompt, "attention_mask": prompt_mask, "draft": canvas}
         return decode(
-            self.denoiser,
-            prompt,
-            prompt_mask,
-            sampler=sampler,
-            max_denoising_steps=steps,
-            eos_token_id=self.eos_token_id,
-            draft=canvas,
+            self.denoiser, **place, sampler=sampler, max_denoising_steps=steps, eos_token_id=self.eos_token_id
         )
 
 
