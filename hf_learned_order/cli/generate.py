@@ -41,6 +41,8 @@ def add_command(commands: Any) -> None:
     )
     group.add_argument("--block_length", type=int, help="decode in blocks of so many tokens, from left to right")
     group.add_argument("--kv_cache", choices=("exact", "prefix", "dual"), help="keep keys and values between calls")
+    group.add_argument("--verify", help="a rule whose own response is wanted, in fewer calls, e.g. top_prob")
+    group.add_argument("--num_assistant_tokens", type=int, help="with --verify: canvases of one call; by default 8")
     group.add_argument("--seed", type=int, default=0, help="of what is drawn")
     parser.add_argument(
         "--order_map", metavar="FILE", help="which step unmasked which token: FILE.html, FILE.png, or - to print it"
@@ -77,12 +79,16 @@ def run(options: argparse.Namespace) -> None:
             block_length=options.block_length,
             kv_cache=options.kv_cache,
             infill=options.infill,
+            verify=options.verify,
+            num_assistant_tokens=options.num_assistant_tokens,
             seed=options.seed,
             return_dict_in_generate=True,
         )
         response = output.sequences[0] if options.infill else output.sequences[0, -length:]
         print(tokenizer.decode(response, skip_special_tokens=True))
         speed = f"{int(output.nfe[0])} denoiser calls, {float(output.tokens_per_forward[0]):.2f} tokens a call"
+        if options.verify is not None:
+            speed += f", {int(output.canvases[0])} canvases"
         print(speed if len(samplers) == 1 else f"{sampler}: {speed}", file=sys.stderr)
         if options.order_map is not None:
             maps += OrderMap.of(output, tokenizer, label=sampler)

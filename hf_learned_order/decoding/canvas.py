@@ -1,6 +1,7 @@
 """The canvas: the window of mask tokens behind a prompt, where a response appears. Shared by decoding and training."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
@@ -169,6 +170,19 @@ class Canvas:
     def tokens(self) -> Tensor:
         """int [batch, length], a view of `ids`."""
         return self.ids[:, self.start :]
+
+    @property
+    def visible(self) -> Tensor:
+        """int [batch, start + length]: what logits processors see of prompts and canvas, padding as the mask token."""
+        return self.ids.masked_fill(self.attention_mask == 0, self.mask_token_id)
+
+    def select(self, rows: Tensor) -> "Canvas":
+        """A copy of these rows, int [n], in their order; a row may come more than once."""
+        chosen = copy(self)
+        for name in ("ids", "attention_mask", "masked", "order", "token_log_probs", "steps", "padding"):
+            value = getattr(self, name)
+            setattr(chosen, name, None if value is None else value[rows])
+        return chosen
 
     def write(
         self, rows: Tensor, window: slice, tokens: Tensor, log_probs: Tensor, unmask: Tensor, remask: Tensor

@@ -48,17 +48,25 @@ class Guidance:
             raise ValueError("guidance_scale needs a prompt in each row, or negative_prompt_ids, but a row has none")
 
     def __call__(
-        self, rows: Tensor, window: slice, group: int, at: tuple[Tensor, Tensor], conditional: Tensor
+        self,
+        seen: Canvas,
+        rows: Tensor,
+        window: slice,
+        group: int,
+        at: tuple[Tensor, Tensor],
+        conditional: Tensor,
     ) -> Tensor:
-        """Guided logits [n, vocab] in float32, from the `conditional` ones, of the positions `at` of the window."""
-        canvas = self.canvas
+        """Guided logits [n, vocab] in float32, from the `conditional` ones, of the positions `at` of the window.
+
+        `seen` is what the conditional call was about, `rows` the row of the batch of each of its rows.
+        """
         if self.negative is None:
-            ids = canvas.ids[rows].masked_fill(self.known[rows], canvas.mask_token_id)
-            mask, start = canvas.attention_mask[rows], canvas.start
+            ids = seen.ids.masked_fill(self.known[rows], seen.mask_token_id)
+            mask, start = seen.attention_mask, seen.start
         else:
             prompt, prompt_mask = (part[rows] for part in self.negative)
-            ids = torch.cat([prompt, canvas.tokens[rows]], 1)
-            mask = torch.cat([prompt_mask, canvas.attention_mask[rows, canvas.start :]], 1)
+            ids = torch.cat([prompt, seen.tokens], 1)
+            mask = torch.cat([prompt_mask, seen.attention_mask[:, seen.start :]], 1)
             start = prompt.shape[1]
         columns = slice(start + window.start, start + window.stop)
         unconditional = self.denoiser(ids, mask, columns, rows=rows, group=group, at=at)[0].float()

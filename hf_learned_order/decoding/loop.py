@@ -25,13 +25,14 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from hf_learned_order.common.checks import check_ids, check_positive, check_room, check_token
-from hf_learned_order.decoding.canvas import Canvas, Part, given_layout, left_padded
+from hf_learned_order.decoding.canvas import Canvas, Part, left_padded
 from hf_learned_order.decoding.guidance import Guidance, guidance_of
 from hf_learned_order.decoding.inputs import check_clean, check_draft, check_infill
-from hf_learned_order.decoding.outputs import LearnedOrderOutput
+from hf_learned_order.decoding.outputs import LearnedOrderOutput, output_of
 from hf_learned_order.decoding.samplers.base import Sampler, State
 from hf_learned_order.decoding.stopping import Stopping
 from hf_learned_order.decoding.streaming import Stream
+from hf_learned_order.decoding.verification import Verification, verification_of
 from hf_learned_order.denoisers.attention import check_padding
 from hf_learned_order.denoisers.caches import WindowedDenoiser
 from hf_learned_order.denoisers.denoiser import Denoiser
@@ -65,6 +66,8 @@ def decode(
     generator: torch.Generator | None = None,
     clean: Tensor | None = None,
     draft: Tensor | None = None,
+    verify: Sampler | None = None,
+    num_assistant_tokens: int | None = None,
 ) -> LearnedOrderOutput:
     """Fill a canvas of `max_new_tokens` masks behind each prompt, or the masks within it.
 
@@ -97,6 +100,9 @@ def decode(
             [batch, prompt], of which the positions of the masks are read.
         draft: int [batch, canvas], the canvas to begin with, some of it still the mask token; its length is that of the
             canvas. What stands there counts as unmasked before the first step; not with a rule that remasks.
+        verify: a rule whose response with one step for each position is wanted, token for token; `sampler` then only
+            drafts what that rule takes next, see `Verification`.
+        num_assistant_tokens: with `verify`, the most canvases of a row that one call is about, by default 8.
 
     Raises:
         ValueError, TypeError: an argument is out of range; the message names it.
@@ -136,12 +142,26 @@ def decode(
     if infill and clean is not None and clean.shape == input_ids.shape:
         clean = left_padded(clean, mask)[0][:, canvas.start :]
     check_clean(clean, canvas, sampler)
-    windowed, second = (WindowedDenoiser(denoiser, kv_cache, block_length=block_length) for _ in range(2))
+    stopping = Stopping(canvas, eos_token_id=eos_token_id, criteria=stopping_criteria, pad_token_id=pad_token_id)
+    verification = verification_of(
+        verify,
+        num_assistant_tokens,
+        canvas=canvas,
+        stopping=stopping,
+        drafter=sampler,
+        temperature=temperature,
+        clean=clean,
+        max_denoising_steps=max_denoising_steps,
+    )
+    windowed, second = (
+        WindowedDenoiser(denoiser, kv_cache, block_length=block_length, repeats=verify is not None) for _ in range(2)
+    )
     loop = _Loop(
         denoiser=windowed,
         sampler=sampler,
         canvas=canvas,
-        stopping=Stopping(canvas, eos_token_id=eos_token_id, criteria=stopping_criteria, pad_token_id=pad_token_id),
+        stopping=stopping,
+        verification=verification,
         guidance=guidance_of(guidance_scale, canvas, second, negative_prompt_ids, negative_prompt_attention_mask),
         logits_processor=logits_processor,
         logits_warper=logits_warper,
@@ -155,7 +175,9 @@ def decode(
             loop.run(part)
     if loop.stream is not None:
         loop.stream.end()
-    return _output(loop, input_ids, mask, infill=infill)
+    calls, canvases = (canvas.steps,) * 2 if verification is None else (verification.calls, verification.canvases)
+    each = 1 if loop.guidance is None else 2
+    return output_of(canvas, stopping, input_ids, mask, infill=infill, nfe=each * calls, canvases=each * canvases)
 
 
 @dataclass(kw_only=True)
@@ -167,6 +189,7 @@ class _Loop:
     canvas: Canvas
     stopping: Stopping
     stream: Stream | None
+    verification: Verification | None
     guidance: Guidance | None
     logits_processor: LogitsProcessorList | None
     logits_warper: LogitsProcessorList | None
@@ -176,29 +199,50 @@ class _Loop:
 
     def run(self, part: Part) -> None:
         """Unmask everything in a window of some rows within its steps. Rows that are done with it cost nothing."""
-        canvas = self.canvas
         rows, window, steps, group = part
-        state: State = ()
+        verification = self.verification
+        state: State | None = None
         going_on, at, eligible = self.pending(rows, window)
         rows = rows[going_on]
+        if verification is not None:
+            verification.open(rows, window, steps)
         for steps_left in range(steps, 0, -1):
             if len(rows) == 0:
                 break
-            step = self.look(rows, at, window, group, steps_left)
-            if steps_left == steps:
-                state = self.sampler.init_state(step)
-            unmask, remask, state = self.changes(step, state)
-            tokens = (
-                self.draw(step.predictions, rows[at[0]], eligible) if self.clean is None else self.clean[rows, window]
-            )
-            canvas.write(rows, window, tokens, step.predictions.log_prob(tokens), unmask, remask)
-            del step  # or its logits would live beside those of the next
-            self.stopping.update(canvas)
+            if verification is None:
+                seen = self.canvas.select(rows)
+                step = self.look(seen, rows, at, window, group, steps_left)
+                state = self.advance(step, seen, window, at, eligible, state)
+            else:
+                seen, tried = verification.trials()
+                at, _ = self.positions(seen.masked[:, window].cpu(), rows.device)
+                step = self.look(seen, tried, at, window, group, steps_left)
+                verification.follow(step)
             going_on, at, eligible = self.pending(rows, window)
+            if verification is not None:
+                verification.draft(step, going_on)
             if len(going_on) < len(rows):
-                rows, state = rows[going_on], tuple(part[going_on] for part in state)
+                rows, state = rows[going_on], state and tuple(part[going_on] for part in state)
+            del step  # or its logits would live beside those of the next
             if self.stream is not None:
-                self.stream.update(canvas, self.stopping, final=len(rows) == 0 or not self.sampler.remasks)
+                self.stream.update(self.canvas, self.stopping, final=len(rows) == 0 or not self.sampler.remasks)
+
+    def advance(
+        self,
+        step: Step,
+        seen: Canvas,
+        window: slice,
+        at: tuple[Tensor, Tensor],
+        eligible: Tensor,
+        state: State | None,
+    ) -> State:
+        """One step of the rule in the rows of `step`, which are as `seen`; the state of the next."""
+        rows = step.rows
+        unmask, remask, state = self.changes(step, self.sampler.init_state(step) if state is None else state)
+        tokens = self.draw(step.predictions, seen, at, eligible) if self.clean is None else self.clean[rows, window]
+        self.canvas.write(rows, window, tokens, step.predictions.log_prob(tokens), unmask, remask)
+        self.stopping.update(self.canvas)
+        return state
 
     def pending(self, rows: Tensor, window: slice) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
         """Which of `rows` are not done with the window; the positions to look at next, int [n] twice, the row among
@@ -218,20 +262,35 @@ class _Loop:
                 "weights are damaged, its dtype is too narrow, or a logits processor left no token"
             )
         going_on = masked.any(-1).nonzero().squeeze(-1)
-        masked = masked[going_on]
-        row, position = (masked | self.sampler.reads_unmasked).nonzero(as_tuple=True)
-        eligible = masked[row, position].nonzero().squeeze(-1)
-        going_on, row, position, eligible = (part.to(rows.device) for part in (going_on, row, position, eligible))
-        return going_on, (row, position), eligible
+        return going_on.to(rows.device), *self.positions(masked[going_on], rows.device)
 
-    def look(self, rows: Tensor, at: tuple[Tensor, Tensor], window: slice, group: int, steps_left: int) -> Step:
-        """What the denoiser believes of positions of the window, and all else that a rule may look at."""
-        canvas, width = self.canvas, window.stop - window.start
+    def positions(self, masked: Tensor, device: torch.device) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """What the denoiser is asked about and which of it is masked, as `pending` has it; bool `masked` on the CPU."""
+        reads_unmasked = self.sampler.reads_unmasked or (
+            self.verification is not None and self.verification.rule.reads_unmasked
+        )
+        row, position = (masked | reads_unmasked).nonzero(as_tuple=True)
+        eligible = masked[row, position].nonzero().squeeze(-1)
+        return (row.to(device), position.to(device)), eligible.to(device)
+
+    def look(
+        self,
+        seen: Canvas,
+        rows: Tensor,
+        at: tuple[Tensor, Tensor],
+        window: slice,
+        group: int,
+        steps_left: int,
+    ) -> Step:
+        """What the denoiser believes of positions of the window, and all else that a rule may look at.
+
+        `seen` [len(rows), ...] is what stands in `rows` of the canvas, or what is tried there: rows may then repeat.
+        """
         maps: list[Tensor] | None = [] if self.sampler.needs_attentions else None
         logits, hidden = self.denoiser(
-            canvas.ids[rows],
-            canvas.attention_mask[rows],
-            slice(canvas.start + window.start, canvas.start + window.stop),
+            seen.ids,
+            seen.attention_mask,
+            slice(seen.start + window.start, seen.start + window.stop),
             rows=rows,
             group=group,
             at=at,
@@ -239,24 +298,25 @@ class _Loop:
             attentions=maps,
         )
         if self.guidance is not None:
-            logits = self.guidance(rows, window, group, at, logits)
+            logits = self.guidance(seen, rows, window, group, at, logits)
         if self.logits_processor:
-            logits, ids = logits.float(), self.visible
-            logits[:, canvas.mask_token_id] = -torch.inf
+            logits, ids = logits.float(), seen.visible
+            logits[:, seen.mask_token_id] = -torch.inf
             for piece in pieces(len(logits), logits):
                 # pyrefly: ignore[bad-argument-type] (a Tensor is what it takes)
-                logits[piece] = self.logits_processor(ids[rows[at[0][piece]]], logits[piece])
+                logits[piece] = self.logits_processor(ids[at[0][piece]], logits[piece])
+        shape = len(rows), window.stop - window.start
         return Step(
-            predictions=Predictions.from_logits(logits, canvas.mask_token_id, at=at, shape=(len(rows), width)),
-            masked=canvas.masked[rows, window],
+            predictions=Predictions.from_logits(logits, seen.mask_token_id, at=at, shape=shape),
+            masked=seen.masked[:, window],
             steps_left=steps_left,
-            unmasked=canvas.order[rows, window] > 0,
-            canvas=canvas.tokens[rows, window],
-            token_log_probs=canvas.token_log_probs[rows, window],
+            unmasked=seen.order[:, window] > 0,
+            canvas=seen.tokens[:, window],
+            token_log_probs=seen.token_log_probs[:, window],
             rows=rows,
             hidden_states=hidden,
             attentions=maps[0] if maps else None,
-            padding=None if canvas.padding is None else canvas.padding[rows, window],
+            padding=None if seen.padding is None else seen.padding[:, window],
             generator=self.generator,
         )
 
@@ -269,21 +329,16 @@ class _Loop:
         unmask = at_least_one(unmask, step.masked, step.predictions.confidence)
         return unmask, remask & step.unmasked if self.sampler.remasks and remask is not None else nothing, state
 
-    def draw(self, predictions: Predictions, rows: Tensor, eligible: Tensor) -> Tensor:
-        """Token ids [batch, window] at the `eligible` ones of n positions, which lie in `rows` [n]."""
+    def draw(self, predictions: Predictions, seen: Canvas, at: tuple[Tensor, Tensor], eligible: Tensor) -> Tensor:
+        """Token ids [batch, window] at the `eligible` ones of the n positions `at`."""
         if not self.logits_warper:
             return predictions.draw(eligible, temperature=self.temperature, generator=self.generator)
-        ids, warper = self.visible, self.logits_warper
+        ids, warper = seen.visible, self.logits_warper
 
         def warp(scores: Tensor, among: Tensor) -> Tensor:
-            return warper(ids[rows[among]], scores)  # pyrefly: ignore[bad-argument-type]
+            return warper(ids[at[0][among]], scores)  # pyrefly: ignore[bad-argument-type]
 
         return predictions.draw(eligible, temperature=self.temperature, generator=self.generator, warp=warp)
-
-    @property
-    def visible(self) -> Tensor:
-        """int [batch, length]: what processors see of prompts and canvas, padding as the mask token."""
-        return self.canvas.ids.masked_fill(self.canvas.attention_mask == 0, self.canvas.mask_token_id)
 
 
 def _canvas(
@@ -299,26 +354,3 @@ def _canvas(
     if length is None:
         return Canvas.within(prompt, mask, start=shift, mask_token_id=denoiser.mask_token_id)
     return Canvas.behind(prompt, mask, length=length, mask_token_id=denoiser.mask_token_id, draft=draft)
-
-
-def _output(loop: _Loop, input_ids: Tensor, attention_mask: Tensor, *, infill: bool) -> LearnedOrderOutput:
-    canvas, response, length = loop.canvas, loop.stopping.response(loop.canvas), loop.stopping.length
-    sequences = torch.cat([input_ids, response], 1)
-    order, token_log_probs = canvas.order, canvas.token_log_probs
-    if infill:
-        sequences = given_layout(canvas.ids, attention_mask)
-        before = (canvas.start, 0)  # what stands before the first column that can be filled
-        order, token_log_probs = (
-            given_layout(torch.nn.functional.pad(part, before), attention_mask) for part in (order, token_log_probs)
-        )
-        length = (order > 0).sum(-1)
-    nfe = canvas.steps * (1 if loop.guidance is None else 2)
-    return LearnedOrderOutput(
-        sequences=sequences,
-        order=order,
-        length=length,
-        nfe=nfe,
-        tokens_per_forward=length / nfe.clamp(min=1),  # a row without masks needs no call
-        log_likelihood=canvas.token_log_probs.sum(-1),
-        token_log_probs=token_log_probs,
-    )

@@ -28,14 +28,18 @@ Pair = tuple[Tensor, Tensor]  # keys and values of one layer, [batch, heads, col
 class KeptCache(DynamicCache):
     """Keys and values of chosen columns. A call gets them with its own among them and adds nothing by itself.
 
+    Args:
+        repeats: a row may come more than once in a call.
+
     Attributes:
         rows: int [n], which rows of the canvas it is of.
         window: the column where the window begins that it was kept for.
         before, behind: columns [0, before) and from `behind` on are kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, repeats: bool = False) -> None:
         super().__init__()
+        self.repeats = repeats
         self.rows = torch.empty(0, dtype=torch.long)
         self.window, self.before, self.behind = -1, 0, 0
         self.kept: dict[int, Pair] = {}  # by layer
@@ -64,7 +68,8 @@ class KeptCache(DynamicCache):
     def call(self, rows: Tensor) -> None:
         """Before a call about `rows`, some of those that it is of, in their order."""
         self.written = {}
-        self.index = None if len(self.kept) == 0 or len(rows) == len(self.rows) else torch.searchsorted(self.rows, rows)
+        whole = len(self.kept) == 0 or (len(rows) == len(self.rows) and not self.repeats)
+        self.index = None if whole else torch.searchsorted(self.rows, rows)
 
     def keep(self, rows: Tensor, window: int, before: int, behind: int) -> None:
         """After the first call of a window, which was about `rows`: keep columns [0, before) and from `behind` on."""
@@ -88,13 +93,16 @@ class WindowedDenoiser:
         denoiser: the model.
         cache: one of `CACHES`, or None for none.
         block_length: of the windows, None where there is one.
+        repeats: a row may come more than once in a call.
 
     Raises:
         ValueError: the cache is unknown, or does not fit the model or the windows.
     """
 
-    def __init__(self, denoiser: Denoiser, cache: str | None = None, *, block_length: int | None = None):
-        self.denoiser, self.cache = denoiser, cache
+    def __init__(
+        self, denoiser: Denoiser, cache: str | None = None, *, block_length: int | None = None, repeats: bool = False
+    ):
+        self.denoiser, self.cache, self.repeats = denoiser, cache, repeats
         self.kept: dict[int, KeptCache] = {}  # by group
         if cache is not None:
             _check(cache, denoiser, block_length)
@@ -145,7 +153,7 @@ class WindowedDenoiser:
         cache, length = self.kept.get(group), ids.shape[1]
         opening = cache is None or cache.window != window.start
         if cache is None or (opening and self.cache != "exact"):
-            cache = self.kept[group] = KeptCache()
+            cache = self.kept[group] = KeptCache(repeats=self.repeats)
         cache.call(rows)
         columns = slice(cache.before, cache.behind if self.cache == "dual" and not opening else length)
         output = self.denoiser(ids, mask, window.start, columns=columns, past_key_values=cache, **options)

@@ -174,6 +174,21 @@ class Predictions:
             log_peak=self.log_peak.view(batch, length).repeat_interleave(times, 0).flatten(),
         )
 
+    def select(self, rows: Tensor) -> "Predictions":
+        """Those of these rows, int [n], all different, in their order."""
+        length = self.tokens.shape[-1]
+        place = torch.full((len(self.tokens),), -1, device=rows.device)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        place = place[self.index // length]
+        kept = (place >= 0).nonzero().squeeze(-1)
+        return replace(
+            self,
+            **{name: getattr(self, name)[rows] for name in ("confidence", "margin", "entropy", "tokens")},
+            logits=self.logits[kept],
+            index=place[kept] * length + self.index[kept] % length,
+            log_peak=self.log_peak[kept],
+        )
+
     def detach(self) -> "Predictions":
         """The same beliefs outside the graph."""
         names = (field.name for field in fields(self) if field.name != "mask_token_id")
@@ -213,7 +228,8 @@ class Step:
     Attributes:
         predictions: the denoiser's beliefs.
         masked: bool [batch, canvas].
-        steps_left: steps of the budget that are left, this one included.
+        steps_left: steps of the budget that are left, this one included; int [batch, 1] where a rule is verified, whose
+            rows are not equally far.
         unmasked: bool [batch, canvas], what earlier steps unmasked; a rule that remasks may choose among these. In
             decoding only.
         canvas: int [batch, canvas], the tokens; the mask token where `masked`. In decoding only.
@@ -240,6 +256,12 @@ class Step:
     attentions: Tensor | None = None
     padding: Tensor | None = None
     generator: torch.Generator | None = None
+
+    def select(self, rows: Tensor) -> "Step":
+        """What a rule may look at in these rows, int [n], all different, in their order."""
+        tensors = ("masked", "unmasked", "canvas", "token_log_probs", "rows", "hidden_states", "padding")
+        chosen = {name: value[rows] for name in tensors if (value := getattr(self, name)) is not None}
+        return replace(self, predictions=self.predictions.select(rows), **chosen)
 
     @property
     def quota(self) -> Tensor:

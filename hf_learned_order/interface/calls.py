@@ -61,6 +61,7 @@ def run(
     if isinstance(scorer, OrderScorer):
         scorer.check_fits(denoiser)
         scorer.to(denoiser.device)  # pyrefly: ignore[bad-argument-type]
+    slow = settings.slow_rule()
     width = input_ids.shape[-1] if isinstance(input_ids, Tensor) else 0  # `decode` says what is wrong with others
     with evaluating(denoiser.model):
         output = decode(
@@ -69,7 +70,9 @@ def run(
             _repeated(attention_mask, settings.num_return_sequences),
             sampler=rule,
             max_new_tokens=settings.canvas_length(width),
-            max_denoising_steps=steps_of(rule, settings.max_denoising_steps, denoiser, settings.block_length),
+            max_denoising_steps=steps_of(
+                rule if slow is None else slow, settings.max_denoising_steps, denoiser, settings.block_length
+            ),
             block_length=settings.block_length,
             kv_cache=settings.kv_cache,
             infill=infill,
@@ -84,6 +87,8 @@ def run(
             stopping_criteria=StoppingCriteriaList(stopping_criteria),
             streamer=streamer,
             generator=torch.Generator(denoiser.device).manual_seed(seed) if seed is not None else generator,
+            verify=slow,
+            num_assistant_tokens=None if slow is None else settings.num_assistant_tokens,
         )
     if settings.output_order:
         return output

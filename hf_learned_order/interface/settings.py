@@ -30,8 +30,8 @@ from transformers import (
 
 from hf_learned_order.common.checks import check_positive
 from hf_learned_order.decoding.samplers.base import Sampler
-from hf_learned_order.decoding.samplers.table import make_sampler
-from hf_learned_order.interface.arguments import as_ids, understood, warn_unused
+from hf_learned_order.decoding.samplers.table import SAMPLERS, make_sampler
+from hf_learned_order.interface.arguments import as_ids, is_neutral, understood, warn_unused
 from hf_learned_order.orders.scorer import OrderScorer
 
 # setting -> (class, the value that means "off"), in the order in which transformers applies them
@@ -72,6 +72,8 @@ class Settings:
             `WARPERS`; used with `do_sample` and off by default.
         repetition_penalty, suppress_tokens: change what the denoiser believes, by the classes in `PROCESSORS`.
         guidance_scale: classifier-free guidance; 1 is none.
+        verify: the rule, or its name, whose response with one step for each position is wanted; see `decode`.
+        num_assistant_tokens: with `verify`, the most canvases of a row in one call.
         stop_strings: texts that end a response.
         num_return_sequences: responses to each prompt.
         eos_token_id, pad_token_id: also taken from the model's configuration.
@@ -97,6 +99,8 @@ class Settings:
     repetition_penalty: float | None = None
     suppress_tokens: list[int] | None = None
     guidance_scale: float | None = None
+    verify: str | Sampler | None = None
+    num_assistant_tokens: int | None = None
     stop_strings: str | list[str] | None = None
     num_return_sequences: int = 1
     eos_token_id: int | list[int] | None = None
@@ -131,7 +135,8 @@ class Settings:
         for drawn tokens, where none are drawn, is warned of.
 
         Raises:
-            ValueError: `given` or `generation_config` sets something that decoding with a sampler does not know.
+            ValueError: `given` or `generation_config` sets something that decoding with a sampler does not know, or
+                `given` says how to verify without a rule to be verified.
         """
         names = [entry.name for entry in fields(cls)]
         called = {} if generation_config is None else generation_config.to_diff_dict()
@@ -147,6 +152,10 @@ class Settings:
             values = [value for value in (given.get(name), called.get(name), *models) if value is not None]
             if values:
                 found[name] = merged(values) if name == "sampler_config" else as_ids(values[0])
+        if "verify" not in found and not is_neutral("num_assistant_tokens", given.get("num_assistant_tokens")):
+            raise ValueError(
+                f"num_assistant_tokens must not be set without verify, got {given['num_assistant_tokens']!r}"
+            )
         settings = cls(**found)
         if not settings.do_sample:
             # who turns draws off in the call needs not unset what a configuration has for them
@@ -178,6 +187,18 @@ class Settings:
                 f"got {self.num_return_sequences}: the responses would be equal"
             )
         return rule
+
+    def slow_rule(self) -> Sampler | None:
+        """The rule that `verify` names. Raises `ValueError` where it cannot be verified."""
+        if self.verify is None or isinstance(self.verify, Sampler):
+            return self.verify
+        allowed = [name for name, rule in SAMPLERS.items() if rule.is_random is False and not rule.remasks]
+        if self.verify not in allowed:
+            raise ValueError(
+                f"verify must be a rule that neither draws, nor remasks, nor is learned, {', '.join(allowed)}; "
+                f"got {self.verify!r}"
+            )
+        return make_sampler(self.verify)
 
     def criteria(self, tokenizer: PreTrainedTokenizerBase | None) -> list[StoppingCriteria]:
         """What `stop_strings` ask for. Raises `ValueError` where they lack their tokenizer."""

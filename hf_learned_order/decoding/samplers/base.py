@@ -57,6 +57,13 @@ class Sampler:
     def propose(self, step: Step, state: State) -> Proposal:
         raise NotImplementedError
 
+    def preference(self, step: Step) -> Tensor:
+        """Float [batch, canvas]: the masked positions that this rule is to take first have the largest.
+
+        What `verification` drafts by. By default the surest first.
+        """
+        return step.predictions.confidence
+
     # transformers takes what it hands on from this signature
     def __call__(
         self,
@@ -73,6 +80,8 @@ class Sampler:
         seed: int | None = None,
         generator: torch.Generator | None = None,
         output_order: bool | None = None,
+        verify: "str | Sampler | None" = None,
+        num_assistant_tokens: int | None = None,
         **prepared: Any,
     ) -> Any:
         """`model.generate(ids, custom_generate=sampler)`: decoding without `attach`, for models with a `generate`.
@@ -98,6 +107,8 @@ class Sampler:
             block_length=block_length,
             kv_cache=kv_cache,
             output_order=output_order,
+            verify=verify,
+            num_assistant_tokens=num_assistant_tokens,
         )
 
 

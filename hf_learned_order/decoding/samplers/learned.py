@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from torch import Tensor
+
 from hf_learned_order.decoding.samplers.base import Proposal, Sampler, State, check_range
 from hf_learned_order.denoisers.predictions import Step
 
@@ -49,3 +51,10 @@ class LearnedOrderSampler(Sampler):
     def propose(self, step: Step, state: State) -> Proposal:
         law = self.scorer.law(step, self.scorer(step), bias=self.bias)
         return Proposal(law.greedy() if self.greedy else law.sample(generator=step.generator))
+
+    def preference(self, step: Step) -> Tensor:
+        """The chance of a position in the law; of a law that is one set what the scorer says of each, if it does."""
+        values = self.scorer(step)
+        if not self.scorer.is_random and values.shape == step.masked.shape:
+            return values
+        return self.scorer.law(step, values, bias=self.bias).mean

@@ -55,41 +55,45 @@ class RandomSampler(Sampler):
         return Proposal(largest(noise, step.masked, step.quota))
 
 
+class Ranked(Sampler):
+    """The K positions with the largest `preference`; ties go to the leftmost."""
+
+    def propose(self, step: Step, state: State) -> Proposal:
+        return Proposal(largest(self.preference(step), step.masked, step.quota))
+
+
 @dataclass(frozen=True, kw_only=True)
-class LeftToRightSampler(Sampler):
+class LeftToRightSampler(Ranked):
     """The K leftmost positions: the autoregressive order."""
 
-    def propose(self, step: Step, state: State) -> Proposal:
-        return Proposal(step.masked & (step.masked.cumsum(-1) <= step.quota))
+    def preference(self, step: Step) -> Tensor:
+        return -step.masked.float().cumsum(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopProbSampler(Sampler):
+class TopProbSampler(Ranked):
     """The K positions with the largest c. LLaDA "low_confidence", arXiv 2502.09992."""
 
-    def propose(self, step: Step, state: State) -> Proposal:
-        return Proposal(largest(step.predictions.confidence, step.masked, step.quota))
-
 
 @dataclass(frozen=True, kw_only=True)
-class MarginSampler(Sampler):
+class MarginSampler(Ranked):
     """The K positions with the largest m. Kim et al., arXiv 2502.06768."""
 
-    def propose(self, step: Step, state: State) -> Proposal:
-        return Proposal(largest(step.predictions.margin, step.masked, step.quota))
+    def preference(self, step: Step) -> Tensor:
+        return step.predictions.margin
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntropySampler(Sampler):
+class EntropySampler(Ranked):
     """The K positions with the smallest H. Dream, arXiv 2508.15487."""
 
-    def propose(self, step: Step, state: State) -> Proposal:
-        return Proposal(largest(-step.predictions.entropy, step.masked, step.quota))
+    def preference(self, step: Step) -> Tensor:
+        return -step.predictions.entropy
 
 
 # eq=False: tensors have no single truth value to compare by
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PositionSampler(Sampler):
+class PositionSampler(Ranked):
     """The K positions i with the largest exp(-decay i) min(-c log f(token), clip). PC-Sampler, arXiv 2508.13021.
 
     `token` is the most likely one at i, and i counts from 0 at the start of the canvas: early positions and rare tokens
@@ -116,12 +120,11 @@ class PositionSampler(Sampler):
             got = f"{f.dtype} {tuple(f.shape)}" if isinstance(f, Tensor) else type(f).__name__
             raise ValueError(f"frequencies must be a float tensor [vocab] of 0 or more, got {got}")
 
-    def propose(self, step: Step, state: State) -> Proposal:
+    def preference(self, step: Step) -> Tensor:
         rarity = -self._log_frequency(step)
         # in logarithms, because exp(-decay i) vanishes on a long canvas
         score = (step.predictions.confidence * rarity).clamp(SMALL, self.clip).log()
-        score = score - self.decay * torch.arange(step.masked.shape[-1], device=step.masked.device)
-        return Proposal(largest(score, step.masked, step.quota))
+        return score - self.decay * torch.arange(step.masked.shape[-1], device=step.masked.device)
 
     def _log_frequency(self, step: Step) -> Tensor:
         vocab = step.predictions.logits.shape[-1]
