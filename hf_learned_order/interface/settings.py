@@ -132,7 +132,7 @@ class Settings:
 
         What else the model's `own` sets is for its own `generate` and is not looked at; nor, with `infill`, is what it
         says of canvases behind a prompt. `special_tokens` are where to look for EOS and padding last. What is given
-        for drawn tokens, where none are drawn, is warned of.
+        for drawn tokens, where none are drawn, is warned of. With `verify` the model's own budget does not hold.
 
         Raises:
             ValueError: `given` or `generation_config` sets something that decoding with a sampler does not know, or
@@ -152,7 +152,9 @@ class Settings:
             values = [value for value in (given.get(name), called.get(name), *models) if value is not None]
             if values:
                 found[name] = merged(values) if name == "sampler_config" else as_ids(values[0])
-        if "verify" not in found and not is_neutral("num_assistant_tokens", given.get("num_assistant_tokens")):
+        if "verify" in found and "max_denoising_steps" not in {**called, **given}:
+            found.pop("max_denoising_steps", None)  # a saved budget is not that of the slow rule
+        elif "verify" not in found and not is_neutral("num_assistant_tokens", given.get("num_assistant_tokens")):
             raise ValueError(
                 f"num_assistant_tokens must not be set without verify, got {given['num_assistant_tokens']!r}"
             )

@@ -231,6 +231,7 @@ class TestGenerate:
         model.generation_config.num_assistant_tokens = 3  # of another decoding, as long as nothing is verified
         assert (generated(model).canvases == generated(model).nfe).all()
         model.generation_config.verify = "top_prob"
+        model.generation_config.max_denoising_steps = 2  # not that of the slow rule
         got = generated(model, max_denoising_steps=None)
         assert (got.nfe < got.canvases).any()
         assert (got.canvases <= 3 * got.nfe).all()
