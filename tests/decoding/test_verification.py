@@ -189,9 +189,10 @@ class TestCalls:
         ids, mask = padded([words(n, seed=n) for n in (2, 6, 3)], "left")
         options = {"verify": top, "num_assistant_tokens": 3, "max_new_tokens": 12, "eos_token_id": SOME_EOS}
         output = decode(denoiser, ids, mask, sampler=top, **options)
-        assert len(denoiser.canvases) == output.nfe.max()
-        assert sum(map(len, denoiser.canvases)) == output.canvases.sum()
-        assert len({tuple(row) for canvas in denoiser.canvases[1:2] for row in canvas.tolist()}) == 9
+        calls = [canvas for canvas in denoiser.canvases if canvas.shape[1] == 12]  # not those that look for padding
+        assert len(calls) == output.nfe.max()
+        assert sum(map(len, calls)) == output.canvases.sum()
+        assert len({tuple(row) for row in calls[1].tolist()}) == 9
         guided = decode(denoiser, ids, mask, sampler=top, guidance_scale=2.0, **options)
         assert (guided.nfe % 2 == 0).all()
         assert (guided.canvases % 2 == 0).all()
