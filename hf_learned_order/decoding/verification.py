@@ -100,6 +100,7 @@ class Verification:
             token_log_probs=canvas.token_log_probs[at],
             rows=at[0],
             hidden_states=None,
+            attentions=None,
             padding=None if canvas.padding is None else canvas.padding[at],
         )
         if self.state is None:  # the first call of a window is about all its rows
@@ -147,8 +148,8 @@ def verification_of(
     """`Verification`, or None where no slow rule is given.
 
     Raises:
-        ValueError: the slow rule draws, remasks or reads hidden states; the drafter remasks; tokens are drawn; k is
-            below 1 or is given without a slow rule; or one of `not_given` is given.
+        ValueError: the slow rule draws, remasks, or reads hidden states or attention; the drafter remasks; tokens are
+            drawn; k is below 1 or is given without a slow rule; or one of `not_given` is given.
     """
     if verify is None:
         if num_assistant_tokens is not None:
@@ -160,10 +161,8 @@ def verification_of(
     name = type(verify).__name__
     if verify.is_random:
         raise ValueError(f"verify must be a rule that draws nothing, got {name}: no call could confirm a draw")
-    if verify.needs_hidden_states:
-        raise ValueError(
-            f"verify must be a rule that looks at predictions only, got {name}: hidden states are the sampler's"
-        )
+    if verify.needs_hidden_states or verify.needs_attentions:
+        raise ValueError(f"verify must be a rule that looks at predictions only, got {name}")
     if temperature > 0:
         raise ValueError(f"temperature must be 0 with verify, got {temperature!r}: no call could confirm a drawn token")
     for argument, value in not_given.items():

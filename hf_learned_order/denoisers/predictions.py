@@ -259,7 +259,7 @@ class Step:
 
     def select(self, rows: Tensor) -> "Step":
         """What a rule may look at in these rows, int [n], all different, in their order."""
-        tensors = ("masked", "unmasked", "canvas", "token_log_probs", "rows", "hidden_states", "padding")
+        tensors = ("masked", "unmasked", "canvas", "token_log_probs", "rows", "hidden_states", "attentions", "padding")
         chosen = {name: value[rows] for name in tensors if (value := getattr(self, name)) is not None}
         return replace(self, predictions=self.predictions.select(rows), **chosen)
 

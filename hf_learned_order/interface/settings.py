@@ -194,7 +194,9 @@ class Settings:
         """The rule that `verify` names. Raises `ValueError` where it cannot be verified."""
         if self.verify is None or isinstance(self.verify, Sampler):
             return self.verify
-        allowed = [name for name, rule in SAMPLERS.items() if rule.is_random is False and not rule.remasks]
+        allowed = [
+            name for name, rule in SAMPLERS.items() if not (rule.is_random or rule.remasks or rule.needs_attentions)
+        ]
         if self.verify not in allowed:
             raise ValueError(
                 f"verify must be a rule that neither draws, nor remasks, nor is learned, {', '.join(allowed)}; "

@@ -39,7 +39,7 @@ from hf_learned_order.decoding.samplers.remasking import WINOSampler
 from hf_learned_order.decoding.samplers.scheduled import IIDSampler, LeftToRightSampler, TopProbSampler
 from hf_learned_order.decoding.samplers.table import make_sampler
 
-SLOW = [rule for rule in DETERMINISTIC if not (rule.remasks or rule.is_random)]
+SLOW = [rule for rule in DETERMINISTIC if not (rule.remasks or rule.is_random or rule.needs_attentions)]
 SLOW += [Remembers(), Always(value=False), Always(value=True)]
 DRAFTERS = [*map(make_sampler, ("top_prob", "margin", "left_to_right", "position", "random")), "factor", "non_empty"]
 
