@@ -18,6 +18,7 @@ expectation when it is random (method: ELBO with the rule as prior and posterior
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from hf_learned_order.common.checks import check_ids, check_positive, check_room, check_token
 from hf_learned_order.decoding.canvas import Canvas, Part, left_padded
+from hf_learned_order.decoding.draws import RowDraws
 from hf_learned_order.decoding.guidance import Guidance, guidance_of
 from hf_learned_order.decoding.inputs import check_clean, check_draft, check_infill
 from hf_learned_order.decoding.outputs import LearnedOrderOutput, output_of
@@ -95,7 +97,8 @@ def decode(
         pad_token_id: what follows the end of a response in `sequences`; by default more EOS.
         stopping_criteria: end a row as well, see `Stopping`.
         streamer: gets prompt and response as they become final, see `Stream`.
-        generator: source of all randomness; by default torch's global one.
+        generator: source of all randomness; by default torch's global one. A row draws the same alone and in a batch
+            (`RowDraws`).
         clean: [batch, canvas], a response to score instead of drawing one; not with a rule that remasks. With `infill`
             [batch, prompt], of which the positions of the masks are read.
         draft: int [batch, canvas], the canvas to begin with, some of it still the mask token; its length is that of the
@@ -167,6 +170,7 @@ def decode(
         logits_warper=logits_warper,
         temperature=temperature,
         generator=generator,
+        draws=RowDraws(input_ids, mask, generator) if sampler.is_random or temperature else None,
         clean=clean,
         stream=None if streamer is None else Stream(streamer, input_ids, canvas, mask if infill else None),
     )
@@ -195,6 +199,7 @@ class _Loop:
     logits_warper: LogitsProcessorList | None
     temperature: float
     generator: torch.Generator | None
+    draws: RowDraws | None
     clean: Tensor | None
 
     def run(self, part: Part) -> None:
@@ -239,7 +244,7 @@ class _Loop:
         """One step of the rule in the rows of `step`, which are as `seen`; the state of the next."""
         rows = step.rows
         unmask, remask, state = self.changes(step, self.sampler.init_state(step) if state is None else state)
-        tokens = self.draw(step.predictions, seen, at, eligible) if self.clean is None else self.clean[rows, window]
+        tokens = self.draw(step, seen, at, eligible) if self.clean is None else self.clean[rows, window]
         self.canvas.write(rows, window, tokens, step.predictions.log_prob(tokens), unmask, remask)
         self.stopping.update(self.canvas)
         return state
@@ -306,6 +311,7 @@ class _Loop:
                 # pyrefly: ignore[bad-argument-type] (a Tensor is what it takes)
                 logits[piece] = self.logits_processor(ids[at[0][piece]], logits[piece])
         shape = len(rows), window.stop - window.start
+        padding = None if seen.padding is None else seen.padding[:, window]
         return Step(
             predictions=Predictions.from_logits(logits, seen.mask_token_id, at=at, shape=shape),
             masked=seen.masked[:, window],
@@ -316,8 +322,9 @@ class _Loop:
             rows=rows,
             hidden_states=hidden,
             attentions=maps[0] if maps else None,
-            padding=None if seen.padding is None else seen.padding[:, window],
+            padding=padding,
             generator=self.generator,
+            numbers=None if self.draws is None else partial(self.draws.uniform, rows, shape[1], padding=padding),
         )
 
     def changes(self, step: Step, state: State) -> tuple[Tensor, Tensor, State]:
@@ -329,16 +336,19 @@ class _Loop:
         unmask = at_least_one(unmask, step.masked, step.predictions.confidence)
         return unmask, remask & step.unmasked if self.sampler.remasks and remask is not None else nothing, state
 
-    def draw(self, predictions: Predictions, seen: Canvas, at: tuple[Tensor, Tensor], eligible: Tensor) -> Tensor:
+    def draw(self, step: Step, seen: Canvas, at: tuple[Tensor, Tensor], eligible: Tensor) -> Tensor:
         """Token ids [batch, window] at the `eligible` ones of the n positions `at`."""
-        if not self.logits_warper:
-            return predictions.draw(eligible, temperature=self.temperature, generator=self.generator)
-        ids, warper = seen.visible, self.logits_warper
+        predictions, warper = step.predictions, self.logits_warper
+        if self.temperature == 0.0:
+            return predictions.tokens
+        ids = seen.visible
 
         def warp(scores: Tensor, among: Tensor) -> Tensor:
-            return warper(ids[at[0][among]], scores)  # pyrefly: ignore[bad-argument-type]
+            # pyrefly: ignore[bad-argument-type, not-callable] (called where there is one)
+            return warper(ids[at[0][among]], scores)
 
-        return predictions.draw(eligible, temperature=self.temperature, generator=self.generator, warp=warp)
+        uniform = step.uniform().flatten()[predictions.index[eligible]]
+        return predictions.draw(eligible, temperature=self.temperature, uniform=uniform, warp=warp if warper else None)
 
 
 def _canvas(

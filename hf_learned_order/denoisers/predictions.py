@@ -25,12 +25,12 @@ def pieces(count: int, logits: Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, max(1, count), size)]
 
 
-def draw(scores: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """Token ids [...], drawn from the softmax of `scores` [..., vocab]."""
-    noise = torch.rand(scores.shape, device=scores.device, generator=generator)
-    for _ in range(2):  # Gumbel's law is that of -log(-log u)
-        noise.clamp_(min=1e-20).log_().neg_()
-    return noise.add_(scores).argmax(-1)
+def draw(scores: Tensor, uniform: Tensor) -> Tensor:
+    """Token ids [n], drawn from the softmax of `scores` [n, vocab] by one uniform number each, [n]: its quantile."""
+    cumulative = scores.softmax(-1).cumsum(-1, dtype=torch.double)
+    wanted = uniform.double()[:, None] * cumulative[:, -1:]
+    # the first whose sum exceeds it: a token of no probability adds nothing. What nan gives, the loop refuses later
+    return torch.searchsorted(cumulative, wanted, right=True).squeeze(-1).clamp(max=scores.shape[-1] - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,7 @@ class Predictions:
         *,
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
+        uniform: Tensor | None = None,
         warp: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Token ids [batch, canvas]: the most likely ones at temperature 0, else drawn from p^(1/temperature).
@@ -126,17 +127,20 @@ class Predictions:
             among: int [k], which of the n positions to draw at; the others keep their most likely token.
             temperature: 0 or more.
             generator: source of randomness.
+            uniform: in its place numbers in [0, 1), one for each position that is drawn at, [k].
             warp: changes log p / temperature [j, vocab] of j of the n positions before the draw.
         """
         if temperature == 0.0:
             return self.tokens
         among = torch.arange(len(self.index), device=self.index.device) if among is None else among
+        if uniform is None:
+            uniform = torch.rand(len(among), device=among.device, generator=generator)
         tokens = self.tokens.flatten()
         for piece in pieces(len(among), self.logits):
             scores = self._log_probs(among[piece]) / temperature
             if warp is not None:
                 scores = warp(scores, among[piece])
-            tokens = tokens.index_copy(0, self.index[among[piece]], draw(scores, generator=generator))
+            tokens = tokens.index_copy(0, self.index[among[piece]], draw(scores, uniform[piece]))
         return tokens.view_as(self.tokens)
 
     def log_prob(self, tokens: Tensor) -> Tensor:
@@ -241,7 +245,8 @@ class Step:
         attentions: [batch, canvas, canvas], how much the place that position i is predicted at attends to position j,
             for rules with `needs_attentions`: the mean over the heads of the last 30 % of the layers.
         padding: bool [batch, canvas], positions that are no part of their row (`canvas.Canvas`); None: none are.
-        generator: source of randomness.
+        generator: source of randomness that rows share; `uniform` gives each its own.
+        numbers: what `uniform` calls, in decoding.
     """
 
     predictions: Predictions
@@ -256,12 +261,20 @@ class Step:
     attentions: Tensor | None = None
     padding: Tensor | None = None
     generator: torch.Generator | None = None
+    numbers: Callable[[int], Tensor] | None = None
+
+    def uniform(self, more: int = 0) -> Tensor:
+        """[batch, canvas + more] in [0, 1), for a rule that draws. In decoding a row gets the same in any batch."""
+        if self.numbers is not None:
+            return self.numbers(more)
+        shape = (*self.masked.shape[:-1], self.masked.shape[-1] + more)
+        return torch.rand(shape, device=self.masked.device, generator=self.generator)
 
     def select(self, rows: Tensor) -> "Step":
         """What a rule may look at in these rows, int [n], all different, in their order."""
         tensors = ("masked", "unmasked", "canvas", "token_log_probs", "rows", "hidden_states", "attentions", "padding")
         chosen = {name: value[rows] for name in tensors if (value := getattr(self, name)) is not None}
-        return replace(self, predictions=self.predictions.select(rows), **chosen)
+        return replace(self, predictions=self.predictions.select(rows), numbers=None, **chosen)
 
     @property
     def quota(self) -> Tensor:

@@ -126,7 +126,8 @@ class LearnedOrderGenerationMixin(_Base):
             streamer: gets the prompt and the response, in order, and drafts if it has `put_draft`.
             negative_prompt_ids, negative_prompt_attention_mask: with `guidance_scale`; by default the prompt, masked.
             infill: fill the masks in `input_ids` instead of a canvas behind it.
-            seed, generator: make random rules and drawn tokens repeatable; by default torch's global generator is used.
+            seed, generator: make random rules and drawn tokens repeatable, by row: alone and in a batch a row draws the
+                same. By default torch's global generator is used.
             token_type_ids: as some tokenizers return them; must be 0.
             settings: fields of `Settings`, over those of `generation_config`.
 

@@ -86,7 +86,7 @@ def run(
             pad_token_id=settings.pad_token_id,
             stopping_criteria=StoppingCriteriaList(stopping_criteria),
             streamer=streamer,
-            generator=torch.Generator(denoiser.device).manual_seed(seed) if seed is not None else generator,
+            generator=torch.Generator().manual_seed(seed) if seed is not None else generator,
             verify=slow,
             num_assistant_tokens=None if slow is None else settings.num_assistant_tokens,
         )

@@ -54,7 +54,7 @@ class LearnedOrderLM(TemplateLM):
         max_denoising_steps: step budget; by default the one that the scorer was trained for, else one for each
             position.
         max_gen_toks: length of the canvas where the task does not say.
-        batch_size: requests decoded at once; results do not depend on it unless the rule draws.
+        batch_size: requests decoded at once; results do not depend on it, but for what is drawn for equal prompts.
         seed: of rules and tokens that are drawn.
         device: where to put the model.
         dtype: of a model that is loaded.

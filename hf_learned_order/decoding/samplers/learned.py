@@ -50,7 +50,7 @@ class LearnedOrderSampler(Sampler):
 
     def propose(self, step: Step, state: State) -> Proposal:
         law = self.scorer.law(step, self.scorer(step), bias=self.bias)
-        return Proposal(law.greedy() if self.greedy else law.sample(generator=step.generator))
+        return Proposal(law.greedy() if self.greedy else law.draw(step.uniform(1)))
 
     def preference(self, step: Step) -> Tensor:
         """The chance of a position in the law; of a law that is one set what the scorer says of each, if it does."""

@@ -34,7 +34,8 @@ class RandomSizesSampler(Sampler):
     is_random: ClassVar[bool] = True
 
     def propose(self, step: Step, state: State) -> Proposal:
-        size, noise = torch.rand((2, *step.masked.shape), device=step.masked.device, generator=step.generator).unbind()
+        numbers = step.uniform(1)
+        noise, size = numbers[:, :-1], numbers[:, -1:].expand_as(step.masked)
         count = step.masked.sum(-1, keepdim=True)
         return Proposal(largest(noise, step.masked, self.sizes(count, step.steps_left, size)))
 

@@ -58,11 +58,10 @@ class ReMDMSampler(Sampler):
         sigma = sigma_max.clamp(max=self.eta) if self.schedule == "cap" else self.eta * sigma_max
         extra = torch.zeros_like(sigma) if self.confidence else sigma * before
         logit = extra.log1p() - (step.steps_left - 1 - extra).clamp(min=0.0).log()
-        unmask = NonEmptyBernoulli(logit.expand(step.masked.shape), step.masked).sample(generator=step.generator)
+        unmask = NonEmptyBernoulli(logit.expand(step.masked.shape), step.masked).draw(step.uniform(1))
         if self.confidence:
             sigma = sigma * self._weights(step)
-        noise = torch.rand(step.masked.shape, device=step.masked.device, generator=step.generator)
-        return Proposal(unmask, state, (noise < sigma) & step.unmasked)
+        return Proposal(unmask, state, (step.uniform() < sigma) & step.unmasked)
 
     def _weights(self, step: Step) -> Tensor:
         # psi is infinite where masked; nan, where nothing is unmasked, weighs nothing

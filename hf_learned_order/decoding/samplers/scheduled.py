@@ -37,7 +37,7 @@ class IIDSampler(Sampler):
     is_random: ClassVar[bool] = True
 
     def propose(self, step: Step, state: State) -> Proposal:
-        return Proposal(self.law(step).sample(generator=step.generator))
+        return Proposal(self.law(step).draw(step.uniform(1)))
 
     def law(self, step: Step) -> NonEmptyBernoulli:
         logit = ancestral_logit(torch.full((), float(step.steps_left), device=step.masked.device))
@@ -51,8 +51,7 @@ class RandomSampler(Sampler):
     is_random: ClassVar[bool] = True
 
     def propose(self, step: Step, state: State) -> Proposal:
-        noise = torch.rand(step.masked.shape, device=step.masked.device, generator=step.generator)
-        return Proposal(largest(noise, step.masked, step.quota))
+        return Proposal(largest(step.uniform(), step.masked, step.quota))
 
 
 class Ranked(Sampler):
