@@ -31,6 +31,7 @@ from hf_learned_order.decoding.draws import RowDraws
 from hf_learned_order.decoding.guidance import Guidance, guidance_of
 from hf_learned_order.decoding.inputs import check_clean, check_draft, check_infill
 from hf_learned_order.decoding.outputs import LearnedOrderOutput, output_of
+from hf_learned_order.decoding.processors import Processing
 from hf_learned_order.decoding.samplers.base import Sampler, State
 from hf_learned_order.decoding.stopping import Stopping
 from hf_learned_order.decoding.streaming import Stream
@@ -38,9 +39,11 @@ from hf_learned_order.decoding.verification import Verification, verification_of
 from hf_learned_order.denoisers.attention import check_padding
 from hf_learned_order.denoisers.caches import WindowedDenoiser
 from hf_learned_order.denoisers.denoiser import Denoiser
-from hf_learned_order.denoisers.predictions import Predictions, Step, pieces
+from hf_learned_order.denoisers.predictions import Predictions, Step
 from hf_learned_order.denoisers.sharding import in_step
 from hf_learned_order.orders.laws.base import at_least_one, everything
+
+DEFAULT_LENGTH = 128  # of a canvas
 
 
 @torch.no_grad()
@@ -88,8 +91,8 @@ def decode(
             approximate, for others in blocks. See `caches`.
         infill: fill the masks in `input_ids`, all of them; nothing else is touched or added, and no EOS ends a row.
         temperature: 0 takes the most likely token at an unmasked position, otherwise it is drawn.
-        logits_processor: changes the logits at each position, given prompt and canvas as they are, before rules and
-            draws see them. In these ids padding looks like the mask token.
+        logits_processor: changes the logits at each position before rules and draws see them, see `processors`. In the
+            ids that it is given padding looks like the mask token.
         logits_warper: the same, for draws only, behind the temperature.
         guidance_scale, negative_prompt_ids, negative_prompt_attention_mask: see `Guidance`; 1 or None is no guidance.
         eos_token_id: a row is finished when everything before its first EOS is settled; None decodes every position.
@@ -129,7 +132,7 @@ def decode(
     check_token("eos_token_id", eos_token_id, vocab_size=denoiser.vocab_size)
     check_token("pad_token_id", pad_token_id, vocab_size=denoiser.vocab_size)
     check_draft(draft, input_ids, sampler, infill=infill, max_new_tokens=max_new_tokens)
-    length = None if infill else 128 if max_new_tokens is None else max_new_tokens
+    length = None if infill else DEFAULT_LENGTH if max_new_tokens is None else max_new_tokens
     if draft is not None:
         length = draft.shape[1]
     canvas = _canvas(denoiser, input_ids, mask, length, draft)
@@ -156,6 +159,11 @@ def decode(
         clean=clean,
         max_denoising_steps=max_denoising_steps,
     )
+    processing = None
+    if logits_processor:
+        processing = Processing(
+            logits_processor, canvas, sampler=sampler, plan=plan, infill=infill, verified=verification is not None
+        )
     windowed, second = (
         WindowedDenoiser(denoiser, kv_cache, block_length=block_length, repeats=verify is not None) for _ in range(2)
     )
@@ -166,7 +174,7 @@ def decode(
         stopping=stopping,
         verification=verification,
         guidance=guidance_of(guidance_scale, canvas, second, negative_prompt_ids, negative_prompt_attention_mask),
-        logits_processor=logits_processor,
+        processing=processing,
         logits_warper=logits_warper,
         temperature=temperature,
         generator=generator,
@@ -195,7 +203,7 @@ class _Loop:
     stream: Stream | None
     verification: Verification | None
     guidance: Guidance | None
-    logits_processor: LogitsProcessorList | None
+    processing: Processing | None
     logits_warper: LogitsProcessorList | None
     temperature: float
     generator: torch.Generator | None
@@ -304,12 +312,10 @@ class _Loop:
         )
         if self.guidance is not None:
             logits = self.guidance(seen, rows, window, group, at, logits)
-        if self.logits_processor:
-            logits, ids = logits.float(), seen.visible
+        if self.processing is not None:
+            logits = logits.float()
             logits[:, seen.mask_token_id] = -torch.inf
-            for piece in pieces(len(logits), logits):
-                # pyrefly: ignore[bad-argument-type] (a Tensor is what it takes)
-                logits[piece] = self.logits_processor(ids[at[0][piece]], logits[piece])
+            logits = self.processing(seen, rows, window, at, logits)
         shape = len(rows), window.stop - window.start
         padding = None if seen.padding is None else seen.padding[:, window]
         return Step(

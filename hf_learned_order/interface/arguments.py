@@ -41,9 +41,6 @@ NEUTRAL: dict[str, Any] = {
     "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1,
     "length_penalty": 1,
-    "min_length": 0,
-    "min_new_tokens": 0,
-    "no_repeat_ngram_size": 0,
     "num_assistant_tokens": 20,
     "num_assistant_tokens_schedule": "constant",
     "num_beam_groups": 1,
@@ -90,6 +87,11 @@ _OUTPUT = "return_dict_in_generate=True gives order, token_log_probs and nfe ins
 # transformers' own arguments that mean nothing here -> why
 REFUSED = {
     "assistant_model": _LEFT_TO_RIGHT,
+    "constraints": _LEFT_TO_RIGHT,
+    "encoder_no_repeat_ngram_size": "there is no encoder",
+    "encoder_repetition_penalty": "there is no encoder",
+    "force_words_ids": _LEFT_TO_RIGHT,
+    "forced_bos_token_id": "a response follows its prompt",
     "inputs_embeds": "masks are token ids, so a prompt must be input_ids",
     "length_penalty": "there are no beams",
     "max_time": "max_denoising_steps bounds what a call costs",
@@ -102,6 +104,9 @@ REFUSED = {
     "penalty_alpha": _LEFT_TO_RIGHT,
     "position_ids": "positions are counted from the attention_mask",
     "prompt_lookup_num_tokens": _LEFT_TO_RIGHT,
+    "remove_invalid_values": "logits that are no numbers are an error",
+    "token_healing": "the tokens of a prompt stay as they are",
+    "watermarking_config": "a watermark is a logits processor, which knows what stands before from left to right only",
 }
 _TRANSFORMERS = {*vars(GenerationConfig()), *REFUSED, "logits_processor", "stopping_criteria", "trust_remote_code"}
 

@@ -6,7 +6,7 @@ object stays the same one, so PEFT, accelerate, pipelines and `state_dict` see n
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +16,7 @@ from transformers import (
     GenerationConfig,
     GenerationMixin,
     LogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -102,6 +103,7 @@ class LearnedOrderGenerationMixin(_Base):
         generation_config: GenerationConfig | None = None,
         logits_processor: Sequence[LogitsProcessor] | None = None,
         stopping_criteria: Sequence[StoppingCriteria] | None = None,
+        prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         streamer: BaseStreamer | None = None,
         negative_prompt_ids: Tensor | None = None,
@@ -120,8 +122,11 @@ class LearnedOrderGenerationMixin(_Base):
             sampler: a name of `SAMPLERS` or a `Sampler`.
             sampler_config: options of a sampler given by name, e.g. `{"threshold": 0.9}`.
             generation_config: settings; those of the model's own hold where it has none.
-            logits_processor: change what the denoiser believes, at each position, before rules and draws.
+            logits_processor: change what the denoiser believes, at each position, before rules and draws. What each
+                is given, and which are refused: `decoding.processors`.
             stopping_criteria: end a response, asked once for each token of it, in order.
+            prefix_allowed_tokens_fn: the tokens that may follow in a row behind given ones, as in transformers; from
+                left to right, one position a step.
             tokenizer: for `stop_strings`.
             streamer: gets the prompt and the response, in order, and drafts if it has `put_draft`.
             negative_prompt_ids, negative_prompt_attention_mask: with `guidance_scale`; by default the prompt, masked.
@@ -159,8 +164,14 @@ class LearnedOrderGenerationMixin(_Base):
         negative_mask = mask_of("negative_prompt_ids", negative_prompt_ids, negative_prompt_attention_mask, **special)
         if not infill:
             warn_of_ending(ending_of(tokenizer) or self.prompt_ending, input_ids, attention_mask)
+        denoiser = self._denoiser()
+        width = input_ids.shape[-1] if isinstance(input_ids, Tensor) else 0  # `decode` says what is wrong with others
+        processors = resolved.processors(width, denoiser.device)
+        if prefix_allowed_tokens_fn is not None:
+            constraint = PrefixConstrainedLogitsProcessor(prefix_allowed_tokens_fn, resolved.num_return_sequences)
+            processors.append(constraint)
         output = run(
-            self._denoiser(),
+            denoiser,
             rule,
             resolved,
             input_ids=input_ids,
@@ -168,8 +179,8 @@ class LearnedOrderGenerationMixin(_Base):
             negative_prompt_ids=negative_prompt_ids,
             negative_prompt_attention_mask=negative_mask,
             infill=infill,
-            logits_processor=[*resolved.processors(), *(logits_processor or ())],
-            logits_warper=resolved.warpers(),
+            logits_processor=[*processors, *(logits_processor or ())],
+            logits_warper=resolved.warpers(denoiser.device),
             stopping_criteria=[*(stopping_criteria or ()), *resolved.criteria(tokenizer)],
             streamer=streamer,
             seed=seed,

@@ -14,6 +14,7 @@ from transformers import (
     LogitsProcessorList,
     MaxLengthCriteria,
     PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
     TemperatureLogitsWarper,
@@ -146,7 +147,7 @@ def generate_custom(
         input_ids=input_ids,
         attention_mask=attention_mask,
         infill=infill,
-        logits_processor=[one for one in logits_processor if not isinstance(one, warpers)],
+        logits_processor=[_everywhere(one) for one in logits_processor if not isinstance(one, warpers)],
         logits_warper=[one for one in logits_processor if isinstance(one, warpers[1:])],
         stopping_criteria=[
             one for one in stopping_criteria if not isinstance(one, MaxLengthCriteria | EosTokenCriteria)
@@ -155,6 +156,13 @@ def generate_custom(
         generator=generator,
     )
     return output if resolved.return_dict_in_generate else output.sequences
+
+
+def _everywhere(processor: LogitsProcessor) -> LogitsProcessor:
+    """transformers has a repetition penalty look away from each row's padding; here that shows as the mask token."""
+    if isinstance(getattr(processor, "prompt_ignore_length", None), Tensor):
+        return RepetitionPenaltyLogitsProcessor(processor.penalty)  # pyrefly: ignore[missing-attribute]
+    return processor
 
 
 def _repeated(rows: Any, count: int) -> Any:

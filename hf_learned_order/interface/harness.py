@@ -233,8 +233,8 @@ class LearnedOrderLM(TemplateLM):
             settings,
             input_ids=ids,
             attention_mask=mask,
-            logits_processor=settings.processors(),
-            logits_warper=settings.warpers(),
+            logits_processor=settings.processors(ids.shape[1], ids.device),
+            logits_warper=settings.warpers(ids.device),
             stopping_criteria=criteria,
             seed=self.seed,
         )

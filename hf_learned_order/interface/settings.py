@@ -7,20 +7,30 @@ Four are ours, and a `GenerationConfig` holds them as it holds any attribute: `m
 without a word.
 """
 
+import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from transformers import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
+    ExponentialDecayLengthPenalty,
+    ForcedEOSTokenLogitsProcessor,
     GenerationConfig,
     LogitsProcessorList,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
     PreTrainedTokenizerBase,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     StoppingCriteria,
     StopStringCriteria,
+    SuppressTokensAtBeginLogitsProcessor,
     SuppressTokensLogitsProcessor,
     TopHLogitsWarper,
     TopKLogitsWarper,
@@ -29,6 +39,7 @@ from transformers import (
 )
 
 from hf_learned_order.common.checks import check_positive
+from hf_learned_order.decoding.loop import DEFAULT_LENGTH
 from hf_learned_order.decoding.samplers.base import Sampler
 from hf_learned_order.decoding.samplers.table import SAMPLERS, make_sampler
 from hf_learned_order.interface.arguments import as_ids, is_neutral, understood, warn_unused
@@ -45,11 +56,33 @@ WARPERS: dict[str, tuple[Any, Any]] = {
     "eta_cutoff": (EtaLogitsWarper, 0.0),
 }
 PROCESSORS: dict[str, tuple[Any, Any]] = {
+    "sequence_bias": (SequenceBiasLogitsProcessor, None),
     "repetition_penalty": (RepetitionPenaltyLogitsProcessor, 1.0),
+    "no_repeat_ngram_size": (NoRepeatNGramLogitsProcessor, 0),
+    "bad_words_ids": (NoBadWordsLogitsProcessor, None),
+    "min_length": (MinLengthLogitsProcessor, 0),
+    "min_new_tokens": (MinNewTokensLengthLogitsProcessor, 0),
+    "forced_eos_token_id": (ForcedEOSTokenLogitsProcessor, None),
+    "exponential_decay_length_penalty": (ExponentialDecayLengthPenalty, None),
     "suppress_tokens": (SuppressTokensLogitsProcessor, None),
+    "begin_suppress_tokens": (SuppressTokensAtBeginLogitsProcessor, None),
 }
+# these read what stands before a position, which most rules do not know: only who asks for them in the call gets them
+CALL_ONLY = {"sequence_bias", "no_repeat_ngram_size", "bad_words_ids"}
+ABOUT_EOS = {"min_length", "min_new_tokens", "exponential_decay_length_penalty"}
 # what is said of canvases; infilling takes it from the call only
-CANVAS_ONLY = {"max_new_tokens", "max_length", "block_length", "kv_cache", "stop_strings"}
+CANVAS_ONLY = {
+    "max_new_tokens",
+    "max_length",
+    "block_length",
+    "kv_cache",
+    "stop_strings",
+    "min_length",
+    "min_new_tokens",
+    "forced_eos_token_id",
+    "exponential_decay_length_penalty",
+    "begin_suppress_tokens",
+}
 # for drawn tokens only -> the values that ask for nothing without any: off, transformers' default, greedy
 SAMPLING: dict[str, tuple[Any, ...]] = {
     "temperature": (1.0, 0.0),
@@ -70,7 +103,9 @@ class Settings:
         do_sample: draw tokens at `temperature` instead of taking the most likely ones.
         top_h, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff: which tokens may be drawn, by the classes in
             `WARPERS`; used with `do_sample` and off by default.
-        repetition_penalty, suppress_tokens: change what the denoiser believes, by the classes in `PROCESSORS`.
+        repetition_penalty, suppress_tokens, min_new_tokens, min_length, forced_eos_token_id, begin_suppress_tokens,
+            exponential_decay_length_penalty, bad_words_ids, sequence_bias, no_repeat_ngram_size: change what the
+            denoiser believes, by the classes in `PROCESSORS`.
         guidance_scale: classifier-free guidance; 1 is none.
         verify: the rule, or its name, whose response with one step for each position is wanted; see `decode`.
         num_assistant_tokens: with `verify`, the most canvases of a row in one call.
@@ -98,6 +133,14 @@ class Settings:
     eta_cutoff: float | None = None
     repetition_penalty: float | None = None
     suppress_tokens: list[int] | None = None
+    min_new_tokens: int | None = None
+    min_length: int | None = None
+    forced_eos_token_id: int | list[int] | None = None
+    begin_suppress_tokens: list[int] | None = None
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    bad_words_ids: list[list[int]] | None = None
+    sequence_bias: Any = None
+    no_repeat_ngram_size: int | None = None
     guidance_scale: float | None = None
     verify: str | Sampler | None = None
     num_assistant_tokens: int | None = None
@@ -144,7 +187,8 @@ class Settings:
         given, called = understood("generate", given, names), understood("generation_config", called, names)
         found: dict[str, Any] = {}
         for name in names:
-            models = [] if infill and name in CANVAS_ONLY else [getattr(own, name, None)]
+            hidden = name in CALL_ONLY or (infill and name in CANVAS_ONLY)
+            models = [] if hidden else [getattr(own, name, None)]
             if name in ("eos_token_id", "pad_token_id"):
                 models += [getattr(holder, name, None) for holder in special_tokens]
                 # with -1 a model's configuration says that there is none, as Llama's once did
@@ -212,19 +256,41 @@ class Settings:
             raise ValueError("tokenizer must be given with stop_strings, got None")
         return [StopStringCriteria(tokenizer, self.stop_strings)]
 
-    def warpers(self) -> LogitsProcessorList:
+    def warpers(self, device: torch.device | str = "cpu") -> LogitsProcessorList:
         """What narrows the choice of tokens when they are drawn."""
-        return self._processors(WARPERS if self.do_sample else {})
+        wanted = self._wanted(WARPERS) if self.do_sample else {}
+        return LogitsProcessorList([_made(WARPERS[name][0], value, device=device) for name, value in wanted.items()])
 
-    def processors(self) -> LogitsProcessorList:
-        """What changes the denoiser's beliefs."""
-        return self._processors(PROCESSORS)
+    def processors(self, prompt_length: int, device: torch.device | str = "cpu") -> LogitsProcessorList:
+        """What changes the denoiser's beliefs behind prompts of this length, padding included.
 
-    def _processors(self, table: dict[str, tuple[Any, Any]]) -> LogitsProcessorList:
+        Where nothing ends a response, what is about its end is left out.
+        """
+        eos, made = self.eos_token_id, LogitsProcessorList()
+        for name, value in self._wanted(PROCESSORS).items():
+            if name in ABOUT_EOS and eos in (None, []):
+                continue
+            before: tuple[Any, ...] = ()
+            if name == "forced_eos_token_id":
+                before = (prompt_length + (self.canvas_length(prompt_length) or DEFAULT_LENGTH),)
+            elif name == "min_new_tokens":
+                before = (prompt_length,)
+            behind = {
+                **dict.fromkeys(("min_length", "min_new_tokens", "bad_words_ids"), (eos,)),
+                "exponential_decay_length_penalty": (eos, prompt_length),
+                "begin_suppress_tokens": (prompt_length,),
+            }.get(name, ())
+            made.append(_made(PROCESSORS[name][0], *before, value, *behind, device=device))
+        return made
+
+    def _wanted(self, table: dict[str, tuple[Any, Any]]) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in table}
-        return LogitsProcessorList(
-            [table[name][0](value) for name, value in values.items() if value is not None and value != table[name][1]]
-        )
+        return {name: value for name, value in values.items() if value is not None and value != table[name][1]}
+
+
+def _made(kind: Any, *arguments: Any, device: torch.device | str) -> Any:
+    """A processor; some of them hold ids, which have to be where the scores are."""
+    return kind(*arguments, **({"device": str(device)} if "device" in inspect.signature(kind).parameters else {}))
 
 
 def merged(configs: Iterable[dict[str, Any] | None]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class TestNeutral:
             Settings.resolve({name: value}, None, own=GenerationConfig()),
             Settings.resolve({}, config, own=GenerationConfig()),
         ):
-            assert [type(one) for one in (*got.processors(), *got.warpers())] == []
+            assert [type(one) for one in (*got.processors(3), *got.warpers())] == []
             assert (got.do_sample, got.max_new_tokens) == (expected.do_sample, expected.max_new_tokens)
 
     def test_names_are_in_one_table_each(self):

@@ -220,7 +220,7 @@ class TestWarpers:
         assert resolve({"do_sample": True}).warpers() == []
         off = {"top_k": 0, "top_p": 1.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
         assert resolve({"do_sample": True, **off}).warpers() == []
-        assert resolve({"repetition_penalty": 1.0}).processors() == []
+        assert resolve({"repetition_penalty": 1.0}).processors(3) == []
 
     def test_transformers_own_in_its_order(self):
         got = resolve({"do_sample": True, "min_p": 0.1, "top_p": 0.9, "top_k": 5}).warpers()
