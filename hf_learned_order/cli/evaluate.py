@@ -61,7 +61,7 @@ def add_command(commands: Any) -> None:
         help="step budgets that the tuned rows try, times the target NFE; none: no tuned rows; by default three",
     )
     group.add_argument("--no_bound", action="store_true", help="leave out the bound, which costs as much again")
-    group.add_argument("--seeds", type=int, default=3, help="runs of the random samplers")
+    group.add_argument("--seeds", type=int, default=3, help="runs of what draws, tokens or positions; k of pass@k")
     parser.add_argument("--batch_size", type=int, default=128, help="rows decoded at once, in each process")
     parser.add_argument(
         "--output_dir", default="runs/evaluation", help="the same command goes on with the rows that are there"
@@ -156,7 +156,7 @@ def _report(results: list, evaluators: dict, scorers: list, folder: Path, *, gre
     from rich.console import Console
 
     from hf_learned_order.evaluation.plotting import order_map_of, trade_off
-    from hf_learned_order.evaluation.results import aup_table, order_table, table
+    from hf_learned_order.evaluation.tables import aup_table, order_table, sample_table, table
 
     titles = {task: f"{task}, {len(test.dataset)} test problems" for task, (_, test) in evaluators.items()}
     trade_off(results, folder / "trade_off.png", title=", ".join(titles.values()) if len(titles) == 1 else "")
@@ -165,7 +165,8 @@ def _report(results: list, evaluators: dict, scorers: list, folder: Path, *, gre
         rows = [result for result in results if result.task == task]
         picture = folder / ("order_map.png" if len(titles) == 1 else f"order_map_{task}.png")
         order_map_of(test, scorers, picture, greedy=greedy)
-        console.print(titles[task], table(rows), order_table(rows), aup_table(rows), sep="\n")
+        tables = (table(rows), order_table(rows), sample_table(rows), aup_table(rows))
+        console.print(titles[task], *(view for view in tables if view is not None), sep="\n")
     print(f"Written to {folder}: results.json, results.csv, trade_off.png, order_map.png")
 
 

@@ -18,7 +18,7 @@ from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
 from hf_learned_order.decoding.samplers.remasking import WINOSampler
 from hf_learned_order.decoding.samplers.table import make_sampler
 from hf_learned_order.evaluation.evaluator import Evaluator
-from hf_learned_order.evaluation.results import Result, over_runs
+from hf_learned_order.evaluation.results import Result, over_runs, over_samples
 from hf_learned_order.orders.scorer import OrderScorer
 
 BUDGET_SHARES = (1.0, 1.25, 1.5)
@@ -85,7 +85,8 @@ def compare(
     `budget_shares` times the target, rounded up, at whose last step everything is unmasked, so that a few long
     sequences do not use up the mean; budget and knob are those that get most right on `tuning`. Rules with a fixed
     count get the budget nearest to the target. Rules that draw run with `seeds` seeds and `learned_order` with
-    every scorer: mean and standard deviation over them. A scorer that was trained for one step budget keeps to it.
+    every scorer: mean and standard deviation over them; with several seeds of a scorer `pass_at_k` and `diversity`
+    too, k being that number. A scorer that was trained for one step budget keeps to it.
 
     Args:
         tuning, test: what settings are tuned on, and what is measured.
@@ -118,9 +119,11 @@ def compare(
         for scorer in scorers if name == "learned_order" and scorers else (None,):
             make = knob(name, scorer, greedy=greedy)
             sampler, budget, setting = _tuned(tuning, name, make, scorer, target, budgets if label != name else ())
+            mine = []
             for seed in range(seeds if sampler.is_random or test.temperature else 1):
                 run = test.measure(sampler, name=label, max_denoising_steps=budget, seed=seed, with_bound=with_bound)
-                runs.append(replace(run, target=target, setting=setting, task=task))
+                mine.append(replace(run, target=target, setting=setting, task=task))
+            runs += over_samples(mine)
         yield over_runs(runs)
 
 

@@ -5,7 +5,8 @@ seconds, so other modules import this one where they measure.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import datasets
@@ -38,6 +39,53 @@ def kendall_tau(order: Tensor) -> Tensor:
     signs = (order[:, None, :] - order[:, :, None]).sign() * pairs
     # positions are never tied, so that tau-b's denominator is the root of all pairs times those of different steps
     return signs.sum((1, 2)) / (pairs.sum((1, 2)) * signs.abs().sum((1, 2))).sqrt()
+
+
+def finalization_parallelism(order: Tensor) -> Tensor:
+    """How many tokens become final together, float [batch]: the known positions by the number of their different steps.
+
+    1 where they come one by one; nan where there are none. Unlike tokens a call it does not count calls that only
+    unmask what lies behind the end of a response. After the average finalization parallelism of arXiv 2601.15593, whose
+    formula could not be read here.
+
+    Args:
+        order: as in `kendall_tau`.
+    """
+    steps = order.sort(-1).values
+    new = torch.ones_like(steps, dtype=torch.bool)
+    new[:, 1:] = steps[:, 1:] != steps[:, :-1]
+    return (order > 0).sum(-1) / (new & (steps > 0)).sum(-1)
+
+
+def pass_at_k(right: int, count: int, k: int) -> float:
+    """The chance that at least one of k responses is right, drawn from `count`, of which `right` are, none twice.
+
+    `1 - C(count - right, k) / C(count, k)`, without bias as an estimate of the chance among k new responses (Chen et
+    al., arXiv 2107.03374, equation 1).
+
+    Raises:
+        ValueError: k is not in [1, count], or `right` not in [0, count].
+    """
+    if not 0 <= right <= count:
+        raise ValueError(f"right must be in [0, {count}], got {right}")
+    if not 1 <= k <= count:
+        raise ValueError(f"k must be in [1, {count}], the number of responses to a prompt, got {k}")
+    return 1 - math.comb(count - right, k) / math.comb(count, k)
+
+
+def diversity(responses: Sequence[Hashable]) -> float:
+    """The share of pairs of responses to one prompt that differ: 0 where all are equal, 1 where no two are.
+
+    Without bias, whatever their number, as an estimate of the chance that two new responses differ (Simpson,
+    Measurement of Diversity, Nature 163, 1949); the plain entropy of what was drawn would grow with that number.
+
+    Raises:
+        ValueError: there are fewer than two.
+    """
+    if len(responses) < 2:
+        raise ValueError(f"responses must be two or more to differ, got {len(responses)}")
+    equal = sum(math.comb(times, 2) for times in Counter(responses).values())
+    return 1 - equal / math.comb(len(responses), 2)
 
 
 def local_ar_ness(order: Tensor, k: int = 1) -> Tensor:
@@ -151,11 +199,44 @@ class AnswerAccuracy(evaluate.Metric):
         return {"accuracy": sum(right) / len(right), "right": right}
 
 
-class OrderMetrics(evaluate.Metric):
-    """How much orders resemble decoding from left to right, as means over sequences.
+class SampleMetrics(evaluate.Metric):
+    """What several responses to each prompt are worth together, as means over prompts.
 
-    `compute(predictions=orders, k=1)`, with one list of steps a sequence, gives `kendall_tau`, `local_ar_ness` and
-    `global_ar_ness`; None where no sequence has a value.
+    `compute(predictions=[texts of a prompt, ...], references=answers, k=1)` gives `pass_at_k` and `diversity` (None
+    with one response to each). A rule that goes by confidence draws from a law of lower entropy: it can be ahead at
+    k = 1 and behind at a larger k (arXiv 2604.00375). `is_right` as in `AnswerAccuracy`.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        features = Features({"predictions": datasets.Sequence(Value("string")), "references": Value("string")})
+        return _info_of(self, "Chen et al., Evaluating Large Language Models Trained on Code, 2107.03374", features)
+
+    # pyrefly: ignore[bad-override] (evaluate's own metrics narrow it like this)
+    def _compute(
+        self,
+        predictions: list[list[str]],
+        references: list[str],
+        k: int = 1,
+        is_right: Callable[[str, str], bool] = answered,
+    ) -> dict[str, float | None]:
+        _check_some(predictions)
+        chances = [
+            pass_at_k(sum(is_right(text, answer) for text in texts), len(texts), k)
+            for texts, answer in zip(predictions, references, strict=True)
+        ]
+        several = all(len(texts) > 1 for texts in predictions)
+        differ = [diversity(texts) for texts in predictions] if several else []
+        return {
+            "pass_at_k": sum(chances) / len(chances),
+            "diversity": sum(differ) / len(differ) if differ else None,
+        }
+
+
+class OrderMetrics(evaluate.Metric):
+    """How much goes together, and how much orders resemble decoding from left to right, as means over sequences.
+
+    `compute(predictions=orders, k=1)`, with one list of steps a sequence, gives `finalization_parallelism`,
+    `kendall_tau`, `local_ar_ness` and `global_ar_ness`; None where no sequence has a value.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -166,6 +247,7 @@ class OrderMetrics(evaluate.Metric):
         _check_some(predictions)
         order = pad_sequence([torch.tensor(steps, dtype=torch.long) for steps in predictions], batch_first=True)
         values = {
+            "finalization_parallelism": finalization_parallelism(order),
             "kendall_tau": kendall_tau(order),
             "local_ar_ness": local_ar_ness(order, k),
             "global_ar_ness": global_ar_ness(order, k),

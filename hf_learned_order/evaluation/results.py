@@ -1,4 +1,4 @@
-"""What was measured: rows of a comparison, their tables, their files, and a sweep that goes on after a kill."""
+"""What was measured: rows of a comparison, their files, and a sweep that goes on after a kill."""
 
 import csv
 import json
@@ -10,15 +10,13 @@ from typing import Any
 
 import torch
 from huggingface_hub.utils import WeakFileLock
-from rich.table import Table
 
 from hf_learned_order.common.files import read_json, replacing
 
 JSON, SETTINGS = "results.json", "settings.json"
-LEARNED = ("learned_order, tuned", "learned_order")  # the first that was measured is compared with the others
 COMMAND = "command"  # of the settings: how to measure the same again; what the rows depend on stands in the others
 PROBE = "denoiser_probe"  # of the settings, where the denoiser was tuned along with a scorer: which one was measured
-KINDS: dict[Any, Any] = {float: int | float, float | None: int | float | None, list[float]: list}
+KINDS: dict[Any, Any] = {float: int | float, float | None: int | float | None, list[float]: list, list[str]: list}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +40,11 @@ class Result:
         tokens_per_forward: mean over sequences of the tokens of the response, first EOS included, a denoiser call.
         kendall_tau, local_ar_ness, global_ar_ness: how much the orders of the responses resemble decoding from left to
             right, at k = 1 (`metrics`); means over sequences, None where none has a value.
+        finalization_parallelism: tokens of a response that become final together, likewise.
+        samples: responses to each prompt, of one scorer; k of `pass_at_k`.
+        pass_at_k: share of prompts of which one response at least is right; None with one response.
+        diversity: share of pairs of responses to a prompt that differ; None with one response.
+        texts: the responses, in the order of the data set; not saved.
     """
 
     sampler: str
@@ -62,14 +65,37 @@ class Result:
     kendall_tau: float | None = None
     local_ar_ness: float | None = None
     global_ar_ness: float | None = None
+    finalization_parallelism: float | None = None
+    samples: int = 1
+    pass_at_k: float | None = None
+    diversity: float | None = None
+    texts: list[str] = field(default_factory=list, repr=False, compare=False)
+
+
+def over_samples(runs: Sequence[Result]) -> list[Result]:
+    """Runs of one sampler and scorer with several seeds, each with what they are worth together; one as it is."""
+    if len(runs) == 1:
+        return list(runs)
+    from hf_learned_order.evaluation.metrics import diversity, pass_at_k
+
+    rights = [round(sum(scores)) for scores in zip(*(run.scores for run in runs), strict=True)]
+    differ = [diversity(texts) for texts in zip(*(run.texts for run in runs), strict=True)]
+    together: dict[str, Any] = {
+        "samples": len(runs),
+        "pass_at_k": _mean([pass_at_k(right, len(runs), len(runs)) for right in rights]),
+        "diversity": _mean(differ),
+    }
+    return [replace(run, **together) for run in runs]
 
 
 def over_runs(runs: Sequence[Result]) -> Result:
     """Mean over runs of one sampler, with the standard deviation of their accuracy."""
     accuracies = torch.tensor([run.accuracy for run in runs], dtype=torch.float64)
     means = ("nfe", "bound", "tokens_per_forward", "kendall_tau", "local_ar_ness", "global_ar_ness")
+    means += ("finalization_parallelism", "pass_at_k", "diversity")
     return replace(
         runs[0],
+        texts=[],
         accuracy=accuracies.mean().item(),
         spread=accuracies.std().item() if len(runs) > 1 else 0.0,
         runs=len(runs),
@@ -99,62 +125,6 @@ def lead(ours: Result, theirs: Result, *, draws: int = 2000, seed: int = 0) -> t
     return low, high
 
 
-def table(results: Sequence[Result]) -> Table:
-    """The comparison for a terminal; the best accuracy at each target NFE is bold."""
-    view = Table(
-        "target", "sampler", "setting", "NFE", "range", "right, %", "± over runs", "learned ahead, 95 %", "bound, nats"
-    )
-    best = {target: max(r.accuracy for r in results if r.target == target) for target in {r.target for r in results}}
-    targets = sorted(best)
-    for target in targets:
-        ours = {r.sampler: r for r in results if r.target == target and r.scores}
-        learned = next((ours[name] for name in LEARNED if name in ours), None)
-        for result in sorted((r for r in results if r.target == target), key=lambda r: -r.accuracy):
-            ahead = lead(learned, result) if learned is not None and result.sampler not in LEARNED else None
-            style = "bold" if result.accuracy == best[target] else None
-            view.add_row(
-                f"{target:g}",
-                result.sampler,
-                result.setting or f"T={result.budget}",
-                f"{result.nfe:.2f}",
-                f"{result.nfe_min}-{result.nfe_max}",
-                f"{100 * result.accuracy:.1f}",
-                f"{100 * result.spread:.1f} ({result.runs})" if result.runs > 1 else "",
-                "" if ahead is None else f"{100 * ahead[0]:+.1f} to {100 * ahead[1]:+.1f}",
-                "" if result.bound is None else f"{result.bound:.2f}",
-                style=style,
-                end_section=False,
-            )
-        view.add_section()
-    return view
-
-
-def order_table(results: Sequence[Result]) -> Table:
-    """Tokens a call and how the orders look, for a terminal."""
-    view = Table("target", "sampler", "setting", "tokens a call", "Kendall tau", "local AR-ness", "global AR-ness")
-    for result in sorted(results, key=lambda r: r.target):
-        values = (result.tokens_per_forward, result.kendall_tau, result.local_ar_ness, result.global_ar_ness)
-        numbers = ["" if value is None else f"{value:.2f}" for value in values]
-        view.add_row(f"{result.target:g}", result.sampler, result.setting or f"T={result.budget}", *numbers)
-    return view
-
-
-def aup_table(results: Sequence[Result]) -> Table:
-    """Accuracy under parallelism of each sampler, over the targets that it was measured at; the highest first."""
-    from hf_learned_order.evaluation.metrics import aup
-
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for result in results:
-        if result.tokens_per_forward:
-            curves.setdefault(result.sampler, []).append((result.tokens_per_forward, 100 * result.accuracy))
-    best = max((y for curve in curves.values() for _, y in curve), default=0.0)
-    areas = {name: aup(*zip(*curve, strict=True), best=best) for name, curve in curves.items()}
-    view = Table("sampler", "AUP", "points")
-    for name in sorted(areas, key=lambda name: -areas[name]):
-        view.add_row(name, f"{areas[name]:.1f}", str(len(curves[name])))
-    return view
-
-
 def save_results(results: Sequence[Result], folder: str | Path) -> None:
     """`results.json` and `results.csv` in `folder`, the old ones or the new ones whatever happens.
 
@@ -163,12 +133,12 @@ def save_results(results: Sequence[Result], folder: str | Path) -> None:
     Raises:
         OSError: `folder` cannot be written to, or the disk is full.
     """
-    rows = [asdict(result) for result in results]
+    rows = [{name: value for name, value in asdict(result).items() if name != "texts"} for result in results]
     lines = ",\n".join(json.dumps(row) for row in rows)
     with replacing(folder) as temporary:
         (temporary / JSON).write_text(f"[{lines}]\n", encoding="utf-8")
         with open(temporary / "results.csv", "w", newline="", encoding="utf-8") as file:
-            names = [field.name for field in fields(Result) if field.name != "scores"]
+            names = [field.name for field in fields(Result) if field.name not in ("scores", "texts")]
             writer = csv.DictWriter(file, names, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)

@@ -1,5 +1,6 @@
 """Metrics of orders and of trade-offs against the formulas in plain Python, and by hand."""
 
+import itertools
 import math
 import subprocess
 import sys
@@ -14,10 +15,14 @@ from hf_learned_order.evaluation.metrics import (
     AccuracyUnderParallelism,
     AnswerAccuracy,
     OrderMetrics,
+    SampleMetrics,
     aup,
+    diversity,
+    finalization_parallelism,
     global_ar_ness,
     kendall_tau,
     local_ar_ness,
+    pass_at_k,
 )
 
 orders = st.lists(st.integers(0, 5), min_size=1, max_size=9)
@@ -65,9 +70,19 @@ def test_by_hand():
     assert kendall_tau(order).item() == pytest.approx((4 - 2) / 6)
 
 
+def test_finalization_parallelism():
+    order = torch.tensor([[1, 1, 4, 1, 0], [3, 2, 1, 0, 0], [0, 0, 0, 0, 0]])
+    assert finalization_parallelism(order).tolist() == pytest.approx([4 / 2, 1, math.nan], nan_ok=True)
+
+
 def test_order_metrics():
     values = OrderMetrics(keep_in_memory=True).compute(predictions=[[1, 2, 3], [3, 2, 1, 0], [1, 1]])
-    assert values == {"kendall_tau": 0.0, "local_ar_ness": pytest.approx(2 / 3), "global_ar_ness": pytest.approx(7 / 9)}
+    assert values == {
+        "finalization_parallelism": pytest.approx(4 / 3),
+        "kendall_tau": 0.0,
+        "local_ar_ness": pytest.approx(2 / 3),
+        "global_ar_ness": pytest.approx(7 / 9),
+    }
     values = OrderMetrics(keep_in_memory=True).compute(predictions=[[1, 4, 2, 3]], k=2)
     assert (values["local_ar_ness"], values["global_ar_ness"]) == (0.25, 1.0)
     assert OrderMetrics(keep_in_memory=True).compute(predictions=[[1, 1]])["kendall_tau"] is None
@@ -78,6 +93,45 @@ def test_order_metrics():
 def test_k_is_checked(measure, k):
     with pytest.raises(ValueError, match=f"k must be a positive integer, got {k}"):
         measure(torch.tensor([[1, 2]]), k)
+
+
+# ---- several responses -------------------------------------------------------------------------------------------
+
+
+@given(flags=st.lists(st.booleans(), min_size=1, max_size=7), data=st.data())
+def test_pass_at_k_goes_through_all_choices(flags, data):
+    k = data.draw(st.integers(1, len(flags)))
+    chosen = [any(choice) for choice in itertools.combinations(flags, k)]
+    assert pass_at_k(sum(flags), len(flags), k) == pytest.approx(sum(chosen) / len(chosen))
+
+
+@given(responses=st.lists(st.sampled_from("abc"), min_size=2, max_size=7))
+def test_diversity_goes_through_all_pairs(responses):
+    pairs = [a != b for a, b in itertools.combinations(responses, 2)]
+    assert diversity(responses) == pytest.approx(sum(pairs) / len(pairs))
+
+
+def test_sample_metrics():
+    texts, metric = [["#1", "#2", "#2"], ["#5", "#5", "#5"]], SampleMetrics(keep_in_memory=True)
+    values = metric.compute(predictions=texts, references=["2", "4"], k=2)
+    assert values == {"pass_at_k": 0.5, "diversity": pytest.approx(1 / 3)}
+    values = metric.compute(predictions=[["#1"], ["#4"]], references=["2", "4"])
+    assert values == {"pass_at_k": 0.5, "diversity": None}
+    values = metric.compute(predictions=[["a"]], references=["2"], is_right=lambda text, answer: text + answer == "a2")
+    assert values["pass_at_k"] == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: pass_at_k(3, 2, 1), r"right must be in \[0, 2\], got 3"),
+        (lambda: pass_at_k(1, 2, 3), r"k must be in \[1, 2\], the number of responses to a prompt, got 3"),
+        (lambda: diversity(["a"]), "responses must be two or more to differ, got 1"),
+    ],
+)
+def test_samples_are_checked(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 # ---- answers and trade-offs --------------------------------------------------------------------------------------

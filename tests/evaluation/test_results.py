@@ -20,14 +20,13 @@ from test_files import together
 from hf_learned_order.evaluation.results import (
     Result,
     Sweep,
-    aup_table,
     lead,
     load_results,
-    order_table,
     over_runs,
+    over_samples,
     save_results,
-    table,
 )
+from hf_learned_order.evaluation.tables import aup_table, order_table, sample_table, table
 
 RESULT = Result(
     sampler="entropy", target=4.0, budget=4, accuracy=0.25, nfe=3.9, nfe_min=2, nfe_max=4, bound=-9.5, count=8
@@ -45,6 +44,18 @@ def test_over_runs():
     seeds = [replace(RESULT, scores=[1.0, 0.0, 1.0]), replace(RESULT, scores=[1.0, 0.0, 0.0])]
     assert over_runs(seeds).scores == [1.0, 0.0, 0.5]
     assert over_runs([replace(RESULT, bound=None)] * 2).bound is None
+
+
+def test_over_samples():
+    assert over_samples([RESULT]) == [RESULT]
+    texts, scores = ["ab", "ac", "db", "de"], [(1.0, 0.0), (1.0, 0.0), (0.0, 0.0), (0.0, 0.0)]
+    runs = [replace(RESULT, scores=list(s), texts=list(t)) for t, s in zip(texts, scores, strict=True)]
+    together = over_samples(runs)
+    assert [run.scores for run in together] == [run.scores for run in runs]
+    assert {(run.samples, run.pass_at_k) for run in together} == {(4, 0.5)}
+    assert together[0].diversity == pytest.approx((4 / 6 + 5 / 6) / 2)
+    mean = over_runs([together[0], replace(together[0], pass_at_k=1.0)])
+    assert (mean.pass_at_k, mean.texts) == (0.75, [])
 
 
 def test_lead_is_the_interval_of_the_mean_difference():
@@ -298,7 +309,15 @@ def test_sweeps_of_several_processes(tmp_path):
 
 def test_tables_of_orders_and_aup():
     results = [
-        replace(RESULT, accuracy=0.8, tokens_per_forward=1.0, kendall_tau=0.25, local_ar_ness=0.5, global_ar_ness=0.75),
+        replace(
+            RESULT,
+            accuracy=0.8,
+            tokens_per_forward=1.0,
+            finalization_parallelism=1.5,
+            kendall_tau=0.25,
+            local_ar_ness=0.5,
+            global_ar_ness=0.75,
+        ),
         replace(RESULT, accuracy=0.8, tokens_per_forward=4.0, target=2.0, setting="gamma=1"),
         replace(RESULT, sampler="iid", accuracy=0.76, tokens_per_forward=1.0),
         RESULT,  # of an earlier version, without tokens a call
@@ -307,10 +326,22 @@ def test_tables_of_orders_and_aup():
     Console(file=file, width=120).print(order_table(results), aup_table(results), sep="\n")
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in file.getvalue().splitlines() if "│" in line]
     assert cells == [
-        ["2", "entropy", "gamma=1", "4.00", "", "", ""],
-        ["4", "entropy", "T=4", "1.00", "0.25", "0.50", "0.75"],
-        ["4", "iid", "T=4", "1.00", "", "", ""],
-        ["4", "entropy", "T=4", "", "", "", ""],
+        ["2", "entropy", "gamma=1", "4.00", "", "", "", ""],
+        ["4", "entropy", "T=4", "1.00", "1.50", "0.25", "0.50", "0.75"],
+        ["4", "iid", "T=4", "1.00", "", "", "", ""],
+        ["4", "entropy", "T=4", "", "", "", "", ""],
         ["entropy", "320.0", "2"],
         ["iid", "76.0", "1"],
     ]
+    assert "final together: tokens of the response that one step unmasked" in " ".join(file.getvalue().split())
+
+
+def test_table_of_samples():
+    assert sample_table([RESULT]) is None
+    file, row = io.StringIO(), replace(RESULT, samples=8, pass_at_k=0.5, diversity=0.875)
+    Console(file=file, width=120).print(sample_table([row, RESULT]))
+    lines = [line for line in file.getvalue().splitlines() if "│" in line]
+    assert [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines] == [
+        ["4", "entropy", "T=4", "3.90", "25.0", "8", "50.0", "0.88"]
+    ]
+    assert "pass@k: share of prompts" in file.getvalue()
