@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_learned_order.cli.calibrate import PROMISE, add_risk, confidence_of
 from hf_learned_order.cli.options import (
     RULES,
     add_model,
@@ -61,6 +62,7 @@ def add_command(commands: Any) -> None:
         help="step budgets that the tuned rows try, times the target NFE; none: no tuned rows; by default three",
     )
     group.add_argument("--no_bound", action="store_true", help="leave out the bound, which costs as much again")
+    add_risk(group, required=False)
     group.add_argument("--seeds", type=int, default=3, help="runs of what draws, tokens or positions; k of pass@k")
     parser.add_argument("--batch_size", type=int, default=128, help="rows decoded at once, in each process")
     parser.add_argument(
@@ -92,11 +94,13 @@ def run(options: argparse.Namespace) -> None:
             )
         bring_up(denoiser, scorer.config, path)
         scorer.to(denoiser.device)
-    if options.budget_shares is None:
-        options.budget_shares = list(BUDGET_SHARES)
+    options.budget_shares = list(BUDGET_SHARES) if options.budget_shares is None else options.budget_shares
     with in_turn(processes):
         evaluators = _evaluators(options, denoiser, tokenizer, processes)
     folder = Path(options.output_dir)
+    if options.risk is not None:
+        _at_risk(options, evaluators, scorers, shown=is_first(processes))
+        return finish(processes)
     # one process writes; all of them must know which rows are there, for they measure the others together
     sweep = Sweep(folder, _settings(options, denoiser, scorers, evaluators)) if is_first(processes) else None
     finished = from_first(processes, sweep and sweep.results)
@@ -149,6 +153,28 @@ def _check_numbers(options: argparse.Namespace) -> None:
     for share in options.budget_shares or ():
         check_range("--budget_shares", share, low=1.0, high=1e6)
     check_dtype(options.dtype)
+
+
+def _at_risk(options: argparse.Namespace, evaluators: dict, scorers: list, *, shown: bool) -> None:
+    """What the same promised risk costs with each rule that has a knob."""
+    from rich.console import Console
+
+    from hf_learned_order.evaluation.calibration import at_risk
+    from hf_learned_order.evaluation.comparison import knob
+    from hf_learned_order.evaluation.tables import risk_table
+
+    promise = {"risk": options.risk, "confidence": confidence_of(options), "against": options.against}
+    for task, (tuning, test) in evaluators.items():
+        rows = []
+        for name in options.samplers:
+            for scorer in scorers if name == "learned_order" else [None]:
+                if knob(name, scorer) is not None:
+                    found = at_risk(tuning, test, name, scorer=scorer, task=task, points=options.points, **promise)
+                    rows.append((name, *found))
+        title = (
+            f"{task}: at most {options.risk:g} bad, {len(tuning.dataset)} held-out, {len(test.dataset)} test problems"
+        )
+        Console(width=120, quiet=not shown).print(title, risk_table(rows), sep="\n")
 
 
 def _report(results: list, evaluators: dict, scorers: list, folder: Path, *, greedy: bool) -> None:
@@ -234,7 +260,8 @@ def _settings(options: argparse.Namespace, denoiser: Any, scorers: list, evaluat
     from hf_learned_order.evaluation.evaluator import fingerprint
     from hf_learned_order.evaluation.results import COMMAND, PROBE
 
-    given = {name: value for name, value in vars(options).items() if name not in ("run", "command", "output_dir")}
+    others = ("run", "command", "output_dir", *PROMISE)  # a comparison at a risk is no sweep
+    given = {name: value for name, value in vars(options).items() if name not in others}
     return {
         COMMAND: ["hf-learned-order", options.command, *words(given)],
         **{name: version(name) for name in ("hf_learned_order", "torch", "transformers")},

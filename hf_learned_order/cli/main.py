@@ -1,11 +1,11 @@
-"""`hf-learned-order`: generate, evaluate, plot and push from the command line."""
+"""`hf-learned-order`: generate, evaluate, calibrate, plot and push from the command line."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from hf_learned_order.cli import evaluate, generate, plot, push
+from hf_learned_order.cli import calibrate, evaluate, generate, plot, push
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -13,7 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="hf-learned-order", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('hf_learned_order')}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (generate, evaluate, plot, push):
+    for command in (generate, evaluate, calibrate, plot, push):
         command.add_command(commands)
     options = parser.parse_args(arguments)
     try:

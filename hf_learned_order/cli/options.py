@@ -67,6 +67,32 @@ def own_data(options: argparse.Namespace) -> OwnData:
     return OwnData(**{each.name: getattr(options, each.name) for each in fields(OwnData)})
 
 
+def add_data(parser: argparse.ArgumentParser) -> Any:
+    """The options that say which problems there are; the group, for more."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset_name", help="GSM8K (openai/gsm8k) or your own data on the Hub, or a folder of data")
+    group.add_argument("--train_file", nargs="+", help="its train.jsonl: the last rows are held out")
+    group.add_argument("--test_file", nargs="+", help="its test.jsonl")
+    group.add_argument("--canvas_length", type=int, help="positions of a response; by default the task's")
+    return group
+
+
+def evaluator_of(
+    options: argparse.Namespace, name: str, split: str, count: int | None, denoiser: Any, tokenizer: Any
+) -> Any:
+    """Decodes the problems of a task, greedily."""
+    from hf_learned_order.evaluation.evaluator import Evaluator
+    from hf_learned_order.tasks.table import Source, find_task
+
+    task = find_task(name)
+    length = options.canvas_length or task.canvas_length
+    files = {name: getattr(options, name) for name in ("dataset_name", "train_file", "test_file")}
+    source = Source(split=split, count=count, canvas_length=length, own=own_data(options), **files)
+    how: dict[str, Any] = {"canvas_length": length, "batch_size": options.batch_size}
+    how |= {"is_right": task.is_right, "score": task.score}
+    return Evaluator(denoiser, tokenizer, task.load(tokenizer, source), **how)
+
+
 def check_dtype(dtype: str) -> None:
     """Raises `ValueError` unless it is "auto" or the name of a floating-point type."""
     import torch

@@ -4,17 +4,22 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from hf_learned_order.evaluation.guarantees import Guarantee
 from hf_learned_order.evaluation.results import Result, lead
 
 LEARNED = ("learned_order, tuned", "learned_order")  # the first that was measured is compared with the others
 ORDER_WORDS = (
     "tokens a call: of the response, first EOS included. final together: tokens of the response that one step "
     "unmasked, on average over its steps. Kendall tau: 1 from left to right, -1 from right to left, 0 neither. "
-    "local AR-ness: share of tokens right behind the one before them. global AR-ness: share that were the leftmost mask."
+    "local AR-ness: share of tokens right behind the one before. global AR-ness: share that were the leftmost mask."
 )
 SAMPLE_WORDS = (
     "pass@k: share of prompts of which one of k responses at least is right. diversity: share of pairs of responses to "
     "a prompt that differ. A rule can be ahead in one response and behind in k: what is surest first differs less."
+)
+RISK_WORDS = (
+    "bad: wrong where the slow rule is right, or all that is wrong if judged. Each setting is the fastest of which the "
+    "risk could be promised on the held-out problems."
 )
 
 
@@ -89,4 +94,20 @@ def aup_table(results: Sequence[Result]) -> Table:
     view = Table("sampler", "AUP", "points")
     for name in sorted(areas, key=lambda name: -areas[name]):
         view.add_row(name, f"{areas[name]:.1f}", str(len(curves[name])))
+    return view
+
+
+def risk_table(rows: Sequence[tuple[str, Guarantee | None, Result | None, int]]) -> Table:
+    """What a promised risk costs: sampler, its guarantee, what its setting measured on test problems, and how many of
+    its responses were bad there; None and None where nothing could be promised.
+    """
+    view = Table("sampler", "setting", "bad, held out", "bad, test", "right, %", "NFE", caption=RISK_WORDS)
+    view.caption_justify = "left"
+    for name, promised, result, bad in rows:
+        if promised is None or result is None:
+            view.add_row(name, "none keeps the risk", "", "", "", "")
+            continue
+        setting = " ".join(f"{key}={value:.4g}" for key, value in promised.options.items())
+        shares = (f"{promised.bad} of {promised.prompts}", f"{bad} of {result.count} ({bad / result.count:.1%})")
+        view.add_row(name, setting, *shares, f"{100 * result.accuracy:.1f}", f"{result.nfe:.2f}")
     return view

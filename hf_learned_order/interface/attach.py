@@ -119,7 +119,8 @@ class LearnedOrderGenerationMixin(_Base):
         Args:
             input_ids: int [batch, prompt], padded on the left or on the right.
             attention_mask: [batch, prompt], 0 at padding; by default inferred as transformers does (`mask_of`).
-            sampler: a name of `SAMPLERS` or a `Sampler`.
+            sampler: a name of `SAMPLERS`, a `Sampler`, or the name of a guarantee of the scorer, such as
+                `"equations@0.02"`: its setting and its step budget then hold.
             sampler_config: options of a sampler given by name, e.g. `{"threshold": 0.9}`.
             generation_config: settings; those of the model's own hold where it has none.
             logits_processor: change what the denoiser believes, at each position, before rules and draws. What each
@@ -144,6 +145,15 @@ class LearnedOrderGenerationMixin(_Base):
         """
         if isinstance(token_type_ids, Tensor) and token_type_ids.any():
             raise ValueError("token_type_ids must be 0 everywhere: prompt and canvas are one segment")
+        if isinstance(sampler, str) and self.order_scorer is not None and sampler in self.order_scorer.guarantees:
+            saved = self.order_scorer.guarantees[sampler]
+            given = {"sampler_config": sampler_config, "max_denoising_steps": settings.get("max_denoising_steps")}
+            if any(value is not None for value in given.values()):
+                raise ValueError(
+                    f"{' and '.join(given)} must be None with the guarantee {sampler!r}, which has its own"
+                )
+            sampler, sampler_config = saved["sampler"], saved["options"]
+            settings["max_denoising_steps"] = saved["max_denoising_steps"]
         if isinstance(sampler, str):
             options = {"sampler": sampler, **merged([sampler_config])}
             if options["sampler"] != sampler:

@@ -9,9 +9,10 @@ from huggingface_hub import CommitInfo
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from hf_learned_order.common.files import read_weights, reading, replacing, saving
+from hf_learned_order.orders.guarantees import read_guarantees, write_guarantees
 
 WEIGHTS = "model.safetensors"
 # what says where a file is, of the arguments of `from_pretrained`
@@ -65,6 +66,14 @@ class HubMixin(_Base):
         path = cached_file(pretrained_model_name_or_path, WEIGHTS, _commit_hash=commit, **place)
         if path is not None:
             read_weights(Path(path))  # transformers makes floats of whatever there is
+        settings = cached_file(
+            pretrained_model_name_or_path,
+            GENERATION_CONFIG_NAME,
+            _commit_hash=commit,
+            _raise_exceptions_for_missing_entries=False,
+            **place,
+        )
+        scorer.guarantees = read_guarantees(settings)
         return (scorer, info) if wants_info else scorer
 
     def save_pretrained(
@@ -82,6 +91,8 @@ class HubMixin(_Base):
             )
         with replacing(save_directory) as temporary, saving(save_directory):
             super().save_pretrained(temporary, *args, **kwargs)
+        if guarantees := getattr(self, "guarantees", None):
+            write_guarantees(save_directory, guarantees, max_denoising_steps=self.config.max_denoising_steps)
 
     # pyrefly: ignore[bad-override] (max_shard_size and tags: a scorer is small, and its card has its tags)
     def push_to_hub(self, repo_id: str, *, card: Any = None, **kwargs: Any) -> CommitInfo:

@@ -55,10 +55,12 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
     config_class = OrderScorerConfig
     main_input_name = "step"
     base_model_prefix = "order_scorer"
+    guarantees: dict[str, dict[str, Any]]  # name -> a setting and what was promised of it (`evaluation.guarantees`)
 
     def __init__(self, config: OrderScorerConfig):
         super().__init__(config)
         self.network = OrderNetwork(config, law=config.law)
+        self.guarantees = {}
         self.tilt: Tensor | None = None  # of training: a 0 in the bias, to differentiate by
         self.post_init()
 
