@@ -1,13 +1,19 @@
 """The tokens and the order of a slow rule in fewer calls: a mode of the decoding loop.
 
 One call of the denoiser says which position the slow rule takes now, and lets a drafter guess which ones it takes next
-and with which tokens. The next call is about the canvases after 1, 2, ..., k of these, as a batch. Each canvas says
-what the slow rule does there, so its path is followed from the first canvas on, which is right, for as long as it leads
-to another canvas of the batch. Nothing else is kept: whatever is drafted, the response is that of the slow rule, and a
-better draft only saves calls. What holds for one token a step holds for a rule that takes more.
+and with which tokens. The next call is about k canvases that may follow, as a batch. Each says what the slow rule does
+there, so its path is followed from the first canvas on, which is right, for as long as it leads to another canvas of
+the batch. Nothing else is kept: whatever is drafted, the response is that of the slow rule, and a better draft only
+saves calls. What holds for one token a step holds for a rule that takes more.
 
-Sources: Free Draft-and-Verification, arXiv 2510.00294, which drafts with the slow rule itself on the last predictions
-(here: `sampler` and `verify` are the same rule); Self Speculative Decoding, arXiv 2510.04147; Spiffy, arXiv 2509.18085.
+What is drafted is not one chain. Tokens are guessed well, the order of positions of like confidence is not, and a chain
+ends at the first that comes out of turn. So beside the first j positions of the draft, canvases with the first j - 1
+and a later one are looked at, the likeliest of both kinds (`branches`): a path that takes two neighbours in the other
+order goes through one of these and is back on the chain a step later.
+
+Sources: Free Draft-and-Verification, arXiv 2510.00294, which drafts one chain with the slow rule itself on the last
+predictions (here: `sampler` and `verify` are the same rule); Self Speculative Decoding, arXiv 2510.04147; Spiffy,
+arXiv 2509.18085.
 
 Symbols: k canvases a call, R rows, n canvases of all rows.
 """
@@ -26,6 +32,14 @@ from hf_learned_order.denoisers.predictions import Step
 from hf_learned_order.orders.laws.base import at_least_one
 
 CANVASES = 8  # k, where it is not given
+
+
+def branches(count: int) -> list[tuple[int, int]]:
+    """(j, d) of the `count` canvases: the first j - 1 positions of the draft, and the one d places behind these.
+
+    (0, 0) is the canvas that is known; (j, 0) are a chain. They come by rising j + d, the chain first.
+    """
+    return [(0, 0), *((total - d, d) for total in range(1, count + 1) for d in range(total))][:count]
 
 
 class Verification:
@@ -128,11 +142,11 @@ class Verification:
             dim=-1, descending=True, stable=True
         )
         order = order.gather(-1, first.gather(-1, order).argsort(dim=-1, descending=True, stable=True))
-        rank = order.argsort(-1)
-        more = torch.arange(self.count, device=rank.device)
-        filled = masked[:, None] & (rank[:, None] < more[:, None])
+        rank, left = order.argsort(-1)[:, None], masked.sum(-1, keepdim=True)
+        j, d = torch.tensor(branches(self.count), device=rank.device).mT
+        filled = masked[:, None] & ((rank < j[:, None] - 1) | (rank == (j + d)[:, None] - 1))
         self.drafts = torch.where(filled, last.predictions.tokens[:, None], now[:, None])
-        self.there = more < masked.sum(-1, keepdim=True)  # a canvas without a mask asks nothing
+        self.there = (j < left) & (j + d <= left)  # a canvas without a mask asks nothing
 
 
 def verification_of(

@@ -38,6 +38,7 @@ from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
 from hf_learned_order.decoding.samplers.remasking import WINOSampler
 from hf_learned_order.decoding.samplers.scheduled import IIDSampler, LeftToRightSampler, TopProbSampler
 from hf_learned_order.decoding.samplers.table import make_sampler
+from hf_learned_order.decoding.verification import branches
 
 SLOW = [rule for rule in DETERMINISTIC if not (rule.remasks or rule.is_random or rule.needs_attentions)]
 SLOW += [Remembers(), Always(value=False), Always(value=True)]
@@ -163,25 +164,44 @@ class TestModes:
         assert streamer.ended == 1
 
 
+def test_branches_by_hand():
+    assert branches(8) == [(0, 0), (1, 0), (2, 0), (1, 1), (3, 0), (2, 1), (1, 2), (4, 0)]
+    assert branches(1) == [(0, 0)]
+
+
 class TestCalls:
     @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 20])
     def test_of_a_draft_that_is_always_right(self, count):
-        """One call begins, then each confirms as many tokens as it has canvases."""
+        """One call begins, then each confirms as many tokens as it has canvases of the chain."""
         denoiser, rule = ExactCopy(9), LeftToRightSampler()
         prompt = torch.arange(9).repeat(2, 1)
         got, slow = assert_verified(denoiser, prompt, sampler=rule, verify=rule, count=count, max_new_tokens=9)
         assert slow.nfe.tolist() == [9, 9] == slow.canvases.tolist()
-        assert got.nfe.tolist() == [1 + -(-8 // count)] * 2
-        assert got.canvases.tolist() == [9, 9]  # a full canvas is not looked at
+        chain = sum(d == 0 for _, d in branches(count))
+        assert got.nfe.tolist() == [1 + -(-8 // chain)] * 2
+        if count <= 3:
+            assert got.canvases.tolist() == [9, 9]  # a full canvas is not looked at
+
+    def test_two_that_come_in_the_other_order(self):
+        """The draft has 1 before 2, 3 before 4, ...; the slow rule has not. A canvas beside the chain catches that."""
+
+        class Swapped(Sampler):
+            def preference(self, step):
+                return -torch.tensor([0.0, 2, 1, 4, 3, 6, 5, 8, 7]).expand(step.masked.shape)
+
+        options = {"sampler": Swapped(), "verify": LeftToRightSampler(), "max_new_tokens": 9}
+        prompt = torch.arange(9)[None]
+        chain, _ = assert_verified(ExactCopy(9), prompt, count=3, **options)
+        branched, _ = assert_verified(ExactCopy(9), prompt, count=4, **options)
+        assert (chain.nfe.item(), branched.nfe.item()) == (6, 5)
 
     def test_of_a_draft_that_is_always_wrong(self):
         class FromTheRight(Sampler):
             def preference(self, step):
                 return torch.arange(9.0).expand(step.masked.shape)
 
-        got, _ = assert_verified(
-            ExactCopy(9), torch.arange(9)[None], sampler=FromTheRight(), verify=LeftToRightSampler(), max_new_tokens=9
-        )
+        options = {"sampler": FromTheRight(), "verify": LeftToRightSampler(), "max_new_tokens": 9}
+        got, _ = assert_verified(ExactCopy(9), torch.arange(9)[None], count=3, **options)
         assert got.nfe.tolist() == [9]
 
     def test_counted_as_they_are_made(self):
@@ -208,7 +228,7 @@ class TestCalls:
         seen = {}
         for name, sampler in (("confidence", TopProbSampler()), ("left", LeftToRightSampler())):
             denoiser = Recorder(denoiser_of("bert"))
-            options = {"verify": TopProbSampler(), "num_assistant_tokens": 4, "max_new_tokens": 9}
+            options = {"verify": TopProbSampler(), "num_assistant_tokens": 3, "max_new_tokens": 9}
             decode(denoiser, words(1, 4), sampler=sampler, **options)
             seen[name] = denoiser.canvases[1]
         first, *more = seen["left"]
