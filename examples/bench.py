@@ -73,7 +73,7 @@ def denoiser_of(size: dict[str, Any], vocab_size: int, *, block_size: int | None
 def sampler_of(name: str, denoiser: Denoiser) -> Sampler:
     """A rule; a learned one by the name and its law."""
     name, _, law = name.partition(" ")
-    options = {"bound": 1.0} if law in ("", "factor", "dependent") else {}
+    options = {"bound": 1.0} if law in ("", "regret") else {}
     scorer = (
         OrderScorer.for_denoiser(denoiser, law=law or LAWS[0], **options).eval() if name == "learned_order" else None
     )

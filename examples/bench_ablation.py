@@ -3,7 +3,7 @@
     PYTHONPATH=tests python examples/bench_ablation.py
 
 Pairs with n = 4 and T = 2, exact conditionals, optimum -4 log 2. One choice at a time is changed from the default: law
-non_empty, shared law, all features, no warm start, tau 0.1, K = 8. An update has as many chains whatever K is. The
+non_empty, shared law, all features, tau 0.1, K = 8. An update has as many chains whatever K is. The
 figure is how far the bound is from the optimum, nats a response: before training, half of the way, and at its end.
 """
 
@@ -24,9 +24,7 @@ SHAPE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attenti
 CHOICES: dict[str, dict[str, Any]] = {
     "default": {},
     "law count": {"law": "count"},
-    "law plackett_luce": {"law": "plackett_luce"},
-    "law repulsive": {"law": "repulsive"},
-    "law factor": {"law": "factor"},
+    "law regret": {"law": "regret", "pair_weight": 1.0},
     "law max_normalized": {"law": "max_normalized"},
     "posterior clean": {"posterior": True},
     "posterior clean, law count": {"posterior": True, "law": "count"},
@@ -38,9 +36,6 @@ CHOICES: dict[str, dict[str, Any]] = {
         "features": ["confidence", "margin", "entropy", "mask_fraction", "budget", "position"],
         "denoiser_hidden_size": 0,
     },
-    "warm start entropy": {"warm_start": "entropy"},
-    "warm start factor": {"warm_start": "factor"},
-    "warm start entropy, law count": {"warm_start": "entropy", "law": "count"},
     "tau 0.03": {"law_temperature": 0.03},
     "tau 0.3": {"law_temperature": 0.3},
     "tau 1": {"law_temperature": 1.0},

@@ -4,7 +4,7 @@ r"""Whole trade-off curves of a task: every rule at settings of its own, and not
 
 Each point is one rule at one setting on the test problems: the share that is right, and the mean NFE. What the table
 shows at an NFE lies on the line between the points on either side. Points are added to a file; the same command goes on
-with those that are missing, and several commands may share the file. What has to be chosen (`--entropy_weight`) is
+with those that are missing, and several commands may share the file. What has to be chosen is
 chosen with `--split validation`. A scorer whose law draws has the step budget as its setting.
 """
 
@@ -65,13 +65,12 @@ def points(
     bounds: Sequence[float],
     budgets: Sequence[int] = BUDGETS,
     *,
-    entropy_weight: float | None = None,
     greedy: bool = False,
 ) -> Iterator[tuple[str, Sampler, int | None]]:
     """A label, the rule and its step budget, for each setting of a rule."""
     if name == "learned_order":
         for path in scorers:
-            yield from points_of_scorer(path, bounds, budgets, entropy_weight=entropy_weight, greedy=greedy)
+            yield from points_of_scorer(path, bounds, budgets, greedy=greedy)
     elif name in COUNTED:
         for budget in budgets:
             yield f"{name} T={budget}", make_sampler(name), budget
@@ -82,9 +81,9 @@ def points(
 
 
 def points_of_scorer(
-    path: str, bounds: Sequence[float], budgets: Sequence[int], *, entropy_weight: float | None, greedy: bool
+    path: str, bounds: Sequence[float], budgets: Sequence[int], *, greedy: bool
 ) -> Iterator[tuple[str, Sampler, int | None]]:
-    """The bound of a law that is deterministic, the step budget of one that draws."""
+    """The bound of the regret law, the step budget of one that draws."""
     scorer = OrderScorer.from_pretrained(path).eval()
     if scorer.is_random:
         label = f"{path},greedy" if greedy else path
@@ -92,9 +91,6 @@ def points_of_scorer(
             if budget <= (scorer.config.max_denoising_steps or budget):
                 yield f"{label} T={budget}", LearnedOrderSampler(scorer=scorer, greedy=greedy), budget
         return
-    if entropy_weight is not None:
-        scorer.config.entropy_weight = entropy_weight
-        path = f"{path},w={entropy_weight:g}"
     for bound in bounds:
         bias = float(np.log(bound / scorer.config.bound))
         yield f"{path} {bound}", LearnedOrderSampler(scorer=scorer, bias=bias), None
@@ -142,7 +138,6 @@ def main() -> None:
         "--budgets", nargs="+", type=int, default=BUDGETS, help="of the rules and scorers that have none: step budgets"
     )
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--entropy_weight", type=float, help="of scorers with the dependent law, in place of their own")
     parser.add_argument("--greedy", action="store_true", help="of scorers whose law draws, the likeliest positions")
     parser.add_argument("--max_denoising_steps", type=int, help="step budget of rules with a knob, None: as they need")
     parser.add_argument("--split", choices=["validation", "test"], default="test")
@@ -183,7 +178,6 @@ def main() -> None:
             options.scorer,
             options.bounds,
             options.budgets,
-            entropy_weight=options.entropy_weight,
             greedy=options.greedy,
         )
         for setting, sampler, budget in settings:

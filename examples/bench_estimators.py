@@ -36,7 +36,8 @@ def trained(law: str, steps: int, seed: int) -> OrderScorer:
     """A scorer on its way."""
     torch.manual_seed(seed)
     denoiser: Any = ExactPairs(N)
-    scorer = OrderScorer.for_denoiser(denoiser, law=law, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "pair_weight": 1.0}
+    scorer = OrderScorer.for_denoiser(denoiser, law=law, **shape)
     objective = OrderELBO(denoiser, scorer, max_denoising_steps=steps)
     start = bound_of(objective)
     half = (start - N * math.log(2)) / 2
@@ -85,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
-    for law in ("non_empty", "repulsive"):
+    for law in ("non_empty", "regret"):
         view = Table("estimator", "T = 2", "T = 4", title=f"variance over the default's, law {law}")
         columns = []
         for steps in (2, 4):

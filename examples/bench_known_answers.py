@@ -17,7 +17,7 @@ from problems import ExactCopy, ExactPairs, ExactReplaceAt, ExactReplaceRandom, 
 
 from hf_learned_order.decoding.loop import decode
 from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
-from hf_learned_order.orders.configuration import ELBO_LAWS
+from hf_learned_order.orders.configuration import RANDOM_LAWS
 from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.training.objectives.elbo import BASELINES, OrderELBO, remaining
 
@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
     parser.add_argument("--sizes", nargs="+", type=int, default=[4, 5, 6, 7, 8])
-    parser.add_argument("--law", choices=list(ELBO_LAWS), default="count")
+    parser.add_argument("--law", choices=list(RANDOM_LAWS), default="count")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--updates", type=int, default=500)
     parser.add_argument("--batch", type=int, default=256, help="responses an update")

@@ -29,8 +29,8 @@ SIZES: dict[str, tuple[dict[str, Any], int]] = {"tiny": (TINY, 1000), "100M": (B
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "elbo, clean posterior": ("non_empty", {"posterior": "clean"}),
     "elbo, shared law": ("non_empty", {"posterior": "prior"}),
-    "correctness": ("factor", {}),
-    "dependence": ("dependent", {}),
+    "regret": ("regret", {}),
+    "reward": ("regret", {"objective": "reward"}),
 }
 UPDATES, ROWS = 3, 2  # the first update is a warm-up
 

@@ -20,7 +20,6 @@ from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
 from hf_learned_order.orders.configuration import LAWS
 from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.orders.tuned import bring_up
-from hf_learned_order.orders.warm_starts import WARM_STARTS
 from hf_learned_order.sharing.cards import Card
 from hf_learned_order.tasks.answers import AnswerMetrics
 from hf_learned_order.tasks.sources import OwnData, Source
@@ -58,11 +57,7 @@ class ScriptArguments:
     )
     law: str = field(default="regret", metadata={"help": "law of the scorer", "choices": list(LAWS)})
     law_temperature: float | None = field(default=None, metadata={"help": "tau of a law that draws"})
-    warm_start: str | None = field(
-        default=None, metadata={"help": "rule to start from, for the laws that draw", "choices": list(WARM_STARTS)}
-    )
-    bound: float = field(default=0.5, metadata={"help": "of a law that draws nothing, and of a warm start"})
-    entropy_weight: float = field(default=1.5, metadata={"help": "dependent law: cost of a position by itself"})
+    bound: float = field(default=0.5, metadata={"help": "of the regret law: what a position may cost"})
     reward: str | None = field(
         default=None,
         metadata={
@@ -122,9 +117,7 @@ def main() -> None:
             Denoiser(model, mask_token_id=tokenizer.mask_token_id),
             law=script.law,
             law_temperature=script.law_temperature,
-            warm_start=script.warm_start,
             bound=script.bound,
-            entropy_weight=script.entropy_weight,
             hidden_size=script.scorer_size,
             num_hidden_layers=script.scorer_layers,
             hidden_layers=script.hidden_layers,

@@ -28,8 +28,7 @@ def scorer_of(model: PreTrainedModel, *, seed: int = 0, **config) -> OrderScorer
     torch.manual_seed(seed)
     options = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, **config}
     scorer = OrderScorer.for_denoiser(Denoiser(model), **options).eval()
-    if scorer.config.law != "dependent":
-        torch.nn.init.normal_(scorer.network.head.weight, std=0.05)  # scores are divided by tau
+    torch.nn.init.normal_(scorer.network.head.weight, std=0.05)  # scores are divided by tau
     return scorer
 
 

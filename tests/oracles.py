@@ -6,7 +6,7 @@ going through every subset, so rows have to be short.
 
 import math
 from functools import lru_cache
-from itertools import combinations, pairwise, permutations
+from itertools import combinations, pairwise
 
 import numpy as np
 
@@ -256,33 +256,6 @@ def conditional_bernoulli(scores: dict[int, float], k: int) -> Law:
     return {s: w / math.fsum(weights.values()) for s, w in weights.items()}
 
 
-def plackett_luce(scores: dict[int, float], k: int) -> Law:
-    """Sums over the k! orders of each set."""
-    law: Law = {}
-    for order in permutations(scores, k):
-        p, left = 1.0, dict(scores)
-        for i in order:
-            p *= 1 / math.fsum(math.exp(s - scores[i]) for s in left.values())
-            del left[i]
-        law[frozenset(order)] = law.get(frozenset(order), 0.0) + p
-    return law
-
-
-def repulsive(logits: list[float], a: list[list[float]], preference: list[float], masked: list[bool]) -> Law:
-    """Goes through both answers at each position visited; the empty set is then taken out."""
-    law = {frozenset(): 1.0}
-    for i in sorted(eligible(masked), key=lambda i: -preference[i]):
-        after = {}
-        for accepted, p in law.items():
-            logit = logits[i] - math.fsum(a[i][j] for j in accepted)
-            after[accepted | {i}] = p / (1 + math.exp(-logit))
-            after[accepted] = p / (1 + math.exp(logit))
-        law = after
-    if any(masked):
-        del law[frozenset()]
-    return {s: p / math.fsum(law.values()) for s, p in law.items()}
-
-
 def regret_cost(i: int, taken, logits: list[float], w: list[float], a: list[list[float]]) -> float:
     doubt = 1 / (1 + math.exp(min(logits[i], 700.0)))
     return w[i] * (len(taken) + 2) * doubt + math.fsum(a[i][j] for j in taken)
@@ -327,27 +300,6 @@ def random_regret(
 def greedy(law: Law, size: int) -> float:
     """The probability of the likeliest set of that size."""
     return max(p for s, p in law.items() if len(s) == size)
-
-
-def greedy_repulsive(logits: list[float], a: list[list[float]], preference: list[float], masked: list[bool]) -> tuple:
-    """About how many positions a draw has, and the positions in the order in which they come in."""
-    visited = sorted(eligible(masked), key=lambda i: -preference[i])
-    mean: dict[int, float] = {}
-    for i in visited:
-        free = 1 / (1 + math.exp(-logits[i]))
-        factors = (1 - p + p / (1 + math.exp(a[i][j] - logits[i])) / free for j, p in mean.items())
-        mean[i] = min(1.0, free * math.prod(factors))
-    empty = math.prod(1 - 1 / (1 + math.exp(-logits[i])) for i in visited)
-    number = math.fsum(mean.values()) / (1 - empty) if visited else 0.0
-    rank = {i: k for k, i in enumerate(visited)}
-    chosen: list[int] = []
-    while len(chosen) < len(visited):
-
-        def value(i: int) -> float:
-            return logits[i] - math.fsum(a[i][j] if rank[j] < rank[i] else a[j][i] for j in chosen)
-
-        chosen.append(max((i for i in visited if i not in chosen), key=lambda i: (value(i), -rank[i])))
-    return number, chosen
 
 
 def marginals(law: Law, length: int) -> list[float]:

@@ -34,7 +34,7 @@ if "WORLD_SIZE" in os.environ:
 SPLIT = {
     **CASES,
     "range": {"min_denoising_steps": 1},
-    "paced": {"law": "factor", "target_nfe": 4.0},
+    "paced": {"law": "regret", "target_nfe": 4.0},
     "paced_draws": {"posterior": "prior", "target_nfe": 4.0, "max_denoising_steps": 8},
 }
 # with split weights; a slower rate, or the orders that are learned take one step, and no process waits for another
@@ -42,8 +42,8 @@ SLOW = {"learning_rate": 0.03, "train_sampling_strategy": "sequential", "max_ste
 SHARDED = {
     name: {**SLOW, **options}
     for name, options in {
-        **{name: SPLIT[name] for name in ("clean_once", "count", "factor", "agreement", "imitation")},
-        **{name: SPLIT[name] for name in ("dense", "range", "lora", "train_denoiser", "paced", "paced_draws")},
+        **{name: SPLIT[name] for name in ("clean_once", "count", "regret")},
+        **{name: SPLIT[name] for name in ("range", "lora", "train_denoiser", "paced", "paced_draws")},
         # tries enough that some go on behind the step that explores
         "reward": {**SPLIT["reward"], "max_denoising_steps": 8, "num_chains": 8},
         "hidden_layers": {"hidden_layers": [1, -1]},
@@ -84,7 +84,7 @@ def train_all(folder: Path, cases: dict[str, dict], *, batch: int, split: bool) 
     for case, options in cases.items():
         options = {**OPTIONS, **options, "per_device_train_batch_size": batch}
         rows = rows_of(tokenizer)
-        if split and case != "agreement":  # which decodes whole responses
+        if split:
             rows = uneven(rows)
         trainer = trainer_of(folder / case, tokenizer, rows, **options)
         trainer.train()

@@ -15,12 +15,11 @@ from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.layers import LAST
 from hf_learned_order.denoisers.probe import check_probe
 from hf_learned_order.orders.features import FEATURES
-from hf_learned_order.orders.warm_starts import WARM_STARTS
 
-RANDOM_LAWS = ("non_empty", "max_normalized", "count", "plackett_luce", "repulsive")  # have a density to differentiate
-DETERMINISTIC_LAWS = ("regret", "dependent", "factor")
-ELBO_LAWS = (*RANDOM_LAWS, "regret", "factor")  # the last two by their random form, or a random law around it
-LAWS = (*RANDOM_LAWS, *DETERMINISTIC_LAWS)
+RANDOM_LAWS = ("non_empty", "max_normalized", "count")  # draw a set; "regret" is one, and has a random form
+LAWS = ("regret", *RANDOM_LAWS)
+LEFT = ("factor", "dependent", "repulsive", "plackett_luce")  # laws of version 0.1.0, the last that had them
+FIELDS_LEFT = ("warm_start", "entropy_weight")  # with them; without a meaning for the laws that stayed
 TUNINGS = (None, "adapter", "denoiser")
 
 
@@ -28,26 +27,17 @@ class OrderScorerConfig(PreTrainedConfig):
     """Shape of a scorer, and the denoiser it was made for.
 
     Args:
-        law: "non_empty" (`NonEmptyBernoulli` with the ancestral schedule as offset), "max_normalized", "count"
-            (`CountedBernoulli`: how many, then which), "plackett_luce" (`CountedPlackettLuce`, likewise), "repulsive"
-            (`RepulsiveBernoulli`, by rising entropy), "regret" (`BoundedRegret` with a learned probability, weight and
-            A), "dependent" (`BoundedDependence` with a learned A), or "factor" (`BoundedRisk` with a learned
-            probability).
-        law_temperature: tau, which scores (and log-weights of counts, and repulsions) are divided by; of "regret" that
-            of `RandomRegret`, in training. None: 0.5 with "regret", 0.1 with the others; two deterministic laws do not
-            use it.
-        bound: of the regret law: what a position may cost; of the dependent law: what a position may cost, nats; of the
-            factor law: what the risk may be; of a warm start from the factor rule likewise, from the threshold rule:
-            what 1 - c may be.
+        law: "regret" (`BoundedRegret` with a learned probability, weight and A), "non_empty" (`NonEmptyBernoulli` with
+            the ancestral schedule as offset), "max_normalized", or "count" (`CountedBernoulli`: how many, then which).
+        law_temperature: tau, which scores (and log-weights of counts) are divided by; of "regret" that of its random
+            form, `RandomRegret`, in training. None: 0.5 with "regret", 0.1 with the others.
+        bound: of the regret law: what a position may cost.
         pair_weight: of the regret law: what A counts; 0 until the training has chosen it.
-        entropy_weight: of the dependent law: what a position costs by itself, as a share of its entropy.
-        warm_start: the rule that an untrained scorer decodes as, one of `WARM_STARTS`; None: as ancestral sampling. Of
-            laws with a temperature only, and the nearer, the lower that is.
         features: what the scorer sees of each position beside whether it is masked, among `FEATURES`; None: all but
             the position, and the budget only with laws that decide by it.
         hidden_layers: which of the denoiser's hidden states the scorer sees, as indices into the tuple `hidden_states`
             that transformers' models return: 0 the embeddings, -1 the last. None: the last alone.
-        law_bias: added to the `bias` of every draw, of laws that are not deterministic. `target_nfe` moves it.
+        law_bias: added to the `bias` of every draw, of laws that draw. `target_nfe` moves it.
         max_denoising_steps: T, the budget that the scorer was trained for, the largest if it was trained for several;
             None if it serves any.
         hidden_size: width of the scorer.
@@ -79,8 +69,6 @@ class OrderScorerConfig(PreTrainedConfig):
         law_temperature: float | None = None,
         bound: float = 0.5,
         pair_weight: float = 0.0,
-        entropy_weight: float = 1.5,
-        warm_start: str | None = None,
         features: list[str] | None = None,
         hidden_layers: list[int] | None = None,
         law_bias: float = 0.0,
@@ -100,33 +88,31 @@ class OrderScorerConfig(PreTrainedConfig):
     ):
         law_temperature = (0.5 if law == "regret" else 0.1) if law_temperature is None else law_temperature
         _check_fields(locals())
+        if law in LEFT:
+            raise ValueError(
+                f"law must be one of {', '.join(LAWS)}, got {law!r}, which left after version 0.1.0: install "
+                "hf-learned-order==0.1.0 to use this scorer, or train one with the law 'regret'"
+            )
         if law not in LAWS:
             raise ValueError(f"law must be one of {', '.join(LAWS)}, got {law!r}")
         if denoiser_tuning not in TUNINGS:
             raise ValueError(f"denoiser_tuning must be one of {', '.join(map(str, TUNINGS))}, got {denoiser_tuning!r}")
         if not law_temperature > 0:
             raise ValueError(f"law_temperature must be positive, got {law_temperature!r}")
-        for name, value in (
-            ("bound", bound),
-            ("pair_weight", pair_weight),
-            ("entropy_weight", entropy_weight),
-        ):
+        for name, value in (("bound", bound), ("pair_weight", pair_weight)):
             if not value >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {value!r}")
         if not math.isfinite(law_bias):
             raise ValueError(f"law_bias must be finite, got {law_bias!r}")
         check_probe("denoiser_probe", denoiser_probe)
         check_probe("base_model_probe", base_model_probe)
-        _check_start(law, warm_start)
         _check_features(features)
         _check_layers(hidden_layers, denoiser_hidden_size)
         self.law = law
-        self.warm_start = warm_start
         self.features = None if features is None else list(features)
         self.hidden_layers = None if hidden_layers is None else list(hidden_layers)
         self.bound = bound
         self.pair_weight = pair_weight
-        self.entropy_weight = entropy_weight
         self.law_bias = law_bias
         self.max_denoising_steps = max_denoising_steps
         self.law_temperature = law_temperature
@@ -146,8 +132,8 @@ class OrderScorerConfig(PreTrainedConfig):
     @property
     def seen(self) -> tuple[str, ...]:
         """The features that the scorer sees, in the order of `FEATURES`."""
-        # what a deterministic law learns of a state does not depend on the budget
-        left_out = {"position", "budget"} if self.law in DETERMINISTIC_LAWS else {"position"}
+        # what the regret law learns of a state does not depend on the budget
+        left_out = {"position", "budget"} if self.law == "regret" else {"position"}
         chosen = set(FEATURES) - left_out if self.features is None else set(self.features)
         return tuple(name for name in FEATURES if name in chosen)
 
@@ -188,6 +174,12 @@ class OrderScorerConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """transformers' own, with a warning that names the keys this version does not know."""
+        if config_dict.get("warm_start") is not None:
+            raise ValueError(
+                f"warm_start must be None, got {config_dict['warm_start']!r}: warm starts left after version 0.1.0; "
+                "install hf-learned-order==0.1.0 to use this scorer, or train one with the law 'regret'"
+            )
+        config_dict = {name: value for name, value in config_dict.items() if name not in FIELDS_LEFT}
         unknown = sorted(name for name in config_dict.keys() - cls._known() if not name.startswith("_"))
         if unknown:
             warnings.warn(
@@ -219,16 +211,14 @@ class OrderScorerConfig(PreTrainedConfig):
 
 # field of a configuration -> its type, and its least and largest value where it has them
 _FIELDS: dict[str, tuple[Any, float, float]] = {
-    **dict.fromkeys(
-        ("law_temperature", "bound", "pair_weight", "entropy_weight", "law_bias"), (int | float, -math.inf, math.inf)
-    ),
+    **dict.fromkeys(("law_temperature", "bound", "pair_weight", "law_bias"), (int | float, -math.inf, math.inf)),
     **dict.fromkeys(("hidden_size", "num_attention_heads", "vocab_size"), (int, 1, 2**24)),
     "denoiser_hidden_size": (int, 0, 2**24),
     "num_hidden_layers": (int, 1, 256),
     "max_denoising_steps": (int | None, 1, math.inf),
     "mask_token_id": (int | None, 0, math.inf),
     **dict.fromkeys(("base_model_name_or_path", "base_model_revision", "base_model_probe"), (str | None, 0, 0)),
-    **dict.fromkeys(("warm_start", "denoiser_tuning", "denoiser_probe"), (str | None, 0, 0)),
+    **dict.fromkeys(("denoiser_tuning", "denoiser_probe"), (str | None, 0, 0)),
     **dict.fromkeys(("features", "hidden_layers"), (list | tuple | None, 0, 0)),
 }
 
@@ -245,15 +235,6 @@ def _check_fields(values: dict[str, Any]) -> None:
             f"hidden_size must be a multiple of num_attention_heads, "
             f"got {values['hidden_size']} and {values['num_attention_heads']}"
         )
-
-
-def _check_start(law: str, warm_start: str | None) -> None:
-    if warm_start is None:
-        return
-    if warm_start not in WARM_STARTS:
-        raise ValueError(f"warm_start must be one of {', '.join(WARM_STARTS)}, or None, got {warm_start!r}")
-    if law in DETERMINISTIC_LAWS:
-        raise ValueError(f"warm_start must be None with law {law!r}, which starts as its own rule, got {warm_start!r}")
 
 
 def _check_features(features: list[str] | None) -> None:

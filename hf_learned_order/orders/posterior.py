@@ -8,7 +8,7 @@ from hf_learned_order.orders.configuration import OrderScorerConfig
 from hf_learned_order.orders.features import features_of
 from hf_learned_order.orders.laws.base import SubsetDistribution
 from hf_learned_order.orders.network import OrderNetwork
-from hf_learned_order.orders.scorer import order_law, start_of
+from hf_learned_order.orders.scorer import order_law
 
 CLEAN_SIZE = 8  # width of the embedding of the clean token
 
@@ -73,10 +73,9 @@ class CleanPosterior(CleanNetwork):
         temperature = self.temperature
         if self.corrects:
             scores, temperature = scores + prior_scores, self.config.law_temperature
-        start = start_of(self.config, step)
         # in the prior it is part of the law that is corrected
         bias = self.config.law_bias + (0.0 if tilt is None else tilt) if self.corrects else 0.0
-        return order_law(self.kind, scores, step, temperature=temperature, bias=bias, start=start)
+        return order_law(self.kind, scores, step, temperature=temperature, bias=bias)
 
 
 class ValueBaseline(CleanNetwork):

@@ -33,18 +33,13 @@ TRAINING_FILE, PLOT = "training_args.json", "trade_off.png"
 MARK = "<!-- What is written below this line stays; everything above it is written anew by each push. -->"
 VERSIONS = ("hf_learned_order", "torch", "transformers", "device")  # of the settings
 OURS = ("base_model", "datasets", "library_name", "license", "model-index", "tags")  # of the metadata
-# objective in words; what the laws without an ELBO are trained by unless told otherwise
+# objective in words; what a law is trained by unless told otherwise, if not by the ELBO
 OBJECTIVES = {
     "elbo": "variational: a bound on the likelihood over unmasking orders",
-    "correctness": "whether the most likely token at a position is right, learned from clean responses on its own "
-    "decodings",
-    "dependence": "how much one masked position says about another, learned from the denoiser itself",
-    "agreement": "what the denoiser gives, token by token, to what it drew in parallel; no labels",
+    "regret": "what a step regrets: doubt, from its own decodings of responses, and pairs, from the denoiser itself",
     "reward": "right answers with few calls, by reward on its own decodings",
-    "imitation": "whether the most likely token is what one token a step ends with, learned on its own decodings",
-    "dense": "the log-likelihood of each clean token where it is unmasked, at one token a step",
 }
-OBJECTIVE_OF = {"factor": "correctness", "dependent": "dependence"}
+OBJECTIVE_OF = {"regret": "regret"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,10 +256,9 @@ def training_facts(arguments: Mapping[str, Any], objective: str) -> dict[str, An
     if not arguments:
         return {}
     names = {"updates": "updates", "responses an update and device": "per_device_train_batch_size"}
-    if objective not in ("correctness", "dependence", "imitation"):
+    if objective != "regret":
         names["chains of each"] = "num_chains"
-    if objective not in ("dependence", "dense"):
-        names["largest step budget in training"] = "max_denoising_steps"
+    names["largest step budget in training"] = "max_denoising_steps"
     names |= {"canvas": "canvas_length", "learning rate": "learning_rate", "seed": "seed"}
     facts = {word: arguments[name] for word, name in names.items() if name in arguments}
     if (accumulated := arguments.get("gradient_accumulation_steps", 1)) != 1:

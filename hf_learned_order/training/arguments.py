@@ -14,7 +14,7 @@ POSTERIORS = ("clean", "clean_once", "prior")
 # arguments of some objectives only; what is asked of another is refused
 OWN_SETTINGS = (
     *("min_denoising_steps", "baseline", "returns", "gradient_steps"),
-    *("exploration", "noise", "speed_exponent", "teacher"),
+    *("exploration", "speed_exponent"),
 )
 # of nearly all
 OBJECTIVE_SETTINGS = ("max_denoising_steps", "num_chains", *OWN_SETTINGS)
@@ -37,7 +37,7 @@ class OrderTrainingArguments(TrainingArguments):
     )
     min_denoising_steps: int | None = field(
         default=None,
-        metadata={"help": "T is drawn from this to max_denoising_steps; default: fixed; regret and factor law: 2"},
+        metadata={"help": "T is drawn from this to max_denoising_steps; default: fixed; regret: 2"},
     )
     target_nfe: float | None = field(
         default=None, metadata={"help": "mean denoiser calls that generation without a knob is to take"}
@@ -59,9 +59,7 @@ class OrderTrainingArguments(TrainingArguments):
     exploration: float = field(
         default=0.0, metadata={"help": "elbo: weight at the start of the KL to the untrained law, falling to 0; nats"}
     )
-    noise: float = field(default=0.5, metadata={"help": "agreement: of the factor law's logits, in training"})
     speed_exponent: float = field(default=1.0, metadata={"help": "reward: how much speed counts, 0 not at all"})
-    teacher: str = field(default="top_prob", metadata={"help": "imitation: the rule of the slow decoding"})
     train_denoiser: bool = field(default=False, metadata={"help": "tune every weight of the denoiser"})
     learning_rate: float = 3e-3
     per_device_eval_batch_size: int = 32

@@ -3,8 +3,8 @@ r"""The dual variable that holds the NFE of generation at a target.
 A bias b changes a law over sets r of positions to one that is proportional to p(r) exp(b |r|). Among all laws with that
 mean number of positions it is the closest to p in KL: b is the multiplier of the constraint on that number (Csiszar,
 I-divergence geometry of probability distributions and minimization problems, 1975). It is exactly so for the Bernoulli
-and the counted laws, whose scores or log-weights it is added to; the deterministic laws have a bound, and b is added to
-its logarithm. The larger b is, the fewer calls are made. So it is found along with the scores, by the gradient of the
+and the counted law, whose scores or log-weights it is added to; the regret law has a bound, and b is added to its
+logarithm. The larger b is, the fewer calls are made. So it is found along with the scores, by the gradient of the
 dual, in logarithms and with steps that shrink (Robbins and Monro, 1951):
 
     b  <-  b + rate_k (log nfe_k - log target),     rate_k = max(1 / (1 + k / 5), 0.1)
@@ -19,7 +19,6 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hf_learned_order.orders.configuration import DETERMINISTIC_LAWS
 from hf_learned_order.orders.scorer import OrderScorer
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ class Pace:
     """Moves a scorer's bias, or bound, until generation takes `target` denoiser calls a sequence in the mean.
 
     Args:
-        scorer: its configuration is changed: `bound` of a deterministic law, `law_bias` of any other.
+        scorer: its configuration is changed: `bound` of the regret law, `law_bias` of any other.
         target: denoiser calls, more than 1.
         longest: the most that generation can take: the budget, or the length of the canvas.
 
@@ -50,12 +49,12 @@ class Pace:
             raise ValueError('target_nfe must be None with the law "max_normalized", which no bias makes faster')
         self.config = scorer.config
         self.target = target
-        self.setting = "bound" if scorer.config.law in DETERMINISTIC_LAWS else "law_bias"
+        self.setting = "bound" if scorer.config.law == "regret" else "law_bias"
 
     @classmethod
     def of_run(cls, scorer: OrderScorer, args: "OrderTrainingArguments") -> "Pace":
         """For a training run with a `target_nfe`."""
-        if scorer.config.law not in DETERMINISTIC_LAWS and args.posterior != "prior" and args.posterior_law is not None:
+        if scorer.config.law != "regret" and args.posterior != "prior" and args.posterior_law is not None:
             raise ValueError(
                 f"posterior_law must be None with target_nfe, got {args.posterior_law!r}: "
                 "a posterior with a law of its own does not follow the prior's bias"

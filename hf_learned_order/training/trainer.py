@@ -19,7 +19,7 @@ from hf_learned_order.decoding.loop import decode
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.hooks import evaluating
 from hf_learned_order.denoisers.sharding import check_wrapping, splittable
-from hf_learned_order.orders.configuration import ELBO_LAWS, RANDOM_LAWS
+from hf_learned_order.orders.configuration import RANDOM_LAWS
 from hf_learned_order.orders.posterior import CleanPosterior
 from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.sharing.cards import Card
@@ -98,7 +98,7 @@ class OrderTrainer(CheckpointingTrainer):
         tuned = peft_config is not None or args.train_denoiser
         check_objective(name, args, tuned=tuned, judged=is_right is not None)
         posterior = args.posterior or ("prior" if law in UNREACHED else "clean")
-        if name == "elbo" and law in ELBO_LAWS and posterior != "prior":
+        if name == "elbo" and posterior != "prior":
             self.posterior = CleanPosterior(
                 scorer.config,
                 law=args.posterior_law,
@@ -117,8 +117,7 @@ class OrderTrainer(CheckpointingTrainer):
         )
         self.value = getattr(objective, "value", None)
         if law in RANDOM_LAWS:
-            # one token a step leaves the budget to decoding
-            scorer.config.max_denoising_steps = None if name == "dense" else args.max_denoising_steps
+            scorer.config.max_denoising_steps = args.max_denoising_steps
         self.pace = None if args.target_nfe is None else Pace.of_run(scorer, args)
         if isinstance(objective, OrderELBO):
             objective.holds_speed = self.pace is not None

@@ -6,7 +6,6 @@ with or without gradient accumulation, on whatever device, and after a resumptio
 """
 
 import random
-from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -31,7 +30,6 @@ class Draws:
     def __init__(self, seeds: Tensor | None, *, rows: int, device: torch.device):
         self.rows, self.device = rows, device
         self._own: list[torch.Generator] | None = None
-        self._on_device: list[torch.Generator] | None = None
         self._shared: torch.Generator | None = None
         if seeds is not None:
             own, shared = seeds.T.tolist()
@@ -45,21 +43,6 @@ class Draws:
     def normal(self, *shape: int) -> Tensor:
         """[rows, *shape], standard normal."""
         return self._draw(torch.randn, shape)
-
-    def apart(self, row: Tensor) -> Iterator[tuple[torch.Generator | None, Tensor]]:
-        """For what is too much to be drawn on the CPU: generators of the device, and what each is for.
-
-        `row` int [n] says to which row each of n draws belongs. With each row's generator come the places of its draws
-        in `row`, int [k]; without seeds, with None those of all.
-        """
-        if self._own is None:
-            yield None, torch.arange(len(row), device=row.device)
-            return
-        if self._on_device is None:
-            seeds = [int(torch.randint(2**62, (), generator=generator)) for generator in self._own]
-            self._on_device = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
-        for number, generator in enumerate(self._on_device):
-            yield generator, (row == number).nonzero().squeeze(-1)
 
     def integer(self, low: int, high: int) -> int:
         """One number for all rows, from `low` to `high`, both included."""

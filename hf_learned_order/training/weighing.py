@@ -13,7 +13,8 @@ import torch
 
 from hf_learned_order.orders.scorer import LARGEST, OrderScorer
 
-WEIGHTS = ((1.0, 0.0), (1.0, 0.3), (1.0, 1.0), (0.1, 1.0), (0.0, 1.0))  # of doubt, of pairs
+# of doubt, of pairs; not without pairs, or rewards could never bring them in
+WEIGHTS = ((1.0, 0.1), (1.0, 0.3), (1.0, 1.0), (0.1, 1.0), (0.0, 1.0))
 BIASES = (-1.5, -0.5, 0.5, 1.5)  # a curve has a point for each
 CALLS = 64  # numbers of calls that curves are compared at
 

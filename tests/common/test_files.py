@@ -90,7 +90,7 @@ def test_interrupted_save_of_a_scorer(saved, monkeypatch):
 
     monkeypatch.setattr(OrderScorer, "state_dict", interrupted)  # the configuration has been written by then
     with pytest.raises(KeyboardInterrupt):
-        scorer_of(1, law="dependent").save_pretrained(saved)
+        scorer_of(1, law="regret").save_pretrained(saved)
     assert contents(saved) == before
 
 
@@ -203,7 +203,7 @@ def test_folder_in_the_place_of_a_file(saved):
     (saved / WEIGHTS).unlink()
     (saved / WEIGHTS).mkdir()
     with pytest.raises(IsADirectoryError, match=r"model.safetensors must be a file, but it is a folder"):
-        scorer_of(1, law="dependent").save_pretrained(saved)
+        scorer_of(1, law="regret").save_pretrained(saved)
     assert contents(saved) == {name: content for name, content in before.items() if name != WEIGHTS}
 
 
@@ -239,7 +239,7 @@ def test_no_configuration(saved):
         (folder / "away").rename(folder / "config.json")
 
 
-@pytest.mark.parametrize("config", [{"hidden_size": 16}, {"law": "dependent"}, {"hidden_size": 2**20}])
+@pytest.mark.parametrize("config", [{"hidden_size": 16}, {"law": "regret"}, {"hidden_size": 2**20}])
 def test_weights_of_another_shape(saved, config):
     change_config(saved, **config)
     with pytest.raises(ValueError, match=r"config.json or model.safetensors is damaged, or they do not belong"):

@@ -68,7 +68,7 @@ def test_checkpointed_activations_change_nothing(case, tmp_path, tokenizer, data
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of dynamo's, while tracing
-@pytest.mark.parametrize("case", ["clean", pytest.param("lora", marks=pytest.mark.slow), "factor"])
+@pytest.mark.parametrize("case", ["clean", pytest.param("lora", marks=pytest.mark.slow), "regret"])
 def test_compiled_layers_change_nothing(case, tmp_path, tokenizer, dataset, monkeypatch):
     for name in ("BACKEND", "USE_REGIONAL_COMPILATION"):
         monkeypatch.setenv(f"ACCELERATE_DYNAMO_{name}", "no")  # what the arguments set is undone
@@ -81,11 +81,11 @@ def test_compiled_layers_change_nothing(case, tmp_path, tokenizer, dataset, monk
     compiled.save_model()  # under the names that they have without
 
 
-@pytest.mark.parametrize("case", ["clean", "train_denoiser", "factor", "dependent"])
+@pytest.mark.parametrize("case", ["clean", "train_denoiser", "regret"])
 def test_bf16_is_close(case, tmp_path, tokenizer, dataset):
     whole = trained(tmp_path, tokenizer, dataset, **CASES[case])
     half = trained(tmp_path, tokenizer, dataset, **CASES[case], bf16=True)
-    name = {"factor": "confidence_loss", "dependent": "observed"}.get(case, "bound")
+    name = "doubt_loss" if case == "regret" else "bound"
     values = [[logs[name] for logs in t.state.log_history if "loss" in logs] for t in (whole, half)]
     assert values[1] == pytest.approx(values[0], rel=0.15)
     assert changed(weights_of(whole.model), weights_of(half.model))  # it was in use
@@ -125,31 +125,6 @@ def test_without_seeds_draws_are_torchs():
     assert torch.equal(Draws(None, rows=3, device=torch.device("cpu")).uniform(2), expected)
 
 
-def test_draws_on_the_device_are_apart_too():
-    device, row = torch.device("cpu"), torch.tensor([0, 2, 1, 2, 0])
-
-    def drawn(draws: Draws, row: torch.Tensor) -> torch.Tensor:
-        numbers = torch.full(row.shape, torch.nan)
-        for generator, places in draws.apart(row):
-            numbers[places] = torch.rand(len(places), generator=generator)
-        return numbers
-
-    whole = Draws(seeds_of(3, 7, first=0, rows=3), rows=3, device=device)
-    numbers = [drawn(whole, row) for _ in range(2)]
-    assert len(torch.cat(numbers).unique()) == 10
-    for number in range(3):
-        part = Draws(seeds_of(3, 7, first=number, rows=1), rows=1, device=device)
-        for found in numbers:
-            assert torch.equal(drawn(part, row[row == number] - number), found[row == number])
-    # they are not those that the row draws itself
-    own = Draws(seeds_of(3, 7, first=0, rows=3), rows=3, device=device).uniform(100)
-    assert not torch.isin(torch.cat(numbers), own).any()
-    torch.manual_seed(5)
-    expected = torch.rand(5)
-    torch.manual_seed(5)
-    assert torch.equal(drawn(Draws(None, rows=3, device=device), row), expected)
-
-
 def test_mean_of_one_process():
     assert mean_of(torch.tensor(6.0), torch.tensor(4)) == 1.5
     assert mean_of(torch.tensor(0.0), torch.tensor(0)) == 0
@@ -184,7 +159,7 @@ def test_budgets_are_drawn_from_the_range(tmp_path, tokenizer, dataset):
     assert len(fixed.model.chains(**batch).step_terms) == 4
 
 
-@pytest.mark.parametrize("case", ["clean", "prior", "repulsive"])
+@pytest.mark.parametrize("case", ["clean", "prior", "count"])
 def test_calls_are_counted_and_none_is_wasted(case, tmp_path, tokenizer, dataset):
     """Chains that have finished are not asked about, and before the first draw those of a response are one."""
     trainer = trainer_of(tmp_path, tokenizer, dataset, **CASES[case], num_chains=3, max_denoising_steps=20)
@@ -198,7 +173,7 @@ def test_calls_are_counted_and_none_is_wasted(case, tmp_path, tokenizer, dataset
 
 
 def test_an_evaluation_decodes_for_its_metrics(tmp_path, tokenizer, dataset):
-    trainer = trainer_of(tmp_path, tokenizer, dataset, law="factor", per_device_eval_batch_size=5)
+    trainer = trainer_of(tmp_path, tokenizer, dataset, law="regret", per_device_eval_batch_size=5)
     assert "eval_generated_nfe" not in trainer.evaluate()  # nobody asked
     seen = []
     metrics = AnswerMetrics(tokenizer)
@@ -219,7 +194,7 @@ def test_an_evaluation_decodes_for_its_metrics(tmp_path, tokenizer, dataset):
 def test_rows_of_any_order_keep_their_answers(tmp_path, tokenizer, dataset):
     seen, asked = [], []
     options = {"per_device_eval_batch_size": 5, "train_sampling_strategy": "group_by_length"}
-    trainer = trainer_of(tmp_path, tokenizer, dataset, law="factor", **options)
+    trainer = trainer_of(tmp_path, tokenizer, dataset, law="regret", **options)
     metrics = AnswerMetrics(tokenizer, lambda response, answer: asked.append((response, answer)) or answer > "3")
     trainer.compute_metrics = lambda prediction: seen.append(prediction) or metrics(prediction)
     share = trainer.evaluate()["eval_accuracy"]
@@ -236,7 +211,7 @@ def test_rows_of_any_order_keep_their_answers(tmp_path, tokenizer, dataset):
 
 
 def test_rows_without_answers_are_not_judged(tmp_path, tokenizer, dataset):
-    trainer = trainer_of(tmp_path, tokenizer, dataset.remove_columns("answer"), law="factor")
+    trainer = trainer_of(tmp_path, tokenizer, dataset.remove_columns("answer"), law="regret")
     trainer.compute_metrics = AnswerMetrics(tokenizer)
     metrics = trainer.evaluate()
     assert "eval_same" in metrics
@@ -280,7 +255,7 @@ def test_answers():
     assert longer(EvalPrediction(predictions=given, label_ids=(right, answers)))["accuracy"] == 1
 
 
-@pytest.mark.parametrize("case", ["clean", "lora", "train_denoiser", "dependent"])
+@pytest.mark.parametrize("case", ["clean", "lora", "train_denoiser", "regret"])
 def test_early_stopping_leaves_the_best(case, tmp_path, tokenizer, dataset):
     """With updates that ruin everything: it stops after the second evaluation and the first is loaded again."""
     options = {
@@ -292,7 +267,7 @@ def test_early_stopping_leaves_the_best(case, tmp_path, tokenizer, dataset):
             "save_steps": 1,
             "eval_on_start": False,
         },
-        **{"load_best_model_at_end": True, "metric_for_best_model": "loss" if case == "dependent" else "bound"},
+        **{"load_best_model_at_end": True, "metric_for_best_model": "loss" if case == "regret" else "bound"},
         **{"warmup_steps": 2, "lr_scheduler_type": "constant_with_warmup"},  # the first update has a rate of 0
     }
     if case == "clean":

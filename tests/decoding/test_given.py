@@ -6,10 +6,10 @@ import pytest
 import torch
 from models import MASK as MODEL_MASK
 from models import tiny_model
-from problems import ExactPairs, Scripted
-from test_correctness import RIGHT, WRONG, entropies, fixed, slowly
-from test_correctness import objective_of as correctness_of
+from problems import ExactPairs, ExactTable, Scripted
 from test_elbo import objective_of as elbo_of
+from test_regret_objective import RIGHT, WRONG, entropies, fixed, slowly
+from test_regret_objective import objective_of as regret_of
 from test_trainer import arguments, quiet  # noqa: F401 (a fixture)
 
 from hf_learned_order.decoding.inputs import start
@@ -18,14 +18,13 @@ from hf_learned_order.decoding.samplers.adaptive import EntropyBoundSampler, Thr
 from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
 from hf_learned_order.decoding.samplers.scheduled import TopProbSampler
 from hf_learned_order.denoisers.denoiser import Denoiser
+from hf_learned_order.denoisers.families import ENCODER
 from hf_learned_order.denoisers.predictions import Predictions
 from hf_learned_order.evaluation.evaluator import Evaluator
-from hf_learned_order.orders.configuration import OrderScorerConfig
 from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.tasks.answers import AnswerMetrics
 from hf_learned_order.tasks.table import TASKS, Source
-from hf_learned_order.training.objectives.dependence import DependenceObjective
-from hf_learned_order.training.objectives.imitation import ImitationObjective
+from hf_learned_order.training.objectives.regret import LARGEST_REGRET, RegretObjective
 from hf_learned_order.training.trainer import OrderTrainer
 
 EMPTY = torch.zeros(2, 0, dtype=torch.long)
@@ -50,23 +49,23 @@ def test_everything_but_one_of_each_pair_given_leaves_nothing_to_lose():
     assert outputs["bound"].item() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_dependence_of_what_is_left():
+def test_regret_of_what_is_left():
+    """Two bits that differ would both be taken for the same one; of one that is left there is no other to regret it."""
     torch.manual_seed(0)
-    denoiser = ExactPairs(3)
-    scorer = OrderScorer.for_denoiser(
-        denoiser, law="dependent", hidden_size=8, num_hidden_layers=1, num_attention_heads=2
-    )
-    objective = DependenceObjective(denoiser, scorer)
-    half = torch.tensor([[True] * 3 + [False] * 3] * 2)
-    for _ in range(10):
-        assert objective(EMPTY, EMPTY, CLEAN, given=half)["observed"] == 0.0  # it all follows
-    assert max(objective(EMPTY, EMPTY, CLEAN, given=GIVEN)["observed"].item() for _ in range(10)) > 0.1
+    denoiser = ExactTable(torch.tensor([[0.0, 1.0], [1.0, 0.0]]).expand(2, 2, 2))  # behind a free one
+    denoiser.family, denoiser.max_length = ENCODER, None
+    scorer = OrderScorer.for_denoiser(denoiser, law="regret", hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    objective = RegretObjective(denoiser, scorer, max_denoising_steps=2)
+    clean = torch.tensor([[0, 0, 1], [1, 1, 0]])
+    for count, observed in ((1, LARGEST_REGRET), (2, 0.0)):
+        given = torch.tensor([[True] * count + [False] * (3 - count)] * 2)
+        assert objective(EMPTY, EMPTY, clean, given=given)["observed"].item() == pytest.approx(observed)
 
 
 @pytest.mark.parametrize("width", [0, 2])
 def test_what_is_given_is_not_learned_from(width, monkeypatch):
     slowly(monkeypatch)
-    objective = correctness_of(fixed((RIGHT, 0.9), (RIGHT, 0.6), (RIGHT, 0.8), (RIGHT, 0.7)))
+    objective = regret_of(fixed((RIGHT, 0.9), (RIGHT, 0.6), (RIGHT, 0.8), (RIGHT, 0.7)))
     said = [(RIGHT, 0.5)] * width + [(RIGHT, 0.9), (RIGHT, 0.6), (RIGHT, 0.8), (RIGHT, 0.7)]
     objective.denoiser = Scripted(lambda _, canvas: said[-len(canvas) :])
     prompt = torch.full((2, width), 5)
@@ -77,13 +76,13 @@ def test_what_is_given_is_not_learned_from(width, monkeypatch):
         given=torch.tensor([[True, False, False, False]] * 2),
     )
     expected = [*entropies(0.6, 0.8, 0.7), *entropies(0.6, 0.7)]
-    assert outputs["loss"].item() == pytest.approx(sum(expected) / 5, rel=1e-4)
+    assert outputs["doubt_loss"].item() == pytest.approx(sum(expected) / 5, rel=1e-4)
     assert outputs["nfe"] == 3
     assert outputs["exact"] == 1
 
 
 def test_a_row_without_masks_takes_nothing_from_another():
-    objective = correctness_of(fixed((RIGHT, 0.9), (RIGHT, 0.6), (WRONG, 0.8), (RIGHT, 0.7)))
+    objective = regret_of(fixed((RIGHT, 0.9), (RIGHT, 0.6), (WRONG, 0.8), (RIGHT, 0.7)))
     clean = torch.full((3, 4), RIGHT)
     clean[0] = WRONG
     given = torch.tensor([[True] * 4, [False] * 4, [False] * 4])
@@ -91,23 +90,8 @@ def test_a_row_without_masks_takes_nothing_from_another():
     losses = []
     for rows in (slice(None), slice(1, None)):
         torch.manual_seed(0)
-        losses.append(objective(prompt[rows], prompt[rows], clean[rows], given=given[rows])["loss"].item())
+        losses.append(objective(prompt[rows], prompt[rows], clean[rows], given=given[rows])["doubt_loss"].item())
     assert losses[0] == losses[1] > 0
-
-
-def test_imitation_of_what_is_left():
-    torch.manual_seed(0)
-    denoiser = Denoiser(tiny_model("bert"), mask_token_id=MODEL_MASK)
-    scorer = OrderScorer(OrderScorerConfig.for_denoiser(denoiser, law="factor", hidden_size=8, num_attention_heads=2))
-    objective = ImitationObjective(denoiser, scorer, max_denoising_steps=3)
-    clean, given = torch.randint(5, 20, (2, 6)), GIVEN
-    outputs = objective(EMPTY, EMPTY, clean, given=given)
-    assert 0 < outputs["loss"].item() < 10
-    # what is not given is all that is decoded, in 3 steps at most
-    assert outputs["nfe"] <= 3
-    everything = objective(EMPTY, EMPTY, clean, given=torch.ones_like(given).index_fill(1, torch.tensor([4]), False))
-    assert everything["nfe"] == 1
-    assert everything["exact"] == 1  # one position: the teacher is the pupil
 
 
 def test_where_decoding_starts():
@@ -191,7 +175,7 @@ def sudoku(tmp_path, monkeypatch):
     def make(**options):
         torch.manual_seed(0)
         denoiser = Denoiser(model, mask_token_id=tokenizer.mask_token_id)
-        scorer = OrderScorer.for_denoiser(denoiser, law="factor", hidden_size=8, num_attention_heads=2)
+        scorer = OrderScorer.for_denoiser(denoiser, law="regret", hidden_size=8, num_attention_heads=2)
         options = {"canvas_length": 36, "max_denoising_steps": 24, "per_device_eval_batch_size": 5, **options}
         trainer = OrderTrainer(
             model=model,

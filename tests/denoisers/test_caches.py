@@ -37,16 +37,16 @@ from hf_learned_order.denoisers.families import FAMILIES, Family
 from hf_learned_order.interface.attach import attach
 
 LAYERS = (0, 1, -1)  # all there are
-RULES = [*DETERMINISTIC, "dependent", "layers"]  # remasking ones among them
+RULES = [*DETERMINISTIC, "regret", "layers"]  # remasking ones among them
 EXACT = ["llama", "qwen2", "SDARForCausalLM"]
 
 
 def rule_of(sampler):
     """Rules that read hidden states, and unmasked positions, are made late: they need their scorer."""
-    if sampler not in ("dependent", "layers"):
+    if sampler not in ("regret", "layers"):
         return sampler
-    layers = None if sampler == "dependent" else LAYERS
-    return LearnedOrderSampler(scorer=scorer_of("llama", "dependent", layers))
+    layers = None if sampler == "regret" else LAYERS
+    return LearnedOrderSampler(scorer=scorer_of("llama", "regret", layers))
 
 
 class SeesLayers(TopProbSampler):

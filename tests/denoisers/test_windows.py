@@ -298,12 +298,11 @@ class Asking(Sampler):
         first = 0 if step.padding is None else int(step.padding[0].sum())
         masks = int(step.masked[0].sum())
         law = self.scorer.config.law
-        scores = values[first:, 0] if law in ("count", "plackett_luce", "repulsive") else values[first:]
-        more = values[:masks, 1] if law in ("count", "plackett_luce") else values.new_zeros(0)
-        if law == "repulsive":
-            more = values[first:, 1 + first :]
-        elif law == "dependent":
-            scores = scores[:, first:]
+        scores, more = values[first:], values.new_zeros(0)
+        if law == "count":
+            scores, more = values[first:, 0], values[:masks, 1]
+        elif law == "regret":
+            scores, more = values[first:, :2], values[first:, 2 + first :]
         self.found.extend((scores, more))
         return Proposal(step.masked)
 
@@ -313,7 +312,7 @@ def test_a_scorer_sees_no_padding_of_a_canvas_within_prompts(law):
     """Its values for a row are those of the row alone, whatever else is in the batch, and on whatever side."""
     torch.manual_seed(0)
     scorer = OrderScorer.for_denoiser(
-        denoiser_of("bert"), law=law, hidden_size=8, num_attention_heads=2, features=[*FEATURES]
+        denoiser_of("bert"), law=law, pair_weight=1.0, hidden_size=8, num_attention_heads=2, features=[*FEATURES]
     ).eval()
     for parameter in scorer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

@@ -180,7 +180,7 @@ def test_fingerprints(denoiser, tokenizer, dataset, evaluator):
     changed = equation_model()
     with torch.no_grad():
         next(iter(changed.parameters())).view(-1)[0] += 1e-9
-    scorers = [scorer_of(denoiser.model, law="dependent", bound=bound) for bound in (1.0, 2.0)]
+    scorers = [scorer_of(denoiser.model, law="regret", bound=bound) for bound in (1.0, 2.0)]
     models = [denoiser.model, changed, equation_model().bfloat16(), *scorers]
     assert len({fingerprint(model) for model in models}) == len(models)
     again = Evaluator(denoiser, tokenizer, dataset, canvas_length=CANVAS)
@@ -192,10 +192,10 @@ def test_fingerprints(denoiser, tokenizer, dataset, evaluator):
 
 
 @pytest.mark.parametrize("target", [3.0, 6.0])
-@pytest.mark.parametrize("name", ["threshold", "factor", "entropy_bound", "non_empty", "dependent", "learned_factor"])
+@pytest.mark.parametrize("name", ["threshold", "factor", "entropy_bound", "non_empty", "regret", "pairs"])
 def test_knob_is_tuned_to_its_target(evaluator, denoiser, name, target):
-    laws = {"non_empty": "non_empty", "dependent": "dependent", "learned_factor": "factor"}
-    make = knob("learned_order", scorer_of(denoiser.model, law=laws[name])) if name in laws else knob(name)
+    laws = {"non_empty": {}, "regret": {"law": "regret"}, "pairs": {"law": "regret", "pair_weight": 1.0}}
+    make = knob("learned_order", scorer_of(denoiser.model, **laws[name])) if name in laws else knob(name)
     setting = evaluator.tune_knob(make, target)
     nfe = evaluator.quick(make(setting)).nfe
     print(f"{name}: {nfe:.2f} at {setting:.3f}")

@@ -98,10 +98,10 @@ def test_bench_of_a_gpu_ends_in_time_and_names_what_fails():
 
     bench = bench_gpu.Bench(minutes=1)
     bench.case("training", failing, objective="elbo")
-    bench.case("training", lambda: {"seconds": 1.0}, objective="dense")
+    bench.case("training", lambda: {"seconds": 1.0}, objective="regret")
     assert bench.results["training"] == [
         {"objective": "elbo", "error": "OutOfMemoryError: no memory is left on this card"},
-        {"objective": "dense", "seconds": 1.0},
+        {"objective": "regret", "seconds": 1.0},
     ]
     late = bench_gpu.Bench(minutes=-1)
     late.case("training", failing, objective="elbo", batch=2)
@@ -135,7 +135,7 @@ def test_bench_of_choices(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("law", "options", "logged"),
-    [("dependent", (), "observed"), ("factor", ("--objective", "reward", "--reward", "task"), "right")],
+    [("regret", (), "observed"), ("regret", ("--objective", "reward", "--reward", "task"), "right")],
 )
 def test_train(law, options, logged, tmp_path, monkeypatch, capsys):
     save_all(tmp_path)
@@ -228,9 +228,9 @@ def test_seen_prompts_are_those_of_the_draws(tmp_path, monkeypatch, capsys):
 
 
 def test_curves_have_a_setting_for_every_law(tmp_path):
-    """A law that draws has budgets up to its own, the dependent law bounds, at a weight that may be another one."""
+    """A law that draws has budgets up to its own, the regret law bounds."""
     shape = {"vocab_size": 9, "denoiser_hidden_size": 8, "hidden_size": 8, "num_attention_heads": 2}
-    for law, budget in (("count", 6), ("dependent", None)):
+    for law, budget in (("count", 6), ("regret", None)):
         OrderScorer(OrderScorerConfig(law=law, max_denoising_steps=budget, **shape)).save_pretrained(tmp_path / law)
     drawn = list(bench_curves.points("learned_order", [str(tmp_path / "count")], [], [2, 6, 7]))
     assert [budget for _, _, budget in drawn] == [2, 6]
@@ -240,7 +240,7 @@ def test_curves_have_a_setting_for_every_law(tmp_path):
     assert [(label.endswith(f",greedy T={budget}"), sampler.greedy) for label, sampler, budget in greedy] == [
         (True, True)
     ] * 6
-    bounded = list(bench_curves.points("learned_order", [str(tmp_path / "dependent")], [2, 0.5], entropy_weight=0.0))
-    assert {(sampler.scorer.config.entropy_weight, budget) for _, sampler, budget in bounded} == {(0.0, None)}
+    bounded = list(bench_curves.points("learned_order", [str(tmp_path / "regret")], [2, 0.5]))
+    assert {budget for *_, budget in bounded} == {None}
     bounds = [sampler.scorer.config.bound * math.exp(sampler.bias) for _, sampler, _ in bounded]
     assert bounds == pytest.approx([2, 0.5])

@@ -29,7 +29,7 @@ class TestTrainedBudget:
         given = {"max_new_tokens": 12, "max_denoising_steps": None, "eos_token_id": [], "seed": 0, **options}
         return generated(model, sampler, **given).nfe.tolist()
 
-    @pytest.mark.parametrize("law", ["non_empty", "factor"])
+    @pytest.mark.parametrize("law", ["non_empty", "regret"])
     def test_is_the_default(self, law):
         model = self.attached(law=law, bound=0.0)
         assert self.steps(model) == [2, 2]
@@ -37,21 +37,21 @@ class TestTrainedBudget:
         assert max(self.steps(model, "left_to_right")) == 12
 
     def test_what_is_given_counts_first(self):
-        model = self.attached(law="factor", bound=0.0)
+        model = self.attached(law="regret", bound=0.0)
         assert self.steps(model, max_denoising_steps=5) == [5, 5]
         assert self.steps(model, generation_config=GenerationConfig(max_denoising_steps=4)) == [4, 4]
         model.generation_config.max_denoising_steps = 3
         assert self.steps(model) == [3, 3]
 
     def test_not_in_blocks(self):
-        model = self.attached(law="factor", bound=0.0)
+        model = self.attached(law="regret", bound=0.0)
         assert self.steps(model, block_length=4) == [12, 12]
-        model = self.attached("llama", law="factor", bound=0.0)
+        model = self.attached("llama", law="regret", bound=0.0)
         model.denoiser_options["family"] = replace(model.denoiser_options["family"], attention="4d", block_size=4)
         assert self.steps(model) == [12, 12]
 
     def test_infilling_and_without_attach(self):
-        model = self.attached("llama", law="factor", bound=0.0)
+        model = self.attached("llama", law="regret", bound=0.0)
         ids = torch.tensor([[5, 6, *[MASK] * 6]])
         assert model.generate(ids, sampler="learned_order", infill=True, return_dict_in_generate=True).nfe == 2
         options = {"max_new_tokens": 6, "mask_token_id": MASK, "return_dict_in_generate": True, "eos_token_id": []}
@@ -96,8 +96,8 @@ class TestSeveralResponses:
             assert len({tuple(row) for row in output.order[:4].tolist()}) > 1
 
     def test_every_other_rule_does(self):
-        dependent = scorer_for(tiny_model("bert"), law="dependent")
-        for sampler in [*SAMPLERS, LearnedOrderSampler(scorer=dependent)]:
+        regret = scorer_for(tiny_model("bert"), law="regret")
+        for sampler in [*SAMPLERS, LearnedOrderSampler(scorer=regret)]:
             rule = (
                 sampler
                 if not isinstance(sampler, str)

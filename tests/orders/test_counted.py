@@ -6,16 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import conditional_bernoulli, counted, iid, kl, plackett_luce, subsets
+from oracles import conditional_bernoulli, counted, iid, kl, subsets
 from strategies import as_row, rows
 from torch.distributions import kl_divergence
 
 from hf_learned_order.orders.laws.base import ancestral_logit
-from hf_learned_order.orders.laws.counted import CountedBernoulli, CountedPlackettLuce, log_binomial
+from hf_learned_order.orders.laws.counted import CountedBernoulli, log_binomial
 from hf_learned_order.orders.laws.non_empty import NonEmptyBernoulli
-
-ORACLES = {CountedBernoulli: conditional_bernoulli, CountedPlackettLuce: plackett_luce}
-each_kind = pytest.mark.parametrize("kind", ORACLES)
 
 
 def randn(seed: int, *shape: int) -> torch.Tensor:
@@ -26,15 +23,14 @@ def close(got, expected, tolerance=2e-5):
     torch.testing.assert_close(got, torch.as_tensor(expected, dtype=torch.float32), rtol=tolerance, atol=tolerance)
 
 
-@each_kind
 @given(batch=rows(), seed=st.integers(0, 2**32))
-def test_any_counts(kind, batch, seed):
+def test_any_counts(batch, seed):
     scores, masked = batch
     counts = 2 * randn(seed, *masked.shape)
-    law, everything = kind(counts, scores, masked), subsets(list(range(masked.shape[1])))
+    law, everything = CountedBernoulli(counts, scores, masked), subsets(list(range(masked.shape[1])))
     values = torch.stack([as_row(s, masked.shape[1]) for s in everything])[:, None].expand(-1, *masked.shape)
     for row, probabilities in enumerate(law.log_prob(values).exp().unbind(1)):
-        expected = counted(counts[row].tolist(), ORACLES[kind], scores[row].tolist(), masked[row].tolist())
+        expected = counted(counts[row].tolist(), conditional_bernoulli, scores[row].tolist(), masked[row].tolist())
         close(probabilities, [expected.get(s, 0.0) for s in everything])
         sizes = [math.fsum(p for s, p in expected.items() if len(s) == k) for k in range(masked.shape[1] + 1)]
         close(law.count_probs[row], sizes)
@@ -52,12 +48,11 @@ def test_kl_of_any_two(batch, seed):
     close(kl_divergence(q, p), expected)
 
 
-@each_kind
 @pytest.mark.parametrize("steps_left", [2, 3, 8])
-def test_equal_scores_and_binomial_counts_are_ancestral_sampling(kind, steps_left):
+def test_equal_scores_and_binomial_counts_are_ancestral_sampling(steps_left):
     masked = [True, False, True, True, True]
     logit = ancestral_logit(torch.tensor(float(steps_left)))
-    law = kind(log_binomial(torch.tensor(masked), logit), torch.full((5,), 3.0), torch.tensor(masked))
+    law = CountedBernoulli(log_binomial(torch.tensor(masked), logit), torch.full((5,), 3.0), torch.tensor(masked))
     expected = iid(masked, steps_left)
     for subset in subsets([0, 2, 3, 4]):
         close(law.log_prob(as_row(subset, 5)).exp(), expected.get(subset, 0.0))
@@ -80,12 +75,11 @@ def test_the_polynomials_own_weights_give_back_independent_bernoullis():
     torch.testing.assert_close(law.entropy(), free.entropy(), rtol=1e-5, atol=1e-5)
 
 
-@each_kind
 @pytest.mark.parametrize("size", [1, 3, 6])
-def test_gradient_of_the_counts(kind, size):
+def test_gradient_of_the_counts(size):
     """d log w_k / d logit_j = [j = k] - w_j."""
     counts = randn(0, 6).float().requires_grad_()
-    law = kind(counts, randn(1, 6).float(), torch.ones(6, dtype=torch.bool))
+    law = CountedBernoulli(counts, randn(1, 6).float(), torch.ones(6, dtype=torch.bool))
     law.log_prob(torch.arange(6) < size).backward()
     expected = torch.eye(6)[size - 1] - law.count_probs[1:]
     close(counts.grad, expected.detach(), 1e-5)
@@ -103,24 +97,15 @@ def test_a_thousand_positions_against_the_sequential_recursion():
     torch.testing.assert_close(law.mean.sum(), (law.count_probs * torch.arange(1025)).sum(), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("size", [1, 30, 200, 1023])
-def test_plackett_luce_of_a_thousand_positions_with_equal_scores(size):
-    """Then every set of k has the same chance, 1 / (n choose k)."""
-    law = CountedPlackettLuce(torch.zeros(1024), torch.full((1024,), -7.0), torch.ones(1024, dtype=torch.bool))
-    ways = math.lgamma(1025) - math.lgamma(size + 1) - math.lgamma(1025 - size)
-    assert law.log_prob(torch.arange(1024) < size).item() == pytest.approx(-ways - math.log(1024), rel=2e-4)
-
-
-@each_kind
-def test_scores_beyond_sixty(kind):
+def test_scores_beyond_sixty():
     masked, value = torch.ones(4, dtype=torch.bool), torch.tensor([True, False, True, False])
     beyond, at = (
-        kind(torch.zeros(4), torch.tensor(s), masked) for s in ([torch.inf, 61.0, -70.0, 0], [60.0, 60, -60, 0])
+        CountedBernoulli(torch.zeros(4), torch.tensor(s), masked)
+        for s in ([torch.inf, 61.0, -70.0, 0], [60.0, 60, -60, 0])
     )
     assert beyond.log_prob(value).equal(at.log_prob(value))
 
 
-@each_kind
-def test_count_logits_of_another_shape(kind):
+def test_count_logits_of_another_shape():
     with pytest.raises(ValueError, match=r"count_logits must have the shape of masked \(2, 3\), got \(2, 4\)"):
-        kind(torch.zeros(2, 4), torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool))
+        CountedBernoulli(torch.zeros(2, 4), torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool))

@@ -2,13 +2,14 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from hf_learned_order.denoisers.predictions import Predictions, Step
-from hf_learned_order.orders.configuration import LAWS
+from hf_learned_order.orders.configuration import LAWS, LEFT, OrderScorerConfig
 from hf_learned_order.orders.scorer import OrderScorer
 
 # that of examples/scorer-0 then, of a smaller size
@@ -46,7 +47,7 @@ LAYER = {
     "self_attn.out_proj": (4, 4),
     "self_attn.in_proj_": (12, 4),
 }
-# what the scorer of that commit gave; the factor law adds the logit of the confidence
+# what the scorer of that commit gave; the factor law, which left, adds the logit of the confidence
 SCORES = {
     "non_empty": [0.214482, 0.208871, 0.136072, 0.164482, 0.2393],
     "factor": [-0.85714, -0.494056, -0.404525, -0.446882, -0.747611],
@@ -70,6 +71,11 @@ def weights(law: str) -> dict[str, torch.Tensor]:
     return found
 
 
+def save(folder: Path, law: str, **fields) -> None:
+    (folder / "config.json").write_text(json.dumps({**SAVED, "law": law, **fields}))
+    save_file(weights(law), folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def step() -> Step:
     def numbers(*shape: int) -> torch.Tensor:
         return 2 * torch.arange(math.prod(shape), dtype=torch.float64).mul(0.7).cos().view(shape).float()
@@ -81,8 +87,8 @@ def step() -> Step:
 
 @pytest.mark.parametrize("law", [law for law in SCORES if law in LAWS])
 def test_a_scorer_of_902aa70(law, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({**SAVED, "law": law}))
-    save_file(weights(law), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    """With its `warm_start` of null and its `entropy_weight`, which nothing is said about."""
+    save(tmp_path, law)
     scorer = OrderScorer.from_pretrained(tmp_path).eval()
     assert scorer.state_dict().keys() == weights(law).keys()
     assert all(torch.equal(value, weights(law)[name]) for name, value in scorer.state_dict().items())
@@ -91,3 +97,22 @@ def test_a_scorer_of_902aa70(law, tmp_path):
     with torch.no_grad():
         scores = scorer(step())
     torch.testing.assert_close(scores, torch.tensor([SCORES[law]]), rtol=1e-4, atol=1e-4)
+    assert not {"warm_start", "entropy_weight"} & scorer.config.to_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        *(
+            ({"law": law}, f"law must be one of regret, non_empty, .*, got '{law}', which left after version 0.1.0")
+            for law in LEFT
+        ),
+        ({"warm_start": "entropy"}, "warm_start must be None, got 'entropy': warm starts left after version 0.1.0"),
+    ],
+)
+def test_what_left_names_the_version_that_had_it(fields, message, tmp_path):
+    save(tmp_path, "non_empty")
+    (tmp_path / "config.json").write_text(json.dumps({**SAVED, "law": "non_empty", **fields}))
+    for load in (OrderScorerConfig.from_pretrained, OrderScorer.from_pretrained):
+        with pytest.raises(ValueError, match=message + ".*install hf-learned-order==0.1.0"):
+            load(tmp_path)

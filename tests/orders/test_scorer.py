@@ -1,32 +1,25 @@
-"""The scorer: configuration, laws, the learned dependence, and what training finds on a problem with an answer."""
+"""The scorer: its configuration and its laws."""
 
 import dataclasses
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from models import ENCODERS, EOS, MASK, VOCAB, tiny_model, tiny_tokenizer
-from problems import ExactPairs
 from transformers import AutoConfig, AutoModel
 from transformers.utils import logging
 
-from hf_learned_order.decoding.loop import decode
 from hf_learned_order.decoding.samplers.adaptive import FactorSampler
 from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
 from hf_learned_order.denoisers.denoiser import Denoiser
-from hf_learned_order.denoisers.families import ENCODER
 from hf_learned_order.denoisers.predictions import Predictions, Step
 from hf_learned_order.interface.attach import attach
 from hf_learned_order.orders.configuration import LAWS, RANDOM_LAWS, OrderScorerConfig
 from hf_learned_order.orders.laws.base import at_least_one
-from hf_learned_order.orders.laws.bounded import BoundedDependence
+from hf_learned_order.orders.laws.regret import RandomRegret
 from hf_learned_order.orders.posterior import CleanPosterior
 from hf_learned_order.orders.scorer import OrderScorer
-from hf_learned_order.training.objectives.dependence import DependenceObjective
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 SIZE = 12  # width of a made-up denoiser
@@ -45,7 +38,7 @@ def scorer_of(law: str, *, trained: bool = True, **config) -> OrderScorer:
     torch.manual_seed(0)
     shape = {"denoiser_hidden_size": SIZE, "vocab_size": VOCAB, "mask_token_id": MASK}
     scorer = OrderScorer(OrderScorerConfig(law=law, **{**SMALL, **shape, **config})).eval()
-    if trained and law != "dependent":  # a head that has left its start, where every score is 0
+    if trained:  # a head that has left its start, where every score is 0
         torch.nn.init.normal_(scorer.network.head.weight)
     return scorer
 
@@ -67,14 +60,11 @@ def step_of(rows: int = 6, *, steps_left: int = 4, seed: int = 0) -> Step:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"law": "fast"},
-            "law must be one of non_empty, max_normalized, count, plackett_luce, repulsive, regret, dependent",
-        ),
+        ({"law": "fast"}, "law must be one of regret, non_empty, max_normalized, count, got 'fast'"),
         ({"law_temperature": 0.0}, r"law_temperature must be positive, got 0\.0"),
         ({"law_temperature": math.nan}, "law_temperature must be positive, got nan"),
         ({"bound": -0.1}, r"bound must be 0 or more, got -0\.1"),
-        ({"entropy_weight": -1.0}, r"entropy_weight must be 0 or more, got -1\.0"),
+        ({"pair_weight": -1.0}, r"pair_weight must be 0 or more, got -1\.0"),
         ({"law_bias": math.nan}, "law_bias must be finite, got nan"),
         ({"law_bias": -math.inf}, "law_bias must be finite, got -inf"),
     ],
@@ -85,11 +75,11 @@ def test_configuration_is_checked(options, message):
 
 
 def test_configuration_round_trip(tmp_path):
-    config = OrderScorerConfig(law="dependent", bound=0.7, entropy_weight=0.1, max_denoising_steps=5, hidden_size=32)
+    config = OrderScorerConfig(law="regret", bound=0.7, pair_weight=0.1, max_denoising_steps=5, hidden_size=32)
     config.save_pretrained(tmp_path)
     for loaded in (OrderScorerConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
         assert type(loaded) is OrderScorerConfig
-        assert (loaded.law, loaded.bound, loaded.entropy_weight) == ("dependent", 0.7, 0.1)
+        assert (loaded.law, loaded.bound, loaded.pair_weight) == ("regret", 0.7, 0.1)
         assert (loaded.max_denoising_steps, loaded.hidden_size) == (5, 32)
 
 
@@ -171,14 +161,14 @@ def test_hidden_layers_of_another_denoiser_are_refused():
 
 
 def test_a_configuration_from_before_hidden_layers(tmp_path):
-    scorer_of("factor").save_pretrained(tmp_path)
+    scorer_of("regret").save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     fields = json.loads(path.read_text())
     assert fields.pop("hidden_layers") is None
     path.write_text(json.dumps(fields))
     loaded, step = OrderScorer.from_pretrained(tmp_path).eval(), step_of()
     assert loaded.config.layers_seen == (-1,)
-    assert torch.equal(loaded(step), scorer_of("factor")(step))
+    assert torch.equal(loaded(step), scorer_of("regret")(step))
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -204,7 +194,7 @@ def test_what_a_scorer_is_shown_in_generate(family, monkeypatch):
     """Hidden states of the chosen layers at the canvas, with and without a cache of the prompt."""
     model, tokenizer, seen = tiny_model(family), tiny_tokenizer(), []
     denoiser = Denoiser(model, mask_token_id=MASK)
-    scorer = OrderScorer.for_denoiser(denoiser, law="factor", hidden_layers=[1, -1], **SMALL)
+    scorer = OrderScorer.for_denoiser(denoiser, law="regret", hidden_layers=[1, -1], **SMALL)
     attach(model, scorer, tokenizer=tokenizer)
     forward = OrderScorer.forward
     monkeypatch.setattr(OrderScorer, "forward", lambda self, step: seen.append(step) or forward(self, step))
@@ -246,31 +236,28 @@ def test_untrained_scores_are_zero():
         assert (scorer_of(law, trained=False)(step_of()) == 0).all()
 
 
-@pytest.mark.parametrize("law", ["count", "plackett_luce", "repulsive"])
 @pytest.mark.parametrize("steps_left", [1, 4])
 @pytest.mark.parametrize("bias", [-1.5, 0.0, 2.0])
-def test_untrained_law_is_ancestral_sampling(law, steps_left, bias):
+def test_an_untrained_counted_law_is_ancestral_sampling(steps_left, bias):
     step = step_of(steps_left=steps_left)
-    scorer, free = scorer_of(law, trained=False), scorer_of("non_empty", trained=False)
+    scorer, free = scorer_of("count", trained=False), scorer_of("non_empty", trained=False)
     got, expected = (s.law(step, s(step), bias=bias) for s in (scorer, free))
     value = expected.sample((50,), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(got.log_prob(value), expected.log_prob(value), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("law", ["non_empty", "count", "plackett_luce", "repulsive"])
+@pytest.mark.parametrize("law", ["non_empty", "count"])
 def test_bias_unmasks_more(law):
     scorer, step = scorer_of(law), step_of(rows=64)
-    for head in (scorer.network.counts.head if scorer.network.counts else None, getattr(scorer.network, "gives", None)):
-        if head is not None:
-            torch.nn.init.normal_(head.weight, std=0.1)
+    if scorer.network.counts:
+        torch.nn.init.normal_(scorer.network.counts.head.weight, std=0.1)
     with torch.no_grad():
         values = scorer(step)
         counts = [scorer.law(step, values, bias=b).sample().sum(-1).float() for b in (-200.0, -2.0, 0.0, 2.0, 300.0)]
     means = [count.mean().item() for count in counts]
     assert means == sorted(set(means))
-    if law != "repulsive":  # where positions of a set may still repel others at this bias
-        assert (counts[0] == 1).all()
-        assert counts[-1].equal(step.masked.sum(-1).float())
+    assert (counts[0] == 1).all()
+    assert counts[-1].equal(step.masked.sum(-1).float())
 
 
 def test_counts_of_a_scorer():
@@ -302,21 +289,8 @@ def test_close_counts_start_alike():
     assert table.requires_grad
 
 
-def test_repulsion_of_a_scorer():
-    """Row i holds what each j takes from i; the posterior's is a correction to it."""
-    scorer, step = scorer_of("repulsive"), step_of()
-    torch.nn.init.normal_(scorer.network.gives.weight)
-    values = scorer(step)
-    assert values.shape == (6, CANVAS, 1 + CANVAS)
-    law = scorer.law(step, values)
-    tau = scorer.config.law_temperature
-    rank = step.predictions.entropy.masked_fill(~step.masked, torch.inf).argsort(dim=-1, stable=True).argsort(-1)
-    earlier = rank[:, None, :] < rank[:, :, None]
-    torch.testing.assert_close(law.repulsion, values[..., 1:].where(earlier, 0.0) / tau)
-
-
 @pytest.mark.parametrize("tau", [0.1, 1.0])
-@pytest.mark.parametrize("law", ["non_empty", "count", "plackett_luce", "repulsive"])
+@pytest.mark.parametrize("law", ["non_empty", "count"])
 def test_an_untrained_posterior_of_the_same_law_is_the_prior(law, tau):
     scorer, step = scorer_of(law, law_temperature=tau), step_of()
     posterior, values = CleanPosterior(scorer.config), scorer(step)
@@ -326,73 +300,73 @@ def test_an_untrained_posterior_of_the_same_law_is_the_prior(law, tau):
     torch.testing.assert_close(q.log_prob(sample), prior.log_prob(sample))
 
 
-def test_dependence_is_within_the_entropies():
-    scorer, step = scorer_of("dependent"), step_of()
+def test_pairs_of_a_scorer():
+    """They start small, count as much as their weight says, and are nothing where a position is certain."""
+    scorer, step = scorer_of("regret", pair_weight=0.7), step_of()
+    _, _, start = scorer.costs(step)
     with torch.no_grad():
         for module in (scorer.network.receives, scorer.network.gives):
-            module.weight.mul_(20)  # shares near 0 and near 1
-        dependence, entropy = scorer(step), step.predictions.entropy
-    cap = torch.minimum(entropy[:, :, None], entropy[:, None, :])
-    torch.testing.assert_close(cap, cap.mT)
-    assert dependence.shape == (6, CANVAS, CANVAS)
-    assert (dependence >= 0).all()
-    assert (dependence <= cap).all()
-    share = dependence / cap
-    assert share.min() < 0.05
-    assert share.max() > 0.95
-    assert not torch.allclose(share, share.mT)  # what one position says about another need not be mutual
+            module.weight.mul_(20)
+        sure = torch.full((6, CANVAS, VOCAB), -50.0).index_fill(-1, torch.tensor([5]), 50.0)
+        logits, certain = 3 * torch.randn(6, CANVAS, VOCAB), torch.rand(6, CANVAS) < 0.3
+        predictions = Predictions.from_logits(torch.where(certain[..., None], sure, logits), MASK)
+        values, (_, _, pairs) = (
+            get(dataclasses.replace(step, predictions=predictions)) for get in (scorer, scorer.costs)
+        )
+    share = start / torch.minimum(step.predictions.entropy[:, :, None], step.predictions.entropy[:, None, :])
+    assert share.max() < 1
+    assert pairs.shape == (6, CANVAS, CANVAS)
+    assert (pairs >= 0).all()
+    either = certain[:, :, None] | certain[:, None, :]
+    torch.testing.assert_close(pairs[either], torch.zeros_like(pairs[either]))
+    assert pairs[~either].max() > 1
+    assert not torch.allclose(pairs, pairs.mT)  # what one position costs another need not be mutual
+    torch.testing.assert_close(values[..., 2:], 0.7 * pairs)
 
 
-def test_dependence_does_not_see_the_budget():
-    scorer = scorer_of("dependent")
+def test_the_regret_law_does_not_see_the_budget():
+    scorer = scorer_of("regret", pair_weight=1.0)
     torch.testing.assert_close(scorer(step_of(steps_left=1)), scorer(step_of(steps_left=9)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bias", [-1.0, 0.5])
+def test_the_regret_law_explores_around_its_set(bias):
+    """By its random form, with the bound that the bias gives; elsewhere it is the set itself."""
+    scorer, step = scorer_of("regret", pair_weight=1.0, law_temperature=0.3), step_of()
+    values, everywhere = scorer(step), torch.ones_like(step.masked)
+    own = scorer.law(step, values, bias=bias).sample()
+    fixed = scorer.exploring_law(step, values, bias=bias, where=~everywhere)
+    assert torch.equal(fixed.sample(), own)
+    law = scorer.exploring_law(step, values, bias=bias, where=everywhere)
+    expected = RandomRegret(values, step.masked, bound=0.5 * math.exp(bias), temperature=0.3)
+    sample = expected.sample((20,))
+    torch.testing.assert_close(law.log_prob(sample), expected.log_prob(sample))
 
 
 @pytest.mark.parametrize("bias", [-3.0, -1.0, 0.0, 1.0, 3.0])
 def test_an_untrained_scorer_is_the_factor_rule(bias):
-    scorer, step = scorer_of("factor", trained=False), step_of(rows=64)
+    scorer, step = scorer_of("regret", trained=False), step_of(rows=64)
     unmask = scorer.law(step, scorer(step), bias=bias).sample()
     rule = FactorSampler(factor=scorer.config.bound * math.exp(bias)).propose(step, ()).unmask
     torch.testing.assert_close(unmask, at_least_one(rule, step.masked, step.predictions.confidence))
-
-
-def test_the_factor_law_does_not_see_the_budget():
-    scorer = scorer_of("factor")
-    torch.testing.assert_close(scorer(step_of(steps_left=1)), scorer(step_of(steps_left=9)), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("law", RANDOM_LAWS)
 def test_a_bias_of_scores_may_be_larger_than_exp_takes(law):
     scorer, step = scorer_of(law), step_of()
     unmask = scorer.law(step, scorer(step), bias=1000.0).sample()
-    if law in ("non_empty", "repulsive"):
+    if law == "non_empty":
         assert torch.equal(unmask, step.masked)
     assert unmask.any(-1).all()
 
 
-def test_bias_of_the_factor_law():
-    scorer, step = scorer_of("factor"), step_of(rows=64)
+@pytest.mark.parametrize("pair_weight", [0.0, 1.0])
+def test_bias_of_the_regret_law(pair_weight):
+    scorer, step = scorer_of("regret", pair_weight=pair_weight), step_of(rows=64)
     counts = [scorer.law(step, scorer(step), bias=b).mean.sum(-1) for b in (-60.0, -1.0, 0.0, 1.0, 60.0)]
     means = [count.mean().item() for count in counts]
     assert means == sorted(set(means))
     torch.testing.assert_close(counts[-1], step.masked.sum(-1).float())
-
-
-def test_bias_of_the_dependent_law():
-    scorer, step = scorer_of("dependent", entropy_weight=0.0), step_of(rows=64)
-    dependence = scorer(step)
-    counts = [scorer.law(step, dependence, bias=b).mean.sum(-1) for b in (-60.0, -2.0, -1.0, 0.0, 1.0, 60.0)]
-    means = [count.mean().item() for count in counts]
-    assert means == sorted(set(means))
-    assert (counts[0] == 1).all()
-    torch.testing.assert_close(counts[-1], step.masked.sum(-1).float())
-
-
-def test_entropy_weight_costs():
-    step = step_of(rows=64)
-    scorer, strict = scorer_of("dependent", entropy_weight=0.0), scorer_of("dependent", entropy_weight=1.0)
-    dependence = scorer(step)
-    assert strict.law(step, dependence).mean.sum() < scorer.law(step, dependence).mean.sum()
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -417,187 +391,3 @@ def test_generate(law):
             for bias in (-8.0, 20.0)
         )
         assert slow > fast == 2
-
-
-# ---- BoundedDependence against a slow reference ------------------------------------------------------------------
-
-# multiples of 1/8, so that float32 and Python agree to the bit, at the bound too
-nats = st.integers(0, 12).map(lambda n: n / 8)
-
-
-@st.composite
-def bounded(draw):
-    rows, length = draw(st.integers(1, 3)), draw(st.integers(1, 6))
-
-    def tensor(elements, *shape):
-        values = draw(st.lists(elements, min_size=math.prod(shape), max_size=math.prod(shape)))
-        return torch.tensor(values).view(shape)
-
-    return SimpleNamespace(
-        dependence=tensor(nats, rows, length, length),
-        own=tensor(nats, rows, length) if draw(st.booleans()) else torch.zeros(rows, length),
-        preference=tensor(st.integers(-3, 3).map(float), rows, length),
-        masked=tensor(st.booleans(), rows, length),
-        bound=draw(nats),
-    )
-
-
-def law_of(case) -> BoundedDependence:
-    return BoundedDependence(
-        case.dependence,
-        case.own,
-        case.preference,
-        case.masked,
-        bound=case.bound,
-    )
-
-
-def slow_set(case, row: int) -> list[bool]:
-    """As the docstring says it, one row, one position at a time."""
-    length = case.masked.shape[1]
-    visited = sorted((i for i in range(length) if case.masked[row, i]), key=lambda i: -case.preference[row, i].item())
-    accepted = []
-    for i in visited:
-        cost = case.own[row, i].item() + sum(case.dependence[row, i, j].item() for j in accepted)
-        if i == visited[0] or cost <= case.bound:
-            accepted.append(i)
-    return [i in accepted for i in range(length)]
-
-
-@given(bounded())
-def test_bounded_dependence_is_the_slow_one(case):
-    law = law_of(case)
-    expected = torch.tensor([slow_set(case, row) for row in range(len(case.masked))])
-    assert law.sample().tolist() == expected.tolist()
-    assert law.mean.tolist() == expected.float().tolist()
-    assert law.sample((3,)).tolist() == [expected.tolist()] * 3
-    # never empty where something is masked
-    assert law.sample().any(-1).tolist() == case.masked.any(-1).tolist()
-
-
-@given(bounded(), st.data())
-def test_bounded_dependence_has_all_its_mass_on_one_set(case, data):
-    law = law_of(case)
-    chosen = law.sample()
-    assert (law.log_prob(chosen) == 0).all()
-    flipped = data.draw(st.integers(0, chosen.shape[1] - 1))
-    other = chosen.clone()
-    other[:, flipped] = ~other[:, flipped]
-    assert (law.log_prob(other) == -torch.inf).all()
-
-
-def test_bounded_dependence_limits():
-    case = SimpleNamespace(
-        dependence=torch.full((1, 4, 4), 0.5),
-        own=torch.zeros(1, 4),
-        preference=torch.tensor([[0.0, 1.0, 3.0, 2.0]]),
-        masked=torch.tensor([[True, True, True, False]]),
-        bound=0.0,
-    )
-    assert law_of(case).sample().tolist() == [[False, False, True, False]]
-    case.bound = 0.5  # the second costs 0.5, the third 1.0
-    assert law_of(case).sample().tolist() == [[False, True, True, False]]
-    case.bound = 1.0
-    assert law_of(case).sample().tolist() == case.masked.tolist()
-
-
-@pytest.mark.parametrize("bound", [-1.0, math.nan])
-def test_bounded_dependence_bound_is_checked(bound):
-    zeros = torch.zeros(1, 2)
-    with pytest.raises(ValueError, match=f"bound must be 0 or more, got {bound}"):
-        BoundedDependence(torch.zeros(1, 2, 2), zeros, zeros, zeros == 0, bound=bound)
-
-
-# ---- a known answer: partners share log 2 nats, nobody else shares anything --------------------------------------
-
-
-def test_other_laws_are_refused_by_the_dependence_objective():
-    denoiser = ExactPairs(2)
-    with pytest.raises(ValueError, match="law must be \"dependent\", got 'non_empty': use another objective for it"):
-        DependenceObjective(denoiser, OrderScorer.for_denoiser(denoiser, **SMALL))
-
-
-def test_dependence_of_pairs_is_learned():
-    n, rows, updates = 4, 32, 300
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
-    denoiser = ExactPairs(n)
-    scorer = OrderScorer.for_denoiser(
-        denoiser,
-        law="dependent",
-        entropy_weight=0.0,  # these conditionals are exact
-        bound=0.3,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-    )
-    objective = DependenceObjective(denoiser, scorer)
-    optimizer = torch.optim.AdamW(scorer.parameters(), lr=5e-3, weight_decay=0.0)
-    empty = torch.zeros(rows, 0, dtype=torch.long)
-    for _ in range(updates):
-        loss = objective(empty, empty, ExactPairs.draw(n, rows, generator))["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    clean = ExactPairs.draw(n, rows, generator)
-    logits, hidden = denoiser(torch.full_like(clean, denoiser.mask_token_id), empty, 0)
-    step = Step(
-        predictions=Predictions.from_logits(logits, denoiser.mask_token_id),
-        masked=torch.ones_like(clean, dtype=torch.bool),
-        steps_left=1,
-        hidden_states=hidden,
-    )
-    with torch.no_grad():
-        dependence = scorer(step)[0]
-    partners = torch.eye(2 * n).roll(n, 0).bool()
-    others = ~partners & ~torch.eye(2 * n).bool()
-    print(f"partners {dependence[partners].min():.3f}, others {dependence[others].max():.4f}")
-    assert ((dependence[partners] / math.log(2) - 1).abs() < 0.15).all()
-    assert (dependence[others] < 0.05).all()
-
-    denoiser.max_length, denoiser.family = None, ENCODER
-    output = decode(
-        denoiser, empty, sampler=LearnedOrderSampler(scorer=scorer.eval()), max_new_tokens=2 * n, clean=clean
-    )
-    assert (output.nfe == 2).all()
-    first = output.order.view(rows, 2, n) == 1
-    assert (first.sum(1) == 1).all()  # one of each pair, then the other
-    torch.testing.assert_close(output.log_likelihood, torch.full((rows,), -n * math.log(2)))
-
-
-@given(
-    logits=st.lists(st.floats(-5, 9), min_size=5, max_size=5, unique_by=lambda x: round(x, 2)),
-    masked=st.lists(st.booleans(), min_size=5, max_size=5),
-    bias=st.floats(-3, 3),
-)
-def test_the_factor_law_explores_around_its_set(logits, masked, bias):
-    """As many positions in the mean, or half a one less than all; the surer the likelier; elsewhere the set itself."""
-    scorer = OrderScorer(OrderScorerConfig(law="factor", denoiser_hidden_size=0, hidden_size=8))
-    step = SimpleNamespace(masked=torch.tensor([masked]), steps_left=3)
-    values = torch.tensor([logits])
-    everywhere = torch.ones_like(step.masked)
-    own = scorer.law(step, values, bias=bias).sample()
-    law = scorer.exploring_law(step, values, bias=bias, where=everywhere)
-    if any(masked):
-        chances = law.logits.sigmoid()[step.masked]
-        assert chances.sum().item() == pytest.approx(min(own.sum().item(), sum(masked) - 0.5), abs=1e-3)
-        apart = (law.logits - values / 0.5)[step.masked]
-        torch.testing.assert_close(apart, apart[:1].expand_as(apart), atol=1e-4, rtol=0)
-    if own.sum() < sum(masked):  # nearly without noise
-        exploring = scorer.exploring_law(step, values, bias=bias, where=everywhere, temperature=1e-4)
-        assert exploring.sample().tolist() == own.tolist()
-    fixed = scorer.exploring_law(step, values, bias=bias, where=~everywhere)
-    assert fixed.sample().tolist() == own.tolist()
-
-
-def test_equal_logits_are_explored_as_the_factor_law_takes_them():
-    """Two of eight are taken: two in the mean, not four; where all are taken, all but a half."""
-    scorer = OrderScorer(OrderScorerConfig(law="factor", denoiser_hidden_size=0, hidden_size=8, bound=0.4))
-    step = SimpleNamespace(masked=torch.ones(1, 9, dtype=torch.bool), steps_left=3)
-    where = torch.tensor([[True] * 8 + [False]])
-    values = torch.tensor([[math.log(7)] * 8 + [-1.0]])  # each of eight right with 7/8
-    for bias, count in ((0.0, 2.0), (3.0, 7.5)):
-        law = scorer.exploring_law(step, values, bias=bias, where=where)
-        assert scorer.law(step, values, bias=bias).sample().sum() == (2 if bias == 0 else 9)
-        assert law.logits[:, :8].sigmoid().sum().item() == pytest.approx(count, abs=1e-4)

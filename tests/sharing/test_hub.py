@@ -58,8 +58,7 @@ def scorer_of(seed: int = 0, **config) -> OrderScorer:
     torch.manual_seed(seed)  # behind the denoiser, which has a seed of its own
     options = {"base_model_name_or_path": "user/base", **SMALL, **config}
     scorer = OrderScorer(OrderScorer.config_class(**{**OrderScorer.for_denoiser(denoiser).config.to_dict(), **options}))
-    if scorer.config.law != "dependent":
-        torch.nn.init.normal_(scorer.network.head.weight, std=0.1)
+    torch.nn.init.normal_(scorer.network.head.weight, std=0.1)
     return scorer.eval()
 
 
@@ -92,7 +91,7 @@ def measured(tmp_path) -> Card:
         results=tmp_path / "evaluation" / "results.json",
         plot=tmp_path / "plot.png",
         data="GSM8K chains",
-        command="python examples/train.py --law dependent",
+        command="python examples/train.py --law regret",
         seeds=(0, 1),
         license="apache-2.0",
         prompt="w5 w6",
@@ -341,7 +340,7 @@ def test_card_with_measurements(hub, measured):
     assert "level with the best heuristic at a target NFE of 16 (threshold)." in text
     assert "40 problems of `openai/gsm8k`" in text
     assert "| seeds | 0, 1 |" in text
-    assert "python examples/train.py --law dependent" in text
+    assert "python examples/train.py --law regret" in text
     assert "variational" in text
     # what backs it up
     assert json.loads(files["results.json"]) == [asdict(result) for result in RESULTS]
@@ -667,10 +666,9 @@ def test_a_folder_knows_what_its_trainer_stated(hub, tmp_path):
 @pytest.mark.parametrize(
     ("law", "objective", "said", "unsaid"),
     [
-        ("factor", None, "learned from clean responses on its own decodings |", "chains of each"),
-        ("dependent", None, "learned from the denoiser itself |", "step budget in training"),
+        ("regret", None, "and pairs, from the denoiser itself |", "chains of each"),
         ("non_empty", "reward", "by reward on its own decodings |", "step budget in training | any"),
-        ("factor", "new", "| objective | `new` |", "variational"),
+        ("regret", "new", "| objective | `new` |", "variational"),
     ],
 )
 def test_card_of_each_objective(hub, tmp_path, law, objective, said, unsaid):
@@ -681,7 +679,7 @@ def test_card_of_each_objective(hub, tmp_path, law, objective, said, unsaid):
     assert said in readme(hub)
     assert unsaid not in readme(hub)
     assert "| batches an update | 2 |" in readme(hub)
-    if law == "factor":
+    if law == "regret":
         assert "| step budget | any |" in readme(hub)
         assert "| largest step budget in training | 12 |" in readme(hub)
 

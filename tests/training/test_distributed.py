@@ -22,7 +22,8 @@ SAME = (
     "nfe",
     "observed",
     "predicted",
-    "confidence_loss",
+    "doubt_loss",
+    "pair_loss",
     "exact",
     "right",
     "reward",
@@ -30,7 +31,6 @@ SAME = (
     "law_bound",
     "law_bias",
     "generated_nfe",
-    "agreement",
 )
 
 

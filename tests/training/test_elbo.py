@@ -24,15 +24,9 @@ from hf_learned_order.training.updates import seeds_of
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 # law of the prior, law of the posterior (None: it shares the prior's)
 LAWS = [("non_empty", None), ("max_normalized", None), ("non_empty", "non_empty"), ("non_empty", "max_normalized")]
-EXACT = [*LAWS, ("count", None), ("count", "count"), ("factor", None)]
+EXACT = [*LAWS, ("count", None), ("count", "count")]
 # without closed marginals, or a pair without a closed KL
-DRAWN = [
-    ("plackett_luce", None),
-    ("repulsive", None),
-    ("repulsive", "repulsive"),
-    ("count", "max_normalized"),
-    ("plackett_luce", "count"),
-]
+DRAWN = [("regret", None), ("count", "max_normalized")]
 MORE = [*EXACT[len(LAWS) :], *DRAWN]
 
 
@@ -48,7 +42,7 @@ def objective_of(
     """With random weights everywhere, so that no score is 0 and no gradient is; `seed=None`: untrained."""
     torch.manual_seed(seed or 0)
     # tau = 1: at 0.1 random scores make the law nearly deterministic, and a Monte Carlo mean sees nothing
-    scorer = OrderScorer.for_denoiser(denoiser, law=prior, law_temperature=1.0, **SMALL)
+    scorer = OrderScorer.for_denoiser(denoiser, law=prior, law_temperature=1.0, pair_weight=1.0, **SMALL)
     q = None if posterior is None else CleanPosterior(scorer.config, law=posterior, temperature=1.0, once=once)
     objective = OrderELBO(denoiser, scorer, q, **options)
     if seed is not None:
@@ -131,7 +125,7 @@ class Enumeration:
         scorer, posterior = self.objective.scorer, self.objective.posterior
         if self.rule is None:
             scores = scorer(step)
-            # in training the same but for the factor law
+            # in training the same but for the regret law
             around = self.objective.training
             prior = scorer.exploring_law(step, scores, where=state) if around else scorer.law(step, scores)
         else:
@@ -216,7 +210,7 @@ class TestGradient:
         ],
         ids=str,
     )
-    @each_of([("non_empty", "non_empty"), ("repulsive", None)])
+    @each_of([("non_empty", "non_empty"), ("regret", None)])
     def test_so_it_is_with_the_other_estimators(self, prior, posterior, options, size):
         objective = objective_of(ExactPairs(2), prior, posterior, max_denoising_steps=3, num_chains=4, **options)
         check_gradient(objective, **size)
@@ -265,7 +259,7 @@ class TestGradient:
         [
             ("count", None, "value"),
             ("non_empty", "max_normalized", "leave_one_out"),
-            ("repulsive", None, "leave_one_out"),
+            ("count", "max_normalized", "leave_one_out"),
         ],
     )
     def test_so_it_is_with_exploration(self, prior, posterior, baseline):
@@ -287,7 +281,7 @@ class TestGradient:
         # the bound is that of the ELBO itself
         assert z_score(torch.stack([c.bound.detach().mean() for c in chains]), bound) < 4.5
 
-    @each_of([("non_empty", "non_empty"), ("repulsive", None)])
+    @each_of([("non_empty", "non_empty"), ("regret", None)])
     def test_value_baseline_learns_what_follows(self, prior, posterior):
         """The least squares in the draw, or of the state where it does not see the draw.
 
@@ -438,7 +432,7 @@ class TestBound:
         assert not chains.kl.any()
         assert not chains.log_q.any()
 
-    @each_of([pair for pair in [*LAWS, *MORE] if not {"max_normalized", "factor"} & {*pair}])
+    @each_of([pair for pair in [*LAWS, *MORE] if not {"max_normalized", "regret"} & {*pair}])
     @pytest.mark.parametrize("steps", [2, 3])
     def test_untrained_is_ancestral_sampling(self, steps, prior, posterior):
         denoiser, clean = ExactTable.random(3, seed=0), [1, 0, 1]
@@ -604,7 +598,7 @@ class TestBadInput:
             objective_of(ExactPairs(1), "non_empty", None, **{name: "mean"})
 
     @pytest.mark.parametrize("posterior", ["non_empty", "max_normalized"])
-    @pytest.mark.parametrize("law", ["max_normalized", "factor"])
+    @pytest.mark.parametrize("law", ["max_normalized", "regret"])
     def test_prior_that_rules_sets_out_with_a_posterior_of_its_own(self, law, posterior):
         with pytest.raises(ValueError, match=rf'posterior must be "prior" with law "{law}": the KL .* is infinite'):
             objective_of(ExactPairs(1), law, posterior)
@@ -612,10 +606,6 @@ class TestBadInput:
     def test_exploration(self):
         with pytest.raises(ValueError, match=r"exploration must be 0 or more, got -0\.1"):
             objective_of(ExactPairs(1), "non_empty", None, exploration=-0.1)
-        for law in ("max_normalized", "factor"):
+        for law in ("max_normalized", "regret"):
             with pytest.raises(ValueError, match=f'exploration must be 0 with law "{law}"'):
                 objective_of(ExactPairs(1), law, None, exploration=0.1)
-
-    def test_a_law_without_an_elbo(self):
-        with pytest.raises(ValueError, match=r"law must be one of non_empty, .*, got 'dependent', which has no ELBO"):
-            objective_of(ExactPairs(1), "dependent", None)

@@ -19,8 +19,8 @@ CASES = {
     "elbo": ["--law", "non_empty", "--max_denoising_steps", "3", "--num_chains", "2", "--min_denoising_steps", "2"],
     "count": ["--law", "count", "--max_denoising_steps", "4", "--num_chains", "2", "--target_nfe", "2.5"],
     "lora": ["--use_lora", "true", "--lora_rank", "2", "--max_denoising_steps", "2", "--num_chains", "2"],
-    "factor": ["--law", "factor", "--max_denoising_steps", "4", "--target_nfe", "3"],
-    "dependent": ["--law", "dependent"],
+    "regret": ["--law", "regret", "--max_denoising_steps", "4", "--target_nfe", "3"],
+    "reward": ["--law", "regret", "--objective", "reward", "--max_denoising_steps", "4", "--num_chains", "2"],
 }
 
 
@@ -100,7 +100,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(case, forks, material, tmp_path
     files += sorted(path.relative_to(whole) for path in whole.glob("*.safetensors"))
     assert files
     for file in [*files, "config.json"]:
-        if file != "config.json" or case in ("count", "factor"):
+        if file != "config.json" or case in ("count", "regret"):
             assert (killed / file).read_bytes() == (whole / file).read_bytes(), file
     histories = [
         json.loads((folder / "checkpoint-9" / "trainer_state.json").read_text())["log_history"]

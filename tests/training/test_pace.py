@@ -105,7 +105,7 @@ def test_calls_of_a_faster_law():
     assert slope.item() == pytest.approx((nfe[1] - nfe[0]) / 0.4, rel=0.1)
 
 
-@pytest.mark.parametrize(("law", "start"), [("factor", 0.001), ("factor", 300.0), ("non_empty", 9.0)])
+@pytest.mark.parametrize(("law", "start"), [("regret", 0.001), ("regret", 300.0), ("non_empty", 9.0)])
 def test_solving(law, start):
     """NFE that fall with the bias as 64 / (1 + e^b), from far off on either side."""
     scorer = OrderScorer(OrderScorerConfig(law=law, **SMALL))
@@ -113,13 +113,13 @@ def test_solving(law, start):
     setattr(scorer.config, pace.setting, start)
 
     def measure():
-        return 64 / (1 + (pace.value if law == "factor" else math.exp(pace.value)))
+        return 64 / (1 + (pace.value if law == "regret" else math.exp(pace.value)))
 
     assert pace.solve(measure) == measure() == pytest.approx(4.0, rel=0.01)
 
 
 def test_what_cannot_be_met_is_approached():
-    scorer = OrderScorer(OrderScorerConfig(law="factor", **SMALL))
+    scorer = OrderScorer(OrderScorerConfig(law="regret", **SMALL))
     pace = Pace(scorer, target=4.0, longest=64)
     assert pace.solve(lambda: 3.5 if pace.value > 1 else 9.0) == 3.5
     assert pace.value > 1
@@ -128,9 +128,8 @@ def test_what_cannot_be_met_is_approached():
 @pytest.mark.parametrize(
     ("law", "target", "options"),
     [
-        ("factor", 6.0, {"max_denoising_steps": 12}),
-        ("factor", 6.0, {"max_denoising_steps": 12, "objective": "elbo", "posterior": "prior", "num_chains": 2}),
-        ("dependent", 6.0, {}),
+        ("regret", 6.0, {"max_denoising_steps": 12}),
+        ("regret", 6.0, {"max_denoising_steps": 12, "objective": "elbo", "posterior": "prior", "num_chains": 2}),
         ("non_empty", 3.0, {"posterior": "clean"}),
     ],
 )
@@ -166,7 +165,7 @@ def test_a_larger_bias_is_never_slower(law, seed, low, more):
     """Of a whole decoding in the mean, up to the noise of random laws: a deterministic law has none."""
     torch.manual_seed(seed)
     denoiser = Denoiser(tiny_model("bert", seed=seed % 3), mask_token_id=MASK)
-    scorer = OrderScorer.for_denoiser(denoiser, law=law, **SMALL).eval()
+    scorer = OrderScorer.for_denoiser(denoiser, law=law, pair_weight=1.0, **SMALL).eval()
     for parameter in scorer.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     rows = 64
@@ -183,7 +182,7 @@ def test_a_larger_bias_is_never_slower(law, seed, low, more):
 
 
 def test_steps_shrink_and_keep_a_sense():
-    scorer = OrderScorer(OrderScorerConfig(law="factor", bound=0.5, **SMALL))
+    scorer = OrderScorer(OrderScorerConfig(law="regret", bound=0.5, **SMALL))
     pace = Pace(scorer, target=4.0, longest=64)
     pace.update(8.0, number=0)
     assert scorer.config.bound == pytest.approx(1.0)  # twice the calls: twice the bound

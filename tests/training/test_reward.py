@@ -15,7 +15,7 @@ from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
 from hf_learned_order.denoisers.denoiser import Denoiser, predict
 from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
 from hf_learned_order.denoisers.predictions import Step
-from hf_learned_order.orders.configuration import ELBO_LAWS, OrderScorerConfig
+from hf_learned_order.orders.configuration import LAWS, OrderScorerConfig
 from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.tasks.answers import AnswerMetrics
 from hf_learned_order.tasks.table import TASKS, Source
@@ -32,7 +32,7 @@ SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "de
 
 def objective_of(script, law: str, *, seed: int = 0, trained: bool = True, **options) -> RewardObjective:
     torch.manual_seed(seed)
-    scorer = OrderScorer(OrderScorerConfig(law=law, law_temperature=1.0, **SMALL))
+    scorer = OrderScorer(OrderScorerConfig(law=law, law_temperature=1.0, pair_weight=1.0, **SMALL))
     if trained:
         for name, parameter in scorer.named_parameters():
             torch.nn.init.normal_(parameter, std=0.7 if "head" in name else 0.4)
@@ -133,38 +133,38 @@ def check_gradient(objective: RewardObjective, is_right, batch: dict[str, Tensor
     return exact
 
 
-@pytest.mark.parametrize("law", ELBO_LAWS)
+@pytest.mark.parametrize("law", LAWS)
 def test_the_mean_of_the_gradient_is_that_of_the_expected_reward(law, monkeypatch):
     """With a law that draws nothing: of the sum, over steps, of the expected reward where that step alone explores."""
     monkeypatch.setattr(reward, "CORRECTNESS", 0.0)
-    steps, bias = 3, 0.5 if law in ("regret", "factor") else 0.0
+    steps, bias = 3, 1.5 if law == "regret" else 0.0
     clean = [RIGHT] * 4
     objective = objective_of(needs_the_first(0.58), law, num_chains=64, max_denoising_steps=steps, speed_exponent=2.0)
     monkeypatch.setattr(objective, "_budget", lambda draws: (steps, bias))
-    count = 120 if law in ("non_empty", "regret", "factor") else 40
+    count = 120 if law in ("non_empty", "regret") else 40
     check_gradient(objective, lambda canvas: canvas == clean, batch_of(12, clean), bias, count)
 
 
-@pytest.mark.parametrize("law", ["non_empty", "factor"])
+@pytest.mark.parametrize("law", ["non_empty", "regret"])
 def test_so_it_is_with_a_judge_of_several_right_responses(law, monkeypatch):
     """What the published response earns is something else, and no loss of correctness has a part in it."""
-    steps, bias, clean = 3, 0.0 if law != "factor" else 0.5, [RIGHT] * 3
+    steps, bias, clean = 3, 0.0 if law != "regret" else 0.5, [RIGHT] * 3
     options = {"num_chains": 32, "max_denoising_steps": steps, "is_right": agree}
     objective = objective_of(needs_to_agree, law, **options)
     monkeypatch.setattr(objective, "_budget", lambda draws: (steps, bias))
     batch = {**batch_of(12, clean), "answer": torch.full((12, 1), RIGHT)}
     found = check_gradient(objective, lambda canvas: canvas[0] == canvas[1], batch, bias, 60)
     of_one = Enumeration(objective, lambda canvas: canvas == clean, bias)
-    explores = ({1}, {2}) if law == "factor" else ({1, 2},)
+    explores = ({1}, {2}) if law == "regret" else ({1, 2},)
     value = sum(of_one.value([MASK] * 3, steps, 0, numbers) for numbers in explores)
     assert (gradient(value, objective) - found).norm() > 0.2 * found.norm()
 
 
-@pytest.mark.parametrize(("law", "eos_token_id"), [("factor", None), ("count", None), ("count", EOS)])
+@pytest.mark.parametrize(("law", "eos_token_id"), [("regret", None), ("count", None), ("count", EOS)])
 def test_a_judge_that_wants_the_published_response_changes_nothing(law, eos_token_id, monkeypatch):
     """But the denoiser calls: every explored response is decoded. Draw for draw the same gradient, reward and NFE."""
     monkeypatch.setattr(reward, "CORRECTNESS", 0.0)
-    monkeypatch.setattr(RewardObjective, "_budget", lambda self, draws: (4, 0.5 if law == "factor" else 0.0))
+    monkeypatch.setattr(RewardObjective, "_budget", lambda self, draws: (4, 0.5 if law == "regret" else 0.0))
     clean = [RIGHT, RIGHT, EOS, EOS]
 
     def script(_, canvas):
@@ -189,11 +189,11 @@ def test_a_judge_that_wants_the_published_response_changes_nothing(law, eos_toke
     assert sum(map(sum, calls[:1])) < sum(map(sum, calls[1:]))
 
 
-@pytest.mark.parametrize("law", ["factor", "non_empty", "count"])
+@pytest.mark.parametrize("law", ["regret", "non_empty", "count"])
 def test_a_row_is_the_same_in_whatever_batch(law, monkeypatch):
     """Rows that need more steps than others take no numbers from them: of two halves the mean is that of the whole."""
     monkeypatch.setattr(reward, "CORRECTNESS", 0.0)
-    monkeypatch.setattr(RewardObjective, "_budget", lambda self, draws: (5, 0.5 if law == "factor" else 0.0))
+    monkeypatch.setattr(RewardObjective, "_budget", lambda self, draws: (5, 0.5 if law == "regret" else 0.0))
 
     def script(number, canvas):
         if number == 7:  # one step
@@ -228,7 +228,7 @@ def test_what_is_judged_has_an_end_and_its_own_answer():
         said = RIGHT if number == 5 else OTHER
         return [(said, 0.9), (RIGHT, 0.6 if number == 5 else 0.99), (WRONG, 0.8), (RIGHT, 0.95), (OTHER, 0.97)]
 
-    objective = objective_of(script, "factor", max_denoising_steps=4, eos_token_id=WRONG, is_right=judge)
+    objective = objective_of(script, "regret", max_denoising_steps=4, eos_token_id=WRONG, is_right=judge)
     prompt = torch.tensor([[1, 7], [1, 5], [1, 7], [1, 5]])
     rights = torch.where(prompt[:, 1:] == 5, RIGHT, OTHER)
     batch = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt), "clean": torch.full((4, 5), RIGHT)}
@@ -255,7 +255,7 @@ def test_what_is_explored_is_judged_by_the_answer_of_its_row_where_others_have_f
         return [(RIGHT, 0.999)] * 3 if number == 7 else [(WRONG, 0.9), (WRONG, 0.8), (WRONG, 0.7)]
 
     objective = objective_of(
-        script, "factor", trained=False, is_right=lambda tokens, answers: tokens[:, 0] == answers[:, 0]
+        script, "regret", trained=False, is_right=lambda tokens, answers: tokens[:, 0] == answers[:, 0]
     )
     monkeypatch.setattr(objective, "_budget", lambda draws: (3, 0.0))
     monkeypatch.setattr(Draws, "integer", lambda self, low, high: low)  # the second step explores
@@ -272,13 +272,13 @@ def test_what_a_judged_response_takes(end, monkeypatch):
     """The calls of its own: one for each position up to its end that was not explored. The published one ends later."""
     judged = objective_of(
         lambda _, canvas: [(RIGHT if i == end else WRONG, 0.9 - 0.1 * i) for i in range(3)],
-        "factor",
+        "regret",
         trained=False,
         eos_token_id=None if end is None else RIGHT,
         is_right=lambda tokens, answers: (tokens[:, :1] == answers).all(-1),
     )
-    # a bound of nothing takes one position; the first step explores
-    monkeypatch.setattr(judged, "_budget", lambda draws: (3, -20.0))
+    # the second position would cost 0.6, more than the bound: one is taken; the first step explores
+    monkeypatch.setattr(judged, "_budget", lambda draws: (3, 0.0))
     monkeypatch.setattr(Draws, "integer", lambda self, low, high: high)
     sets, law_of = [], judged.scorer.exploring_law
 
@@ -309,7 +309,7 @@ def test_a_judged_response_is_explored_up_to_where_it_ends_as_it_looks(monkeypat
 
     objective = objective_of(
         script,
-        "factor",
+        "regret",
         max_denoising_steps=3,
         eos_token_id=WRONG,
         trained=False,
@@ -344,7 +344,7 @@ def test_a_task_judges_what_is_trained_on_it(tmp_path, monkeypatch):
         trainer = OrderTrainer(
             model=model,
             scorer=OrderScorer.for_denoiser(
-                Denoiser(model, mask_token_id=tokenizer.mask_token_id), law="factor", bound=2.0, hidden_size=8
+                Denoiser(model, mask_token_id=tokenizer.mask_token_id), law="regret", bound=2.0, hidden_size=8
             ),
             args=arguments(
                 tmp_path / name, objective="reward", canvas_length=36, per_device_eval_batch_size=16, max_steps=2
@@ -368,7 +368,7 @@ def test_a_task_judges_what_is_trained_on_it(tmp_path, monkeypatch):
 
 
 def test_a_judge_needs_answers():
-    objective = objective_of(needs_to_agree, "factor", is_right=agree)
+    objective = objective_of(needs_to_agree, "regret", is_right=agree)
     with pytest.raises(ValueError, match=r"answer must be given where responses are judged .*with_answers=True"):
         objective(**batch_of(2, [RIGHT] * 3))
 
@@ -376,7 +376,7 @@ def test_a_judge_needs_answers():
 def test_it_learns_not_to_unmask_at_once_what_is_wrong_together(monkeypatch):
     """Two calls are enough for everyone who leaves the second token for the last; confidence takes it first."""
     monkeypatch.setattr(reward, "BIASES", (0.0, 4.0))
-    objective = objective_of(needs_the_first(0.9), "factor", trained=False, max_denoising_steps=2)
+    objective = objective_of(needs_the_first(0.9), "regret", trained=False, max_denoising_steps=2)
     batch = batch_of(8, [RIGHT] * 4)
     optimizer = torch.optim.Adam(objective.parameters(), lr=2e-2)
 
@@ -398,7 +398,7 @@ def test_a_response_ends_with_its_first_eos():
     clean = [RIGHT, EOS, EOS, EOS]
     objective = objective_of(
         lambda _, canvas: [(RIGHT, 0.9), (EOS, 0.8), (WRONG, 0.9), (WRONG, 0.99)],
-        "factor",
+        "regret",
         max_denoising_steps=2,
         eos_token_id=EOS,
     )
@@ -409,10 +409,10 @@ def test_a_response_ends_with_its_first_eos():
 
 def test_rewards_and_measurements(monkeypatch):
     """Everything right whatever is drawn: the reward is what speed leaves of 1, and the loss that of correctness."""
-    objective = objective_of(lambda _, canvas: [(RIGHT, 0.9)] * 3, "factor", max_denoising_steps=2, trained=False)
-    monkeypatch.setattr(objective, "_budget", lambda draws: (2, -20.0))
+    objective = objective_of(lambda _, canvas: [(RIGHT, 0.9)] * 3, "regret", max_denoising_steps=2, trained=False)
+    monkeypatch.setattr(objective, "_budget", lambda draws: (2, -1.0))
     outputs = objective(**batch_of(2, [RIGHT] * 3))
-    # a bound of nothing takes one position; the second call takes the rest, whatever is explored but everything
+    # the second position would cost 0.3, more than the bound; the second call takes the rest
     assert outputs["nfe"] == 2
     assert outputs["exact"] == 1
     assert 2 / 3 - 1e-6 <= outputs["reward"] <= 1
@@ -424,7 +424,7 @@ def test_rewards_and_measurements(monkeypatch):
 
 def test_what_is_given_stands_from_the_start():
     """With the first token the second is right, in one call."""
-    objective = objective_of(needs_the_first(0.9), "factor", max_denoising_steps=2, trained=False)
+    objective = objective_of(needs_the_first(0.9), "regret", max_denoising_steps=2, trained=False)
     batch = batch_of(3, [RIGHT] * 4)
     assert objective(**batch)["exact"] == 0
     given = torch.tensor([[True, False, False, False]] * 3)
@@ -432,7 +432,7 @@ def test_what_is_given_stands_from_the_start():
 
 
 def test_evaluating_needs_no_gradient():
-    objective = objective_of(needs_the_first(0.9), "factor", max_denoising_steps=3)
+    objective = objective_of(needs_the_first(0.9), "regret", max_denoising_steps=3)
     with torch.no_grad():
         outputs = objective(**batch_of(2, [RIGHT] * 4))
     assert not outputs["loss"].requires_grad
@@ -440,7 +440,7 @@ def test_evaluating_needs_no_gradient():
 
 
 def test_budgets_are_drawn_from_two_up(monkeypatch):
-    objective = objective_of(needs_the_first(0.9), "factor", max_denoising_steps=5)
+    objective = objective_of(needs_the_first(0.9), "regret", max_denoising_steps=5)
     torch.manual_seed(0)
     draws = Draws(None, rows=1, device=torch.device("cpu"))
     drawn = [objective._budget(draws) for _ in range(600)]
@@ -456,7 +456,7 @@ def test_budgets_are_drawn_from_two_up(monkeypatch):
 
 def test_a_draft_is_decoded_as_the_whole_is():
     """From the canvas behind any step on, with the steps that are left."""
-    objective = objective_of(needs_the_first(0.9), "factor", max_denoising_steps=3)
+    objective = objective_of(needs_the_first(0.9), "regret", max_denoising_steps=3)
     sampler = LearnedOrderSampler(scorer=objective.scorer, bias=-9.0)
     prompt = torch.full((2, 2), 5)
     whole = decode(objective.denoiser, prompt, sampler=sampler, max_new_tokens=4, max_denoising_steps=3)
@@ -472,10 +472,9 @@ def test_a_draft_is_decoded_as_the_whole_is():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"law": "dependent"}, "law must be one of non_empty, .*, factor, got 'dependent', which draws nothing"),
-        ({"law": "factor", "max_denoising_steps": 1}, "max_denoising_steps must be 2 or more, got 1"),
-        ({"law": "factor", "num_chains": 1}, "num_chains must be 2 or more, got 1"),
-        ({"law": "factor", "speed_exponent": -1.0}, r"speed_exponent must be 0 or more, got -1\.0"),
+        ({"law": "regret", "max_denoising_steps": 1}, "max_denoising_steps must be 2 or more, got 1"),
+        ({"law": "regret", "num_chains": 1}, "num_chains must be 2 or more, got 1"),
+        ({"law": "regret", "speed_exponent": -1.0}, r"speed_exponent must be 0 or more, got -1\.0"),
     ],
 )
 def test_bad_arguments(options, message):

@@ -14,12 +14,9 @@ from hf_learned_order.tasks.answers import AnswerMetrics
 from hf_learned_order.tasks.collator import CanvasCollator
 from hf_learned_order.tasks.own_data import recovered
 from hf_learned_order.training.arguments import OrderTrainingArguments
-from hf_learned_order.training.objectives.table import DEFAULTS, OBJECTIVES, make_objective
+from hf_learned_order.training.objectives.table import OBJECTIVES, make_objective
 from hf_learned_order.training.trainer import OrderTrainer
 from hf_learned_order.training.updates import seeds_of
-
-LAW = {"correctness": "factor", "imitation": "factor", "dependence": "dependent"}
-TRAINED = sorted(set(OBJECTIVES) - {"agreement"})  # which refuses given positions
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +46,7 @@ def batch_of(tokenizer, rows: list[dict], canvas_length: int) -> dict[str, torch
 def scorer_of(denoiser: Denoiser, law: str) -> OrderScorer:
     torch.manual_seed(0)
     scorer = OrderScorer.for_denoiser(denoiser, law=law, hidden_size=8, num_attention_heads=2).double().eval()
-    if law != "dependent":
-        torch.nn.init.normal_(scorer.network.head.weight, std=0.5)
+    torch.nn.init.normal_(scorer.network.head.weight, std=0.5)
     return scorer
 
 
@@ -76,13 +72,13 @@ def test_rows_that_do_not_do(tokenizer):
         batch_of(tiny_tokenizer(pad_token=None), [short], 5)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_an_objective_does_not_see_padding(name, denoiser, tokenizer):
     """Whatever stands there; and it learns from rows of all lengths."""
     objective = make_objective(
         name,
         denoiser,
-        scorer_of(denoiser, LAW.get(name, "factor" if name == "reward" else "count")),
+        scorer_of(denoiser, "count" if name == "elbo" else "regret"),
         max_denoising_steps=3,
     )
     batch, found = batch_of(tokenizer, rows_of(6, 9, 4), 9), []
@@ -101,21 +97,21 @@ def test_an_objective_does_not_see_padding(name, denoiser, tokenizer):
 
 def test_a_row_is_what_it_is_alone(denoiser, tokenizer):
     """The loss of a batch is that of the rows, each on a canvas of its own length."""
-    objective = make_objective("correctness", denoiser, scorer_of(denoiser, "factor"), max_denoising_steps=2)
+    objective = make_objective("regret", denoiser, scorer_of(denoiser, "regret"), max_denoising_steps=2)
     rows, losses, counts = rows_of(4, 6, 7), [], []
     for row in rows:
         outputs = objective(**batch_of(tokenizer, [row], row["length"]), seeds=seeds_of(0, 0, first=0, rows=1))
-        losses.append(outputs["confidence_loss"].item())
+        losses.append(outputs["doubt_loss"].item())
         counts.append(outputs["nfe"].item())
     together = objective(**batch_of(tokenizer, rows, 7), seeds=seeds_of(0, 0, first=0, rows=3))
     assert together["nfe"].item() == pytest.approx(sum(counts) / 3)
-    assert min(losses) < together["confidence_loss"].item() < max(losses)
+    assert min(losses) < together["doubt_loss"].item() < max(losses)
 
 
 def test_evaluation_of_rows_of_all_lengths(denoiser, tokenizer):
     """Each row is decoded and scored as it is alone, and what was given is not counted."""
     rows = rows_of(5, 8, 6)
-    scorer = scorer_of(denoiser, "factor")
+    scorer = scorer_of(denoiser, "regret")
 
     def evaluator(rows: list[dict], canvas_length: int) -> Evaluator:
         options = {"canvas_length": canvas_length, "score": recovered, "batch_size": 4}
@@ -164,7 +160,7 @@ def test_the_trainer_takes_them(denoiser, tokenizer, tmp_path):
     )
     trainer = OrderTrainer(
         model=denoiser.model,
-        scorer=scorer_of(denoiser, "factor").float(),
+        scorer=scorer_of(denoiser, "regret").float(),
         args=arguments,
         train_dataset=rows,
         eval_dataset=rows,
@@ -174,4 +170,3 @@ def test_the_trainer_takes_them(denoiser, tokenizer, tmp_path):
     trainer.train()
     measured = trainer.evaluate()
     assert 0 <= measured["eval_recovered"] <= 1
-    assert DEFAULTS["factor"] == "correctness"

@@ -47,7 +47,7 @@ def test_the_best_weights_are_set(best):
 def test_of_equals_the_first():
     of = scorer()
     choose_weights(of, lambda bias: (4 - bias, 0.5))
-    assert of.config.pair_weight == 0.0
+    assert of.config.pair_weight == 0.1
     assert of.network.head.bias[1] == 0.0
 
 

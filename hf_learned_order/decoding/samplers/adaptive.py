@@ -8,7 +8,6 @@ from torch.nn.functional import max_pool1d
 
 from hf_learned_order.decoding.samplers.base import Proposal, Sampler, State, check_integer, check_range
 from hf_learned_order.denoisers.predictions import Step
-from hf_learned_order.orders.laws.bounded import factor_set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +25,12 @@ class ThresholdSampler(Sampler):
 
 @dataclass(frozen=True, kw_only=True)
 class FactorSampler(Sampler):
-    """`factor_set` of the confidence c; where it is empty, the position with the largest c. arXiv 2505.22618."""
+    """The n positions with the largest c, for the largest n with (n + 1)(1 - c_(n)) < factor, c_(n) being the n-th
+    largest; where there is none, the position with the largest c. Ties go to the leftmost. Fast-dLLM, arXiv 2505.22618.
+
+    Behind the rule stands a theorem: n tokens that each have a probability above 1 - eps, with (n + 1) eps <= 1, are
+    also the most likely ones together.
+    """
 
     factor: float = 1.0
 
@@ -34,7 +38,11 @@ class FactorSampler(Sampler):
         check_range("factor", self.factor, low=0.0)
 
     def propose(self, step: Step, state: State) -> Proposal:
-        return Proposal(factor_set(step.predictions.confidence, step.masked, self.factor))
+        confidence = step.predictions.confidence.masked_fill(~step.masked, -torch.inf)
+        falling, order = confidence.sort(dim=-1, descending=True, stable=True)
+        # the left side only grows with n, so the n that fulfil it are the first ones
+        n = torch.arange(1, falling.shape[-1] + 1, device=falling.device)
+        return Proposal(torch.zeros_like(step.masked).scatter(-1, order, (n + 1) * (1 - falling) < self.factor))
 
 
 @dataclass(frozen=True, kw_only=True)

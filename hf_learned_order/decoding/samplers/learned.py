@@ -23,8 +23,8 @@ class LearnedOrderSampler(Sampler):
         bias: the knob for speed, without retraining: larger unmasks more positions a step (`OrderScorer.law`). In
             [-700, 700].
         greedy: instead of a draw the likeliest positions, about as many as the law draws
-            (`SubsetDistribution.greedy`). The same set always; the laws "factor" and "dependent" have one anyway. Not
-            for a law of independent positions where these exclude one another: only chance keeps them apart there.
+            (`SubsetDistribution.greedy`). The same set always; the law "regret" has one anyway. Not for a law of
+            independent positions where these exclude one another: only chance keeps them apart there.
     """
 
     scorer: "OrderScorer"

@@ -98,10 +98,10 @@ def visiting_order(preference: Tensor, masked: Tensor) -> Tensor:
     return preference.masked_fill(~masked, -torch.inf).argsort(dim=-1, descending=True, stable=True)
 
 
-def as_visited(dependence: Tensor, order: Tensor) -> Tensor:
+def as_visited(pairs: Tensor, order: Tensor) -> Tensor:
     """A [..., canvas, canvas] with both axes in visiting order, columns first: row k is what the k-th does to each."""
     square = (*order.shape, order.shape[-1])
-    visited = dependence.mT.gather(-2, order[..., :, None].expand(square))
+    visited = pairs.mT.gather(-2, order[..., :, None].expand(square))
     return visited.gather(-1, order[..., None, :].expand(square))
 
 

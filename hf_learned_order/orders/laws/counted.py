@@ -1,14 +1,12 @@
-"""Laws that first draw how many positions to unmask, then which: P(r) = w_k P(r | k), k = |r|.
+"""The law that first draws how many positions to unmask, then which: P(r) = w_k P(r | k), k = |r|.
 
-How many: any weights w_1..w_n. Which: conditional Bernoulli, whose normaliser is an elementary symmetric polynomial, or
-Plackett-Luce, the law of the first k of a race. With equal scores both take a uniform set of size k, and with binomial
-weights that is ancestral sampling.
+How many: any weights w_1..w_n. Which: conditional Bernoulli, whose normaliser is an elementary symmetric polynomial.
+With equal scores that is a uniform set of size k, and with binomial weights it is ancestral sampling.
 
 Symbols: `s` scores, `r` unmask, `M` masked, `n` = |M|, `w` count_probs, `e_k` the elementary symmetric polynomial of
 degree k of exp(s^i), i in M.
 """
 
-import math
 from functools import cached_property
 
 import torch
@@ -16,7 +14,7 @@ from torch import Tensor
 from torch.distributions import register_kl
 from torch.nn.functional import pad
 
-from hf_learned_order.orders.laws.base import SubsetDistribution, inverse_cdf, largest, log1mexp
+from hf_learned_order.orders.laws.base import SubsetDistribution, inverse_cdf, largest
 
 IMPOSSIBLE = -1e30  # a log-probability that is finite, so that 0 times it is 0
 
@@ -33,8 +31,15 @@ def log_binomial(masked: Tensor, logit: Tensor) -> Tensor:
     return ways + size * logit.clamp(-60.0, 60.0)
 
 
-class CountedSubset(SubsetDistribution):
-    """What the two laws share: the count.
+class CountedBernoulli(SubsetDistribution):
+    """How many, then independent Bernoullis given their number: P(r | k) = exp(sum of s^i over r) / e_k.
+
+    e_k comes from a tree over the positions: the polynomial of a node is the product of its children's, each a
+    convolution in log space, so log2(canvas) steps in all. The same tree splits a count between the two halves of the
+    canvas, and again, down to single positions: that is the draw, and, with the law of the count in its place, the
+    marginals.
+
+    Source: Chen, Dempster, Liu, Weighted finite population sampling to maximize entropy, Biometrika 81 (1994).
 
     Args:
         count_logits: [..., canvas], log-weight of unmasking 1, 2, ..., canvas positions, up to a constant; those above
@@ -55,6 +60,14 @@ class CountedSubset(SubsetDistribution):
         possible = torch.where(count > 0, (size > 0) & (size <= count), size == 0)
         logits = pad(count_logits.float(), (1, 0)).masked_fill(~possible, IMPOSSIBLE)
         self.log_count_probs = logits.log_softmax(-1)
+        one = torch.where(masked, self.scores, IMPOSSIBLE)
+        self._levels = [torch.stack([torch.zeros_like(one), one], -1)]  # 1 + exp(s) z, and 1 outside M
+        while self._levels[-1].shape[-2] > 1:
+            if self._levels[-1].shape[-2] % 2:
+                self._levels[-1] = torch.cat([self._levels[-1], _unit(self._levels[-1])], -2)
+            children = self._levels[-1]
+            self._levels.append(_products(children[..., 0::2, :], children[..., 1::2, :]).logsumexp(-1))
+        self.log_polynomials = self._levels[-1][..., 0, : masked.shape[-1] + 1]
 
     @property
     def count_probs(self) -> Tensor:
@@ -73,37 +86,6 @@ class CountedSubset(SubsetDistribution):
     def greedy(self) -> Tensor:
         """bool [..., canvas]: the likeliest set of the likeliest size."""
         return largest(self.scores, self.masked, self.log_count_probs.argmax(-1, keepdim=True))
-
-    def _log_which(self, value: Tensor, size: Tensor) -> Tensor:
-        """log P(r | k) [...], `value` within M, `size` [..., 1]."""
-        raise NotImplementedError
-
-    def _draw_count(self, pivot: Tensor) -> Tensor:
-        cumulative = self.count_probs.cumsum(-1)
-        return inverse_cdf(cumulative.expand(*pivot.shape[:-1], -1), pivot)
-
-
-class CountedBernoulli(CountedSubset):
-    """How many, then independent Bernoullis given their number: P(r | k) = exp(sum of s^i over r) / e_k.
-
-    e_k comes from a tree over the positions: the polynomial of a node is the product of its children's, each a
-    convolution in log space, so log2(canvas) steps in all. The same tree splits a count between the two halves of the
-    canvas, and again, down to single positions: that is the draw, and, with the law of the count in its place, the
-    marginals.
-
-    Source: Chen, Dempster, Liu, Weighted finite population sampling to maximize entropy, Biometrika 81 (1994).
-    """
-
-    def __init__(self, count_logits: Tensor, scores: Tensor, masked: Tensor):
-        super().__init__(count_logits, scores, masked)
-        one = torch.where(masked, self.scores, IMPOSSIBLE)
-        self._levels = [torch.stack([torch.zeros_like(one), one], -1)]  # 1 + exp(s) z, and 1 outside M
-        while self._levels[-1].shape[-2] > 1:
-            if self._levels[-1].shape[-2] % 2:
-                self._levels[-1] = torch.cat([self._levels[-1], _unit(self._levels[-1])], -2)
-            children = self._levels[-1]
-            self._levels.append(_products(children[..., 0::2, :], children[..., 1::2, :]).logsumexp(-1))
-        self.log_polynomials = self._levels[-1][..., 0, : masked.shape[-1] + 1]
 
     @cached_property  # the ELBO asks twice: for its marginals, and for the KL of exploration
     def mean(self) -> Tensor:
@@ -129,6 +111,10 @@ class CountedBernoulli(CountedSubset):
         log_normalizer = self.log_polynomials.expand(shape).gather(-1, size).squeeze(-1)
         return (value * self.scores).sum(-1) - log_normalizer
 
+    def _draw_count(self, pivot: Tensor) -> Tensor:
+        cumulative = self.count_probs.cumsum(-1)
+        return inverse_cdf(cumulative.expand(*pivot.shape[:-1], -1), pivot)
+
     def _from_uniform(self, uniform: Tensor, pivot: Tensor) -> Tensor:
         uniform = pad(uniform, (0, self._levels[-1].shape[-1]))
         counts = self._draw_count(pivot)
@@ -146,41 +132,6 @@ class CountedBernoulli(CountedSubset):
             on_left = torch.minimum(on_left, counts)
             counts = torch.stack([on_left, counts - on_left], -1).flatten(-2)
         return counts[..., : self.masked.shape[-1]].bool() & self.masked
-
-
-class CountedPlackettLuce(CountedSubset):
-    """How many, then the first k of a race: positions are taken one by one, each with chance exp(s^i) among those left.
-
-    The same as the k largest of `s + Gumbel noise`. The probability of the set sums over k! orders, and is also the
-    chance that every member arrives before everyone else, times of arrival being exponential with rates exp(s^i): with
-    rate L = sum of exp(s^j) over M without r,
-
-        P(r | k) = integral over t > 0 of L exp(-L t) prod_{i in r} (1 - exp(-exp(s^i) t)) dt,
-
-    taken here by the trapezoid rule in x = log(L t), whose error falls exponentially with the number of points.
-    Marginals, entropy and KL have no closed form.
-
-    Source: Kool, van Hoof, Welling, arXiv 2002.06043, appendix (the integral); arXiv 1903.06059 (Gumbel top-k).
-    """
-
-    def _log_which(self, value: Tensor, size: Tensor) -> Tensor:
-        rest = torch.where(self.masked & ~value, self.scores, IMPOSSIBLE).logsumexp(-1, keepdim=True)
-        whole = rest < -1e20  # nobody is left behind
-        gap = self.scores - rest.masked_fill(whole, 0.0)
-        length = self.masked.shape[-1]
-        # the integrand's peak lies in [0, log(k + 1)] and is no narrower than 1 / sqrt(k + 1)
-        width = min(0.4, 0.8 / math.sqrt(length + 1))
-        low, high = -20.0, math.log(length + 1) + 3.5
-        x = torch.linspace(low, high, math.ceil((high - low) / width) + 1, device=value.device)
-        arrived = (x + gap[..., None]).clamp(max=20.0)
-        early = arrived < -15
-        log_arrived = torch.where(early, arrived, log1mexp(-torch.where(early, 0.0, arrived).exp()))
-        inside = torch.where(value[..., None], log_arrived, 0.0).sum(-2) + x - x.exp()
-        return (inside.logsumexp(-1) + (x[1] - x[0]).log()).masked_fill(whole.squeeze(-1), 0.0)
-
-    def _from_uniform(self, uniform: Tensor, pivot: Tensor) -> Tensor:
-        gumbel = -(-uniform.clamp(min=1e-20).log()).log()
-        return largest(self.scores + gumbel, self.masked.expand(uniform.shape), self._draw_count(pivot))
 
 
 @register_kl(CountedBernoulli, CountedBernoulli)

@@ -14,8 +14,8 @@ Where a law has no closed marginals, or a pair of laws no closed KL, that part o
 sum of r_t^i log p_theta(x^i | x_t) or -(log q(r_t) - log p_psi(r_t)), and is part of G_t: log q(r_t) is held constant
 there, as the mean of its gradient is 0.
 
-The regret and the factor law are one set. In training the random form of the one, and a random law around the set of
-the other, take their place (`OrderScorer.exploring_law`); in evaluation the bound is that of the set.
+The regret law is one set. In training its random form takes its place (`OrderScorer.exploring_law`); in evaluation the
+bound is that of the set.
 
 What the defaults are compared with: no baseline, or a learned value in its place; the return of the whole trajectory in
 the place of G_t; and the gradient of one random step times the number of steps. All are unbiased.
@@ -40,7 +40,6 @@ from hf_learned_order.decoding.canvas import left_padded, padding_behind, settle
 from hf_learned_order.denoisers.denoiser import Denoiser, predict
 from hf_learned_order.denoisers.predictions import Step
 from hf_learned_order.denoisers.sharding import any_process, idle, is_split
-from hf_learned_order.orders.configuration import ELBO_LAWS
 from hf_learned_order.orders.laws.base import SubsetDistribution, everything
 from hf_learned_order.orders.posterior import CleanPosterior, ValueBaseline
 from hf_learned_order.orders.scorer import OrderScorer
@@ -50,7 +49,7 @@ from hf_learned_order.training.updates import Draws, mean_over_processes
 BASELINES = ("leave_one_out", "value", "none")
 RETURNS = ("per_step", "trajectory")
 GRADIENT_STEPS = ("all", "one")
-UNREACHED = ("max_normalized", "regret", "factor")  # laws that rule sets out: the KL to them is infinite
+UNREACHED = ("max_normalized", "regret")  # laws that rule sets out: the KL to them is infinite
 EXPLORING = 0.85  # of a training, the share with exploration
 
 
@@ -78,8 +77,8 @@ class OrderELBO(nn.Module):
             an attribute it can be changed between updates; `remaining` says how a training lets it fall to 0.
 
     Raises:
-        ValueError: a choice is unknown, a number out of range, one chain is to be compared with others, the law has no
-            ELBO, or posterior or exploration are combined with a law from which their KL would be infinite:
+        ValueError: a choice is unknown, a number out of range, one chain is to be compared with others, or
+            posterior or exploration are combined with a law from which their KL would be infinite:
             `UNREACHED`.
     """
 
@@ -359,11 +358,6 @@ class OrderELBO(nn.Module):
 
 
 def _check_law(law: str, posterior: CleanPosterior | None, exploration: float) -> None:
-    if law not in ELBO_LAWS:
-        raise ValueError(
-            f"law must be one of {', '.join(ELBO_LAWS)}, got {law!r}, "
-            "which has no ELBO and is fitted by another objective"
-        )
     if law in UNREACHED and exploration:
         raise ValueError(f'exploration must be 0 with law "{law}": the KL to where it starts is infinite')
     if law in UNREACHED and posterior is not None:

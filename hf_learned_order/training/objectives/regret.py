@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from hf_learned_order.decoding.canvas import left_padded
+from hf_learned_order.decoding.canvas import left_padded, padding_behind
 from hf_learned_order.decoding.inputs import start
 from hf_learned_order.decoding.loop import decode
 from hf_learned_order.decoding.samplers.base import Proposal, State
@@ -201,8 +201,9 @@ class RegretObjective(nn.Module):
         canvas = clean.masked_fill(masked, self.denoiser.mask_token_id)
         layers = self.scorer.config.layers_seen
         predictions, hidden = predict(self.denoiser, prompt, prompt_mask, canvas, hidden_states=layers)
+        padding = padding_behind(prompt, prompt_mask)
         # the law knows no budget
-        return Step(predictions=predictions, masked=masked, canvas=canvas, steps_left=1, hidden_states=hidden)
+        return Step(predictions=predictions, masked=masked, steps_left=1, hidden_states=hidden, padding=padding)
 
 
 def _noisy(entropy: Tensor, draws: Draws) -> Tensor:

@@ -9,13 +9,13 @@ them.
 Decoding goes on as in generation up to one step, the same for a batch, chosen evenly among those that a law decides.
 There K sets are drawn, and each is decoded to the end as in generation; each draw is followed by what it earned more
 than the mean of the other K - 1. Times the number of steps to choose from this is, for a law that draws, an unbiased
-estimate of the gradient of the expected reward. For a law that draws nothing (regret, factor) it is that of one that
+estimate of the gradient of the expected reward. For the regret law, which draws nothing, it is that of one that
 explores at one step (`OrderScorer.exploring_law`) and is the law itself at all others. One step that explores at a time
 says which draw was to blame, its states are those that generation passes, and the K decodings share what lies before.
 Group-relative policies divide by the standard deviation of the group as well, which weights prompts by how even they
 are and makes the gradient that of no fixed objective; that is left out.
 
-A scorer with one of these laws learns with every budget: each batch has a T and a bound of its own, small budgets more
+A scorer with that law learns with every budget: each batch has a T and a bound of its own, small budgets more
 often, where decoding has most to lose, and larger bounds with these. Its probabilities keep what they mean by a share
 of `regret.doubt_loss`, at the states that the decoding passes anyway. With a judge there is none: that loss takes
 the published token for the only right one. What the bound bounds is then no longer a risk, only a knob.
@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_learned_order.decoding.canvas import left_padded
 from hf_learned_order.decoding.loop import decode
@@ -43,26 +43,29 @@ from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.training.chains import leave_one_out
 from hf_learned_order.training.judging import Judge
 from hf_learned_order.training.objectives.regret import doubt_loss
-from hf_learned_order.training.rollouts import OrderByRow, PolicyGradientObjective
+from hf_learned_order.training.rollouts import OrderByRow
 from hf_learned_order.training.updates import Draws, mean_of
 
 BIASES = (-0.1, 7.0)  # times T, and divided by it: a batch's bias is drawn between the two
 CORRECTNESS = 0.1  # the share of `doubt_loss`
 
 
-class RewardObjective(PolicyGradientObjective):
+class RewardObjective(nn.Module):
     """Maximises the expected reward of the scorer's own decodings. Batch in, loss and measurements out, as `OrderELBO`.
 
     Args:
-        denoiser, scorer, num_chains, eos_token_id: as in `PolicyGradientObjective`.
-        max_denoising_steps: T; with a law that draws nothing the largest one, each batch has its own.
+        denoiser: p_theta, never trained by this objective.
+        scorer: an `OrderScorer` with any law.
+        max_denoising_steps: T; with the regret law the largest one, each batch has its own.
+        num_chains: K.
+        eos_token_id: a row is finished when everything before its first EOS is settled, as in generation.
         speed_exponent: alpha, how much speed counts; 0: not at all.
         is_right: the judge, as `Judge` has it. By default a response is right that is the published one. Then most
             explored responses need no denoiser any more, as what is wrong stays wrong; those that are judged are all
             decoded to their end.
 
     Raises:
-        ValueError: `speed_exponent` is negative, or as `PolicyGradientObjective`.
+        ValueError: a number is out of range: one step leaves nothing to choose, one chain nothing to compare with.
     """
 
     def __init__(
@@ -76,15 +79,17 @@ class RewardObjective(PolicyGradientObjective):
         speed_exponent: float = 1.0,
         is_right: Callable[[Tensor, Tensor], Tensor] | None = None,
     ):
-        super().__init__(
-            denoiser,
-            scorer,
-            max_denoising_steps=max_denoising_steps,
-            num_chains=num_chains,
-            eos_token_id=eos_token_id,
-        )
+        super().__init__()
+        for name, value in (("max_denoising_steps", max_denoising_steps), ("num_chains", num_chains)):
+            if value < 2:
+                raise ValueError(f"{name} must be 2 or more, got {value}")
         if not speed_exponent >= 0:
             raise ValueError(f"speed_exponent must be 0 or more, got {speed_exponent}")
+        self.denoiser = denoiser
+        self.scorer = scorer
+        self.max_denoising_steps = max_denoising_steps
+        self.num_chains = num_chains
+        self.eos_token_id = eos_token_id
         self.speed_exponent = speed_exponent
         self.judge = Judge(eos_token_id=eos_token_id, is_right=is_right)
 
@@ -158,7 +163,7 @@ class RewardObjective(PolicyGradientObjective):
             if self.judge.is_right is None
             else torch.where(step.masked, step.predictions.tokens, step.canvas)
         )
-        law = self.scorer.exploring_law(step, values, bias=sampler.bias, where=self.response(looks))
+        law = self.scorer.exploring_law(step, values, bias=sampler.bias, where=self.judge.response(looks))
         numbers = numbers[rows].transpose(0, 1)
         with torch.no_grad():
             unmask = law.draw(numbers[:, :, 0])  # [K, rows, canvas]
@@ -168,10 +173,10 @@ class RewardObjective(PolicyGradientObjective):
         rows = rows.repeat(chains)
         clean, answer = clean[rows], None if answer is None else answer[rows]
         taken = torch.full_like(rows, sampler.calls)
-        unfinished = (masked & self.response(canvas)).any(-1)
+        unfinished = (masked & self.judge.response(canvas)).any(-1)
         if self.judge.is_right is None:
             # what is wrong stays wrong
-            unfinished &= (masked | (canvas == clean) | ~self.response(clean)).all(-1)
+            unfinished &= (masked | (canvas == clean) | ~self.judge.response(clean)).all(-1)
         going_on = unfinished.nonzero().squeeze(-1)
         if len(going_on):
             rest = _Rest(scorer=self.scorer, bias=sampler.bias, numbers=numbers.flatten(0, 1)[going_on])
@@ -224,8 +229,7 @@ class _Branching(OrderByRow):
         with torch.set_grad_enabled(self.gradient):
             values = self.scorer(step)
             if self.clean is not None and not self.scorer.is_random:
-                logits = values[..., 0] if self.scorer.config.law == "regret" else values
-                self.seen.append(doubt_loss(step, logits, self.clean[step.rows]))
+                self.seen.append(doubt_loss(step, values[..., 0], self.clean[step.rows]))
         if step.steps_left == self.branch:
             self.states.append((step, values))
         return self.drawn(step, values.detach())

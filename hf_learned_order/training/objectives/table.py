@@ -11,28 +11,17 @@ from torch import nn
 
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.orders.scorer import OrderScorer
-from hf_learned_order.training.objectives.agreement import AgreementObjective
-from hf_learned_order.training.objectives.correctness import CorrectnessObjective
-from hf_learned_order.training.objectives.dense import DenseObjective
-from hf_learned_order.training.objectives.dependence import DependenceObjective
 from hf_learned_order.training.objectives.elbo import OrderELBO
-from hf_learned_order.training.objectives.imitation import ImitationObjective
 from hf_learned_order.training.objectives.regret import RegretObjective
 from hf_learned_order.training.objectives.reward import RewardObjective
 
 OBJECTIVES: dict[str, type[nn.Module]] = {
     "elbo": OrderELBO,
     "regret": RegretObjective,
-    "correctness": CorrectnessObjective,
-    "dependence": DependenceObjective,
-    "agreement": AgreementObjective,
     "reward": RewardObjective,
-    "imitation": ImitationObjective,
-    "dense": DenseObjective,
 }
 JUDGING = ("regret", "reward")  # those that ask whether a response is right
-# of laws with an objective of their own; the others have the ELBO
-DEFAULTS = {"regret": "regret", "factor": "correctness", "dependent": "dependence"}
+DEFAULTS = {"regret": "regret"}  # of laws with an objective of their own; the others have the ELBO
 
 
 def settings_of(name: str) -> set[str]:
