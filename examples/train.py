@@ -6,6 +6,7 @@ r"""Fit a scorer to a denoiser: the order in which it unmasks its tokens.
 Any masked diffusion model of the Hub takes the place of `examples/denoiser`; `--task words` trains on whole solutions
 with its tokenizer and chat template, `--task responses` and `--task infill` on your own data (docs/own_data.md).
 `--use_lora` tunes the denoiser along with a LoRA adapter, saved in `adapter/`.
+`train.py arguments.yaml` reads a file of arguments; what is typed behind it counts before the file.
 Interrupted runs go on from the last checkpoint when the same command is given again; finished ones only save again.
 """
 
@@ -13,7 +14,7 @@ import shlex
 import sys
 from dataclasses import dataclass, field, replace
 
-from transformers import EarlyStoppingCallback, HfArgumentParser, set_seed
+from transformers import EarlyStoppingCallback, set_seed
 
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
@@ -27,30 +28,41 @@ from hf_learned_order.tasks.table import TASKS, find_task
 from hf_learned_order.training.arguments import OrderTrainingArguments
 from hf_learned_order.training.objectives.table import DEFAULTS, JUDGING
 from hf_learned_order.training.saved import last_checkpoint
+from hf_learned_order.training.scripts import ScriptParser
 from hf_learned_order.training.trainer import OrderTrainer
+
+DATA, LORA = "data", "LoRA"  # groups of --help
 
 
 @dataclass(kw_only=True)
 class ScriptArguments:
     """What is trained on what."""
 
+    _argument_group_name = "scorer"
+
     model_name_or_path: str = field(default="examples/denoiser", metadata={"help": "the denoiser"})
     dataset_name: str | None = field(
-        default=None, metadata={"help": "GSM8K (openai/gsm8k) or your own data on the Hub, or a folder of data"}
+        default=None,
+        metadata={"group": DATA, "help": "GSM8K (openai/gsm8k) or your own data on the Hub, or a folder of data"},
     )
     train_file: list[str] | None = field(
-        default=None, metadata={"help": "files instead of dataset_name: GSM8K's train.jsonl, or your own"}
+        default=None,
+        metadata={"group": DATA, "help": "files instead of dataset_name: GSM8K's train.jsonl, or your own"},
     )
     test_file: list[str] | None = field(
         default=None,
-        metadata={"help": "whose prompts are left out of the training; GSM8K: by default the one beside train_file"},
+        metadata={
+            "group": DATA,
+            "help": "whose prompts are left out of the training; GSM8K: by default the one beside train_file",
+        },
     )
     task: str = field(
         default="equations",
-        metadata={"help": f"one of {', '.join(TASKS)}; or your own, path/to/file.py:NAME"},
+        metadata={"group": DATA, "help": f"one of {', '.join(TASKS)}; or your own, path/to/file.py:NAME"},
     )
     num_problems: int = field(
-        default=20_000, metadata={"help": "drawn for training; tasks of given rows take all that there are"}
+        default=20_000,
+        metadata={"group": DATA, "help": "drawn for training; tasks of given rows take all that there are"},
     )
     scorer_name_or_path: str | None = field(
         default=None, metadata={"help": "a scorer to go on from; law and size are then its own"}
@@ -71,17 +83,19 @@ class ScriptArguments:
     hidden_layers: list[int] | None = field(
         default=None, metadata={"help": "hidden states of the denoiser that the scorer sees, e.g. 3 -1; default: -1"}
     )
-    use_lora: bool = field(default=False, metadata={"help": "tune the denoiser along, by LoRA"})
-    lora_rank: int = 8
-    lora_target_modules: str = field(default="all-linear", metadata={"help": "comma-separated, as in peft"})
+    use_lora: bool = field(default=False, metadata={"group": LORA, "help": "tune the denoiser along, by LoRA"})
+    lora_rank: int = field(default=8, metadata={"group": LORA, "help": "rank of the adapter"})
+    lora_target_modules: str = field(
+        default="all-linear", metadata={"group": LORA, "help": "modules that it changes, comma-separated, as in peft"}
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "evaluations without a better one, then training stops"}
     )
 
 
 def main() -> None:
-    parser = HfArgumentParser((ScriptArguments, OwnData, OrderTrainingArguments), allow_abbrev=False)
-    script, own, training = parser.parse_args_into_dataclasses()
+    parser = ScriptParser(ScriptArguments, OwnData, OrderTrainingArguments)
+    script, own, training = parser.arguments()
     set_seed(training.seed)
     tokenizer = load_tokenizer(script.model_name_or_path)
     model = load_denoiser(script.model_name_or_path)
@@ -138,7 +152,7 @@ def main() -> None:
         card=Card(
             task=script.task,
             data=f"{len(train)} training problems of {script.task}",
-            command=shlex.join(["python", *sys.argv]),
+            command=shlex.join(["python", sys.argv[0], *parser.words]),
             seeds=(training.seed,),
         ),
     )

@@ -4,6 +4,11 @@ r"""Train a small masked diffusion model, a stock `ModernBertForMaskedLM` or `Be
         --train_file ../shared/data/gsm8k/train.jsonl --output_dir runs/denoiser
     accelerate launch examples/train_denoiser.py --task sudoku --architecture bert --output_dir runs/sudoku-denoiser
 
+With `--task responses` or `--task infill` on your own data, with your own tokenizer and model:
+
+    accelerate launch examples/train_denoiser.py --task responses --model_name_or_path path/to/bert \
+        --train_file rows.csv --prompt_column question --response_column answer --output_dir runs/own
+
 Absorbing noise with a linear schedule. For a canvas of L positions, t is stratified over the batch, exactly
 n = ceil(tL) positions are masked, and their loss is weighted by 1/t: the any-order form of the diffusion bound, with
 less variance than independent masks (Ou et al., arXiv 2406.03736, section 3). Matrices are trained by Muon, the rest
@@ -18,62 +23,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from datasets import concatenate_datasets
+from denoiser_models import DenoiserArguments, model_of, tokenizer_of
 from muon import MuonAdamW
 from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    HfArgumentParser,
-    ModernBertConfig,
-    ModernBertForMaskedLM,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from hf_learned_order.denoisers.denoiser import whole_mask
 from hf_learned_order.tasks.collator import CanvasCollator
 from hf_learned_order.tasks.data import HELD_OUT
-from hf_learned_order.tasks.table import Source, find_task
+from hf_learned_order.tasks.sources import OwnData, Source
+from hf_learned_order.tasks.table import find_task
 from hf_learned_order.training.resuming import ResumingTrainer
-
-
-@dataclass(kw_only=True)
-class DenoiserArguments:
-    """What is trained on what."""
-
-    task: list[str] = field(
-        default_factory=lambda: ["equations"],
-        metadata={"help": "of tasks.TASKS; several must share a tokenizer"},
-    )
-    dataset_name: str | None = field(default=None, metadata={"help": "GSM8K on the Hub, e.g. openai/gsm8k"})
-    train_file: str | None = field(default=None, metadata={"help": "GSM8K's train.jsonl, instead of dataset_name"})
-    test_file: str | None = field(
-        default=None,
-        metadata={"help": "GSM8K's test.jsonl, whose prompts are left out; by default the one beside train_file"},
-    )
-    num_problems: int = field(default=1_200_000, metadata={"help": "problems drawn"})
-    keep: float = field(default=0.4, metadata={"help": "how often an expression keeps its numbers"})
-    growth: int = field(default=1, metadata={"help": "digits that a result may have more than the original one"})
-    pieces: float = field(default=0.3, metadata={"help": "how often a part of a chain stands for the whole one"})
-    drills: float = field(default=0.3, metadata={"help": "how often a chain is of unrelated expressions"})
-    ramp_problems: int = field(default=100_000, metadata={"help": "of these, the short ones come first"})
-    canvas_length: int | None = field(default=None, metadata={"help": "positions of a response; by default the task's"})
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "go on from this model instead of a new one"}
-    )
-    architecture: str = field(
-        default="modernbert", metadata={"help": "bert: learned positions, for grids", "choices": ["modernbert", "bert"]}
-    )
-    hidden_size: int = 128
-    num_hidden_layers: int = 6
-    num_attention_heads: int = 4
-    intermediate_size: int = field(default=512, metadata={"help": "a model that is gone on from is widened to it"})
+from hf_learned_order.training.scripts import ScriptParser
 
 
 @dataclass(kw_only=True)
 class DenoiserTrainingArguments(TrainingArguments):
     """`TrainingArguments` with defaults for this job on two cores."""
+
+    _argument_group_name = "noise"
 
     output_dir: str = "runs/denoiser"
     per_device_train_batch_size: int = 128
@@ -111,13 +83,17 @@ class DenoiserTrainer(ResumingTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         prompt, clean = inputs["input_ids"], inputs["clean"]
-        if model.training:
+        fixed = self._fixed(inputs)
+        if model.training and fixed is None:
             clean = self._trim(clean)
-        batch, length = clean.shape
+        batch = len(clean)
         t = (torch.rand((), device=clean.device) + torch.arange(batch, device=clean.device) / batch) % 1
         if model.training:  # little noise first: copying and arithmetic are learned where most of the canvas is seen
             t = t * min(1.0, 0.3 + 0.7 * self.state.global_step / max(1, self.args.noise_ramp_steps))
-        masked = torch.rand(clean.shape, device=clean.device).argsort(-1).argsort(-1) <= (t * length).floor()[:, None]
+        chance, length = torch.rand(clean.shape, device=clean.device), clean.shape[1]
+        if fixed is not None:
+            chance, length = chance.masked_fill(fixed, 2.0), (~fixed).sum(-1)
+        masked = chance.argsort(-1).argsort(-1) <= (t * length).floor()[:, None]
         scored = masked
         if model.training:
             masked, scored = self.hidden_and_scored(clean, masked)
@@ -125,7 +101,7 @@ class DenoiserTrainer(ResumingTrainer):
         canvas = clean.masked_fill(masked, config.mask_token_id)
         logits = model(
             input_ids=torch.cat([prompt, canvas], 1),
-            attention_mask=torch.cat([inputs["attention_mask"], torch.ones_like(canvas)], 1),
+            attention_mask=whole_mask(inputs["attention_mask"], prompt, canvas),
         ).logits[:, prompt.shape[1] :]
         # The mask token is never an answer: its logit is out of the softmax, here as in decoding.
         logits = logits.float().index_fill(-1, torch.tensor([config.mask_token_id], device=logits.device), -torch.inf)
@@ -141,6 +117,18 @@ class DenoiserTrainer(ResumingTrainer):
     def hidden_and_scored(self, clean: torch.Tensor, masked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What is hidden in training, and what of it the loss is taken of."""
         return masked, masked
+
+    def _fixed(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        """bool [batch, canvas], of texts to infill: padding and special tokens, which are never hidden; else None.
+
+        What an evaluation hides of a text (`given`) does not count here.
+        """
+        if "given" not in inputs:
+            return None
+        clean = inputs["clean"]
+        special = torch.tensor(self.processing_class.all_special_ids, device=clean.device)
+        padding = whole_mask(inputs["attention_mask"], inputs["input_ids"], clean)[:, -clean.shape[1] :] == 0
+        return padding | torch.isin(clean, special)
 
     def _trim(self, clean: torch.Tensor) -> torch.Tensor:
         """Three batches of four end soon after their longest response: most EOS at the end teach nothing."""
@@ -200,59 +188,11 @@ def curriculum(lengths: list[int], *, batch_size: int, ramp: int, seed: int) -> 
     return arranged
 
 
-def widen(model: ModernBertForMaskedLM, wide: ModernBertForMaskedLM) -> ModernBertForMaskedLM:
-    """`wide` with the function of `model` and more hidden units in each MLP: new ones are drawn, and give nothing."""
-    old, new = model.config.intermediate_size, wide.config.intermediate_size
-    weights = model.state_dict()
-    for name, weight in wide.state_dict().items():
-        if name.endswith("mlp.Wi.weight"):  # values above, gates below
-            weight[:old], weight[new : new + old] = weights[name].chunk(2)
-            weights[name] = weight
-        elif name.endswith("mlp.Wo.weight"):
-            weights[name] = F.pad(weights[name], (0, new - old))
-    wide.load_state_dict(weights)
-    return wide
-
-
-def new_model(arguments: DenoiserArguments, tokenizer: PreTrainedTokenizerBase, length: int) -> PreTrainedModel:
-    """A model without training. With learned positions it takes up to `length` tokens, without up to 256 or more."""
-    shape: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": arguments.hidden_size,
-        "num_hidden_layers": arguments.num_hidden_layers,
-        "num_attention_heads": arguments.num_attention_heads,
-        "intermediate_size": arguments.intermediate_size,
-        "max_position_embeddings": length if arguments.architecture == "bert" else max(256, length),
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "mask_token_id": tokenizer.mask_token_id,
-        "attn_implementation": "eager",
-    }
-    if arguments.architecture == "bert":
-        return BertForMaskedLM(BertConfig(**shape, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
-    return ModernBertForMaskedLM(
-        ModernBertConfig(
-            **shape,
-            layer_types=["full_attention"] * arguments.num_hidden_layers,
-            rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 1000.0}},
-            sep_token_id=tokenizer.sep_token_id,
-            bos_token_id=None,
-            cls_token_id=None,
-        )
-    )
-
-
 def main() -> None:
-    arguments, training = HfArgumentParser((DenoiserArguments, DenoiserTrainingArguments)).parse_args_into_dataclasses()
+    arguments, own, training = ScriptParser(DenoiserArguments, OwnData, DenoiserTrainingArguments).arguments()
     set_seed(training.seed)
     tasks = [find_task(name) for name in arguments.task]
-    make_tokenizer = tasks[0].tokenizer
-    if make_tokenizer is None:
-        raise ValueError(f"task must be one with a tokenizer of its own, got {arguments.task[0]!r}")
-    tokenizer = make_tokenizer()
-    for name, task in zip(arguments.task, tasks, strict=True):
-        if task.tokenizer is None or task.tokenizer().get_vocab() != tokenizer.get_vocab():
-            raise ValueError(f"tasks must share a tokenizer, but {arguments.task[0]} and {name} do not")
+    tokenizer = tokenizer_of(arguments, tasks)
     canvas_length = arguments.canvas_length or max(task.canvas_length for task in tasks)
     source = Source(
         split="train",
@@ -262,6 +202,7 @@ def main() -> None:
         dataset_name=arguments.dataset_name,
         train_file=arguments.train_file,
         test_file=arguments.test_file,
+        own=own,
         resampling={name: getattr(arguments, name) for name in ("keep", "growth", "pieces", "drills")},
     )
     with training.main_process_first():
@@ -271,11 +212,7 @@ def main() -> None:
     batch_size = training.train_batch_size * training.world_size
     lengths: Any = train["length"][:]
     order = curriculum(lengths, batch_size=batch_size, ramp=arguments.ramp_problems, seed=training.seed)
-    model = new_model(arguments, tokenizer, canvas_length + max(map(len, train["prompt_ids"])))
-    if arguments.model_name_or_path is not None:
-        if not isinstance(model, ModernBertForMaskedLM):
-            raise ValueError(f"architecture must be modernbert to go on from a model, got {arguments.architecture}")
-        model = widen(ModernBertForMaskedLM.from_pretrained(arguments.model_name_or_path), model)
+    model = model_of(arguments, tokenizer, canvas_length + max(map(len, train["prompt_ids"])))
     trainer = (EquationTrainer if "equations" in arguments.task else DenoiserTrainer)(
         model=model,
         args=training,

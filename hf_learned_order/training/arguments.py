@@ -28,6 +28,8 @@ class OrderTrainingArguments(TrainingArguments):
         ValueError: a choice is unknown or a number is out of range.
     """
 
+    _argument_group_name = "objective"
+
     output_dir: str = "runs/scorer"
     objective: str | None = field(
         default=None, metadata={"help": f"one of {', '.join(OBJECTIVES)}; by default what goes with the scorer's law"}

@@ -21,7 +21,6 @@ import train
 import train_denoiser
 from accelerate.commands.launch import launch_command_parser
 from files import write_rows
-from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from hf_learned_order.cli import main as cli
@@ -30,6 +29,7 @@ from hf_learned_order.evaluation.plotting import trade_off
 from hf_learned_order.evaluation.results import Result, save_results
 from hf_learned_order.tasks.sources import OwnData
 from hf_learned_order.training.arguments import OrderTrainingArguments
+from hf_learned_order.training.scripts import ScriptParser
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/README.md")])
@@ -136,7 +136,11 @@ def test_every_fence_is_a_block(page):
 
 SCRIPTS = {
     "examples/train.py": (train.ScriptArguments, OwnData, OrderTrainingArguments),
-    "examples/train_denoiser.py": (train_denoiser.DenoiserArguments, train_denoiser.DenoiserTrainingArguments),
+    "examples/train_denoiser.py": (
+        train_denoiser.DenoiserArguments,
+        OwnData,
+        train_denoiser.DenoiserTrainingArguments,
+    ),
 }
 
 
@@ -150,7 +154,7 @@ def understood(command: list[str]) -> bool:
     if launch.training_script == "hf_learned_order.cli.main":
         return launch.module and cli.main(launch.training_script_args) == 0
     assert launch.config_file is None or (ROOT / launch.config_file).is_file()
-    HfArgumentParser(SCRIPTS[launch.training_script]).parse_args_into_dataclasses(launch.training_script_args)
+    ScriptParser(*SCRIPTS[launch.training_script]).arguments(launch.training_script_args)
     return True
 
 

@@ -6,12 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from denoiser_models import DenoiserArguments, model_of, tokenizer_of, widen
 from files import write_rows
-from train_denoiser import EquationTrainer, curriculum, main, widen
+from models import BOS, EOS, tiny_model, tiny_tokenizer
+from train_denoiser import DenoiserTrainer, EquationTrainer, curriculum, main
 from transformers import BertForMaskedLM, ModernBertForMaskedLM
 
 from hf_learned_order.tasks.collator import CanvasCollator
 from hf_learned_order.tasks.data import equation_tokenizer
+from hf_learned_order.tasks.table import find_task
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -118,12 +121,8 @@ def test_it_trains_on_a_grid(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--task", "words"], "task must be one with a tokenizer of its own, got 'words'"),
+        (["--task", "words"], "tokenizer_name or model_name_or_path must be given with task 'words', which has no"),
         (["--task", "copy", "sudoku"], "tasks must share a tokenizer, but copy and sudoku do not"),
-        (
-            ["--task", "copy", "--architecture", "bert", "--model_name_or_path", "x", "--num_problems", "8"],
-            "architecture must be modernbert to go on from a model, got bert",
-        ),
     ],
 )
 def test_what_the_script_refuses(arguments, message, tmp_path, monkeypatch):
@@ -132,3 +131,72 @@ def test_what_the_script_refuses(arguments, message, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train_denoiser.py", *arguments, "--output_dir", str(tmp_path / "out")])
     with pytest.raises(ValueError, match=message):
         main()
+
+
+def bert_of_ones_own(folder: Path) -> Path:
+    """A small BERT with a tokenizer that has neither EOS nor our special tokens."""
+    tokenizer = tiny_tokenizer(eos_token=None, sep_token="[EOS]")
+    tokenizer.save_pretrained(folder)
+    tiny_model("bert", vocab_size=len(tokenizer)).float().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("task", ["responses", "infill"])
+def test_ones_own_model_tokenizer_and_data(task, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    model = bert_of_ones_own(tmp_path / "bert")
+    rows = [f"w{4 + number % 30} w5,w{6 + number % 9} w7{' w8' * (number % 4)}" for number in range(40)]
+    (tmp_path / "rows.csv").write_text("\n".join(["ask,say", *rows]))
+    columns = (
+        ["--prompt_column", "ask", "--response_column", "say"] if task == "responses" else ["--text_column", "say"]
+    )
+    command = [
+        *("train_denoiser.py", "--task", task, "--model_name_or_path", model, "--train_file", tmp_path / "rows.csv"),
+        *(*columns, "--canvas_length", "8", "--per_device_train_batch_size", "8", "--max_steps", "2"),
+        *("--torch_compile", "false", "--eval_steps", "1", "--disable_tqdm", "true", "--output_dir", tmp_path / "out"),
+    ]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    main()
+    trained, before = (BertForMaskedLM.from_pretrained(folder) for folder in (tmp_path / "out", model))
+    assert trained.config.mask_token_id == tiny_tokenizer().mask_token_id
+    assert not torch.equal(
+        trained.bert.embeddings.word_embeddings.weight, before.bert.embeddings.word_embeddings.weight
+    )
+
+
+def test_special_tokens_and_padding_of_texts_are_never_hidden():
+    tokenizer = tiny_tokenizer(cls_token="[BOS]", sep_token="[EOS]")
+    rows = [
+        {"prompt_ids": [], "response_ids": ids, "given": [True] * len(ids)}
+        for ids in ([BOS, 5, 6, EOS], [BOS, 7, 8, 9, 10, EOS])
+    ]
+    batch = CanvasCollator(tokenizer=tokenizer, canvas_length=6)(rows)
+    trainer = SimpleNamespace(processing_class=tokenizer)
+    fixed = DenoiserTrainer._fixed(trainer, batch)
+    assert (~fixed).tolist() == [[False, False, False, True, True, False], [False, True, True, True, True, False]]
+    assert DenoiserTrainer._fixed(trainer, {"clean": batch["clean"]}) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"intermediate_size": 99}, "intermediate_size must be left out but for a ModernBERT, got BertForMaskedLM"),
+        ({"length": 999}, r"model_name_or_path must be a model of 999 positions or more, got .* of 64"),
+        ({"words": 50}, r"model_name_or_path must be a model of 90 tokens or more, got .* of 40"),
+    ],
+)
+def test_a_model_that_does_not_do(changes, message, tmp_path):
+    options = dict(changes)
+    length, words = options.pop("length", 16), options.pop("words", 0)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"more{number}" for number in range(words)])
+    arguments = DenoiserArguments(model_name_or_path=str(bert_of_ones_own(tmp_path)), **options)
+    with pytest.raises(ValueError, match=message):
+        model_of(arguments, tokenizer, length)
+
+
+def test_a_tokenizer_without_a_mask_token(tmp_path):
+    tiny_tokenizer(mask_token=None).save_pretrained(tmp_path)
+    arguments = DenoiserArguments(task=["responses"], tokenizer_name=str(tmp_path))
+    with pytest.raises(ValueError, match="tokenizer_name must be a tokenizer with a mask token, got"):
+        tokenizer_of(arguments, [find_task("responses")])
