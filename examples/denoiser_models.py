@@ -1,5 +1,6 @@
 """What `train_denoiser.py` trains: a new model, or one to go on from, and its tokenizer."""
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,7 +101,8 @@ def model_of(arguments: DenoiserArguments, tokenizer: PreTrainedTokenizerBase, l
     if arguments.intermediate_size not in (None, model.config.intermediate_size):
         if not isinstance(model, ModernBertForMaskedLM):
             raise ValueError(f"intermediate_size must be left out but for a ModernBERT, got {type(model).__name__}")
-        config = type(model.config)(**{**model.config.to_dict(), "intermediate_size": arguments.intermediate_size})
+        config: Any = copy.deepcopy(model.config)
+        config.intermediate_size = arguments.intermediate_size
         model = widen(model, ModernBertForMaskedLM(config))
     limit = getattr(model.config, "max_position_embeddings", None) or length
     for what, needed, there in (("tokens", len(tokenizer), model.config.vocab_size), ("positions", length, limit)):

@@ -8,6 +8,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_type_hints
 
 import yaml
@@ -49,7 +50,7 @@ class ScriptParser(HfArgumentParser):
         first.add_argument("--config")
         found, words = first.parse_known_args(words)
         self.words = (self._from_file(found.config) if found.config else []) + words
-        return self.parse_args_into_dataclasses(self.words)[: len(self.dataclass_types)]  # without `--config`
+        return self.parse_args_into_dataclasses(self.words)[:-1]  # without the namespace of `--config`
 
     def _from_file(self, path: str) -> list[str]:
         text = Path(path).read_text(encoding="utf-8")
@@ -83,7 +84,7 @@ class ScriptParser(HfArgumentParser):
                 groups[name] = self.add_argument_group(name)
             mine = copy.copy(each)  # argparse does not know groups that are given like this
             mine.type = hints[each.name]
-            mine.metadata = {key: value for key, value in each.metadata.items() if key != "group"}
+            mine.metadata = MappingProxyType({key: value for key, value in each.metadata.items() if key != "group"})
             self._parse_dataclass_field(groups[name], mine)
 
 
