@@ -1,0 +1,217 @@
+r"""Is the sampler right? How far what is decoded at temperature 1 is from a Markov chain whose conditionals are exact.
+
+    python examples/bench_markov.py --output docs/results/data/markov.json --page docs/results/markov.md
+
+The denoiser makes no error (`exact_chain.py`), so all that is wrong is what tokens taken at once did not know of each
+other. Measured is the total variation between the law of two positions at a distance, in what is decoded and in the
+chain; at distance 1 these are the transitions. Each rule runs at settings of its own (a knob, else step budgets);
+nothing is tuned. What the table shows at an NFE lies on the line between the points on either side. Points are added to
+the file: the same command goes on with those that are missing. Scorers are trained here, in about a minute each.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from exact_chain import ExactChainForMaskedLM, exact_chain, rows_of
+from pages import between_points, markdown, replace_part
+
+from hf_learned_order.decoding.loop import decode
+from hf_learned_order.decoding.samplers.base import Sampler
+from hf_learned_order.decoding.samplers.table import SAMPLERS, make_sampler
+from hf_learned_order.denoisers.denoiser import Denoiser
+from hf_learned_order.evaluation.comparison import knob
+from hf_learned_order.orders.configuration import LAWS
+from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.training.arguments import OrderTrainingArguments
+from hf_learned_order.training.trainer import OrderTrainer
+from hf_learned_order.training.weighing import set_weights
+
+DISTANCES = (1, 2, 4, 8)
+KNOBS = (0.03, 0.12, 0.24, 0.36, 0.48, 0.6, 0.72, 0.84, 0.95)
+BUDGETS = (2, 3, 4, 6, 8, 12, 16)
+NFES = (2, 3, 4, 5, 6, 8, 10, 12)
+TRAINED = [law for law in ("regret", "dependent") if law in LAWS]
+EXACT = "the chain itself"
+# the exact denoiser has no attention maps
+RULES = [n for n, rule in SAMPLERS.items() if n != "learned_order" and not rule.needs_attentions]
+
+
+def train(chain: ExactChainForMaskedLM, tokenizer: Any, law: str, settings: dict[str, Any]) -> OrderScorer:
+    """A scorer of that law, by its own objective. No draw of the chain is wrong: doubt has no part in a regret law."""
+    torch.manual_seed(settings["seed"])
+    denoiser = Denoiser(chain, mask_token_id=tokenizer.mask_token_id)
+    more = {"entropy_weight": 0.0} if law == "dependent" else {}
+    scorer = OrderScorer.for_denoiser(denoiser, law=law, hidden_size=32, num_hidden_layers=2, **more)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = OrderTrainingArguments(
+            output_dir=folder,
+            canvas_length=settings["length"],
+            max_steps=settings["updates"],
+            per_device_train_batch_size=32,
+            warmup_steps=min(20, settings["updates"]),
+            logging_steps=max(1, settings["updates"] // 5),
+            save_strategy="no",
+            use_cpu=True,
+            report_to=[],
+            seed=settings["seed"],
+        )
+        data = rows_of(chain, 32 * settings["updates"], settings["length"], seed=settings["seed"] + 1)
+        trainer = OrderTrainer(
+            model=chain, scorer=scorer, args=arguments, processing_class=tokenizer, train_dataset=data
+        )
+        trainer.train()
+    if law == "regret":
+        set_weights(scorer, 0.0, 1.0)
+    return scorer.eval()
+
+
+def points(name: str, scorer: OrderScorer | None = None) -> Iterator[tuple[str, Sampler, int | None]]:
+    """A setting in words, the rule and its step budget."""
+    make = knob(name, scorer)
+    if make is None:
+        for budget in BUDGETS:
+            yield f"T={budget}", make_sampler(name, scorer=scorer), budget
+    else:
+        for x in KNOBS:
+            yield f"x={x:g}", make(x), None
+
+
+def cell(value: float, best: float) -> str:
+    """In %; the best of a column is bold."""
+    return "-" if np.isnan(value) else f"**{100 * value:.1f}**" if value == best else f"{100 * value:.1f}"
+
+
+def tables(rows: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
+    """The part of the page that is made of the data."""
+    floor = next(row for row in rows if row["rule"] == EXACT)
+    parts = [
+        f"A chain of {settings['states']} states (rows of a Dirichlet law, {settings['concentration']}), "
+        f"{settings['length']} positions, {settings['rows']} sequences a point. Total variation, in %, the smaller the "
+        "better. Draws of the chain itself, as many, are "
+        + ", ".join(f"{100 * floor['variation'][str(d)]:.1f} at distance {d}" for d in DISTANCES)
+        + ": what is not above that is right."
+    ]
+    for distance in DISTANCES:
+        body = []
+        for rule in dict.fromkeys(row["rule"] for row in rows if row["rule"] != EXACT):
+            curve = [(row["nfe"], row["variation"][str(distance)]) for row in rows if row["rule"] == rule]
+            values = between_points(curve, NFES)
+            body.append((rule, values))
+        body.sort(key=lambda item: np.nan_to_num(item[1], nan=1.0).mean())
+        best = np.nan_to_num([values for _, values in body], nan=np.inf).min(0)
+        cells = [[rule, *map(cell, values, best)] for rule, values in body]
+        title = "Transitions" if distance == 1 else f"Pairs at distance {distance}"
+        parts.append(f"{title}, by the mean NFE:\n\n" + markdown(["rule", *map(str, NFES)], cells))
+    trained = {row["rule"]: row["seconds"] for row in rows if row.get("seconds")}
+    if trained:
+        parts.append("Trained: " + ", ".join(f"{rule} in {s:.0f} seconds" for rule, s in trained.items()) + ".")
+    return "\n\n".join(parts)
+
+
+class Bench:
+    """Points of a file, and what they are measured on.
+
+    Raises:
+        ValueError: the file was measured with other settings.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]):
+        self.path, self.settings = path, settings
+        self.chain, self.tokenizer = exact_chain(
+            states=settings["states"], concentration=settings["concentration"], chain_seed=settings["seed"]
+        )
+        self.denoiser = Denoiser(self.chain, mask_token_id=self.tokenizer.mask_token_id)
+        saved = json.loads(path.read_text()) if path.exists() else {"settings": settings, "points": []}
+        if saved["settings"] != settings:
+            raise ValueError(f"{path}: was measured with {saved['settings']}, not {settings}; give another --output")
+        self.rows: list[dict[str, Any]] = saved["points"]
+        if not self.rows:
+            draws = self.chain.draw(settings["rows"], settings["length"], self.generator)
+            self.add({"rule": EXACT, "setting": "", "nfe": settings["length"], "variation": self.variation(draws)})
+
+    @property
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.settings["seed"])
+
+    def variation(self, tokens: torch.Tensor) -> dict[str, float]:
+        """Total variation of pairs at each distance, between `tokens` int [rows, length] and the chain."""
+        states, found = self.settings["states"], {}
+        for distance in DISTANCES:
+            pair = tokens[:, :-distance] * states + tokens[:, distance:]
+            share = torch.bincount(pair.flatten(), minlength=states**2).double() / pair.numel()
+            found[str(distance)] = 0.5 * (share - self.chain.pairs(distance).flatten()).abs().sum().item()
+        return found
+
+    def measure(self, rule: str, scorer: OrderScorer | None = None, **more: Any) -> None:
+        """The points of a rule that are missing."""
+        for setting, sampler, budget in points(rule if scorer is None else "learned_order", scorer):
+            if self.has(rule, setting):
+                continue
+            output = decode(
+                self.denoiser,
+                torch.zeros(self.settings["rows"], 0, dtype=torch.long),
+                sampler=sampler,
+                max_new_tokens=self.settings["length"],
+                max_denoising_steps=budget,
+                temperature=1.0,
+                generator=self.generator,
+            )
+            variation = self.variation(output.sequences - self.chain.config.first_token)
+            nfe = output.nfe.float().mean().item()
+            self.add({"rule": rule, "setting": setting, "nfe": nfe, "variation": variation, **more})
+
+    def measure_trained(self, law: str) -> None:
+        """A scorer of that law, trained if a point of it is missing."""
+        rule = f"learned order, {law}"
+        if not all(self.has(rule, f"x={x:g}") for x in KNOBS):
+            begin = time.perf_counter()
+            scorer = train(self.chain, self.tokenizer, law, self.settings)
+            self.measure(rule, scorer, seconds=time.perf_counter() - begin)
+
+    def has(self, rule: str, setting: str) -> bool:
+        return any((row["rule"], row["setting"]) == (rule, setting) for row in self.rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = ",\n".join(json.dumps(each) for each in self.rows)
+        self.path.write_text(f'{{"settings": {json.dumps(self.settings)},\n"points": [\n{lines}\n]}}\n')
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--states", type=int, default=6)
+    parser.add_argument("--concentration", type=float, default=0.3, help="of the rows of transitions; small: sharp")
+    parser.add_argument("--length", type=int, default=16)
+    parser.add_argument("--rows", type=int, default=2000, help="sequences decoded for a point")
+    parser.add_argument("--rules", nargs="+", help="by default all that need no attention maps, which it has not")
+    parser.add_argument("--laws", nargs="*", default=TRAINED, help="of the scorers that are trained")
+    parser.add_argument("--updates", type=int, default=100, help="of a scorer, of 32 sequences")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", default="runs/markov.json", help="where points are added")
+    parser.add_argument("--page", help="a page whose generated part is written anew")
+    options = parser.parse_args(arguments)
+    names = ("states", "concentration", "length", "rows", "updates", "seed")
+    try:
+        bench = Bench(Path(options.output), {name: getattr(options, name) for name in names})
+    except ValueError as error:
+        parser.error(str(error))
+    for name in options.rules or RULES:
+        bench.measure(name)
+    for law in options.laws:
+        bench.measure_trained(law)
+    text = tables(bench.rows, bench.settings)
+    if options.page:
+        replace_part(options.page, "markov", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Parts of documentation pages that are made of data: `<!-- generated: NAME -->` to `<!-- end of NAME -->`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+def replace_part(page: str | Path, name: str, text: str) -> None:
+    """Put `text` in the place of the generated part `name` of a page.
+
+    Raises:
+        ValueError: the page has no such part.
+    """
+    begin, end = f"<!-- generated: {name} -->", f"<!-- end of {name} -->"
+    old = Path(page).read_text(encoding="utf-8")
+    if begin not in old or end not in old:
+        raise ValueError(f"{page}: must have a line {begin} and, below it, a line {end}")
+    before, rest = old.split(begin, 1)
+    after = rest.split(end, 1)[1]
+    Path(page).write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def between_points(curve: Sequence[tuple[float, float]], at: Sequence[float]) -> np.ndarray:
+    """The values of a curve of (x, value) at each x of `at`, on the line between the points; nan outside of them."""
+    x, values = np.array(sorted(curve)).T
+    return np.interp(at, x, values, left=np.nan, right=np.nan)
