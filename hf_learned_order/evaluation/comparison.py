@@ -119,10 +119,11 @@ def compare(
         for scorer in scorers if name == "learned_order" and scorers else (None,):
             make = knob(name, scorer, greedy=greedy)
             sampler, budget, setting = _tuned(tuning, name, make, scorer, target, budgets if label != name else ())
+            held_out = tuning.quick(sampler, budget).accuracy
             mine = []
             for seed in range(seeds if sampler.is_random or test.temperature else 1):
                 run = test.measure(sampler, name=label, max_denoising_steps=budget, seed=seed, with_bound=with_bound)
-                mine.append(replace(run, target=target, setting=setting, task=task))
+                mine.append(replace(run, target=target, setting=setting, task=task, held_out=held_out))
             runs += over_samples(mine)
         yield over_runs(runs)
 

@@ -44,6 +44,8 @@ class Result:
         samples: responses to each prompt, of one scorer; k of `pass_at_k`.
         pass_at_k: share of prompts of which one response at least is right; None with one response.
         diversity: share of pairs of responses to a prompt that differ; None with one response.
+        held_out: accuracy on the problems that the setting was tuned on, to choose between rows without a look at the
+            test problems; None in results of before there was it.
         texts: the responses, in the order of the data set; not saved.
     """
 
@@ -69,6 +71,7 @@ class Result:
     samples: int = 1
     pass_at_k: float | None = None
     diversity: float | None = None
+    held_out: float | None = None
     texts: list[str] = field(default_factory=list, repr=False, compare=False)
 
 
@@ -92,7 +95,7 @@ def over_runs(runs: Sequence[Result]) -> Result:
     """Mean over runs of one sampler, with the standard deviation of their accuracy."""
     accuracies = torch.tensor([run.accuracy for run in runs], dtype=torch.float64)
     means = ("nfe", "bound", "tokens_per_forward", "kendall_tau", "local_ar_ness", "global_ar_ness")
-    means += ("finalization_parallelism", "pass_at_k", "diversity")
+    means += ("finalization_parallelism", "pass_at_k", "diversity", "held_out")
     return replace(
         runs[0],
         texts=[],
