@@ -4,16 +4,19 @@ r"""Is the sampler right? How far what is decoded at temperature 1 is from a Mar
 
 The denoiser makes no error (`exact_chain.py`), so all that is wrong is what tokens taken at once did not know of each
 other. Measured is the total variation between the law of two positions at a distance, in what is decoded and in the
-chain; at distance 1 these are the transitions. Each rule runs at settings of its own (a knob, else step budgets);
-nothing is tuned. What the table shows at an NFE lies on the line between the points on either side. Points are added to
-the file: the same command goes on with those that are missing. Scorers are trained here, in about a minute each.
+chain; at distance 1 these are the transitions. Each rule runs at settings of its own (of a knob, where the NFE changes
+most; else step budgets); nothing is tuned. What the table shows at an NFE lies on the line between the points on either
+side. Points are added to the file: the same command goes on with those that are missing. Scorers are trained here, in
+about a minute each.
 """
 
 import argparse
 import json
+import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +36,8 @@ from hf_learned_order.training.arguments import OrderTrainingArguments
 from hf_learned_order.training.trainer import OrderTrainer
 from hf_learned_order.training.weighing import set_weights
 
-DISTANCES = (1, 2, 4, 8)
-KNOBS = (0.03, 0.12, 0.24, 0.36, 0.48, 0.6, 0.72, 0.84, 0.95)
+DISTANCES, SHOWN = (1, 2, 4, 8), (1, 2)
+KNOBS = 14  # settings of a rule that has a knob
 BUDGETS = (2, 3, 4, 6, 8, 12, 16)
 NFES = (2, 3, 4, 5, 6, 8, 10, 12)
 TRAINED = [law for law in ("regret", "dependent") if law in LAWS]
@@ -72,15 +75,16 @@ def train(chain: ExactChainForMaskedLM, tokenizer: Any, law: str, settings: dict
     return scorer.eval()
 
 
-def points(name: str, scorer: OrderScorer | None = None) -> Iterator[tuple[str, Sampler, int | None]]:
-    """A setting in words, the rule and its step budget."""
-    make = knob(name, scorer)
-    if make is None:
-        for budget in BUDGETS:
-            yield f"T={budget}", make_sampler(name, scorer=scorer), budget
-    else:
-        for x in KNOBS:
-            yield f"x={x:g}", make(x), None
+def settings_of(make: Any, nfe_of: Callable[[Sampler, str], float]) -> None:
+    """Measure a rule with a knob at both ends and, again and again, in the middle of the widest gap in log NFE."""
+    measured = {x: nfe_of(make(x), f"x={x:g}") for x in (0.0, 1.0)}
+    while len(measured) < KNOBS:
+        gaps = [
+            (abs(math.log(measured[low] / measured[high])) * (high - low > 1e-4), (low + high) / 2)
+            for low, high in pairwise(sorted(measured))
+        ]
+        _, x = max(gaps)
+        measured[x] = nfe_of(make(x), f"x={x:g}")
 
 
 def cell(value: float, best: float) -> str:
@@ -98,7 +102,7 @@ def tables(rows: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
         + ", ".join(f"{100 * floor['variation'][str(d)]:.1f} at distance {d}" for d in DISTANCES)
         + ": what is not above that is right."
     ]
-    for distance in DISTANCES:
+    for distance in SHOWN:
         body = []
         for rule in dict.fromkeys(row["rule"] for row in rows if row["rule"] != EXACT):
             curve = [(row["nfe"], row["variation"][str(distance)]) for row in rows if row["rule"] == rule]
@@ -151,32 +155,39 @@ class Bench:
 
     def measure(self, rule: str, scorer: OrderScorer | None = None, **more: Any) -> None:
         """The points of a rule that are missing."""
-        for setting, sampler, budget in points(rule if scorer is None else "learned_order", scorer):
-            if self.has(rule, setting):
-                continue
-            output = decode(
-                self.denoiser,
-                torch.zeros(self.settings["rows"], 0, dtype=torch.long),
-                sampler=sampler,
-                max_new_tokens=self.settings["length"],
-                max_denoising_steps=budget,
-                temperature=1.0,
-                generator=self.generator,
-            )
-            variation = self.variation(output.sequences - self.chain.config.first_token)
-            nfe = output.nfe.float().mean().item()
-            self.add({"rule": rule, "setting": setting, "nfe": nfe, "variation": variation, **more})
+        make = knob(rule if scorer is None else "learned_order", scorer)
+        if make is None:
+            for budget in BUDGETS:
+                self.nfe_of(rule, make_sampler(rule), f"T={budget}", max_denoising_steps=budget)
+        else:
+            settings_of(make, lambda sampler, setting: self.nfe_of(rule, sampler, setting, more))
+
+    def nfe_of(self, rule: str, sampler: Sampler, setting: str, more: Any = None, **options: Any) -> float:
+        """The mean NFE of a point, which is measured if it is missing."""
+        for row in self.rows:
+            if (row["rule"], row["setting"]) == (rule, setting):
+                return row["nfe"]
+        output = decode(
+            self.denoiser,
+            torch.zeros(self.settings["rows"], 0, dtype=torch.long),
+            sampler=sampler,
+            max_new_tokens=self.settings["length"],
+            temperature=1.0,
+            generator=self.generator,
+            **options,
+        )
+        nfe = output.nfe.float().mean().item()
+        variation = self.variation(output.sequences - self.chain.config.first_token)
+        self.add({"rule": rule, "setting": setting, "nfe": nfe, "variation": variation, **(more or {})})
+        return nfe
 
     def measure_trained(self, law: str) -> None:
-        """A scorer of that law, trained if a point of it is missing."""
+        """A scorer of that law, trained if points of it are missing."""
         rule = f"learned order, {law}"
-        if not all(self.has(rule, f"x={x:g}") for x in KNOBS):
+        if sum(row["rule"] == rule for row in self.rows) < KNOBS:
             begin = time.perf_counter()
             scorer = train(self.chain, self.tokenizer, law, self.settings)
             self.measure(rule, scorer, seconds=time.perf_counter() - begin)
-
-    def has(self, rule: str, setting: str) -> bool:
-        return any((row["rule"], row["setting"]) == (rule, setting) for row in self.rows)
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
