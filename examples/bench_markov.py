@@ -107,12 +107,22 @@ def tables(rows: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
         for rule in dict.fromkeys(row["rule"] for row in rows if row["rule"] != EXACT):
             curve = [(row["nfe"], row["variation"][str(distance)]) for row in rows if row["rule"] == rule]
             values = between_points(curve, NFES)
-            body.append((rule, values))
+            if not np.isnan(values).all():
+                body.append((rule, values))
         body.sort(key=lambda item: np.nan_to_num(item[1], nan=1.0).mean())
         best = np.nan_to_num([values for _, values in body], nan=np.inf).min(0)
         cells = [[rule, *map(cell, values, best)] for rule, values in body]
         title = "Transitions" if distance == 1 else f"Pairs at distance {distance}"
         parts.append(f"{title}, by the mean NFE:\n\n" + markdown(["rule", *map(str, NFES)], cells))
+    for rule in dict.fromkeys(row["rule"] for row in rows if row["rule"] != EXACT):
+        mine = [row for row in rows if row["rule"] == rule]
+        if max(row["nfe"] for row in mine) < min(NFES):
+            calls, worst = (
+                max(values) for values in zip(*((r["nfe"], r["variation"]["1"]) for r in mine), strict=True)
+            )
+            parts.append(
+                f"{rule}: {calls:.1f} calls at most, at every setting, with transitions {100 * worst:.1f} off."
+            )
     trained = {row["rule"]: row["seconds"] for row in rows if row.get("seconds")}
     if trained:
         parts.append("Trained: " + ", ".join(f"{rule} in {s:.0f} seconds" for rule, s in trained.items()) + ".")
