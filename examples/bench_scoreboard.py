@@ -28,7 +28,8 @@ from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
 from hf_learned_order.evaluation.comparison import BUDGET_SHARES, compare
 from hf_learned_order.evaluation.evaluator import Evaluator, fingerprint
-from hf_learned_order.evaluation.results import LEARNED, Result, Sweep, lead, load_results
+from hf_learned_order.evaluation.results import Result, Sweep, lead, load_results
+from hf_learned_order.evaluation.tables import LEARNED
 from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.tasks.held_out import read_prompts, without_prompts
 from hf_learned_order.tasks.table import Source, find_task
