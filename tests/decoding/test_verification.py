@@ -42,7 +42,7 @@ from hf_learned_order.decoding.verification import branches
 
 SLOW = [rule for rule in DETERMINISTIC if not (rule.remasks or rule.is_random or rule.needs_attentions)]
 SLOW += [Remembers(), Always(value=False), Always(value=True)]
-DRAFTERS = [*map(make_sampler, ("top_prob", "margin", "left_to_right", "position", "random")), "factor", "non_empty"]
+DRAFTERS = [*map(make_sampler, ("top_prob", "margin", "left_to_right", "position", "random")), "regret", "non_empty"]
 
 
 def drafter_of(name, family: str):
