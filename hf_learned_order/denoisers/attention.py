@@ -111,7 +111,7 @@ def _first_sees_last(denoiser: Denoiser, length: int, *, start: int | None = Non
     start = denoiser.family.shift if start is None else start
     logits = denoiser(ids, torch.ones_like(ids), start)[0][:, position]
     # of kernels that treat rows differently; logits may be of a finer type than what they were computed in
-    noise = 8 * max(torch.finfo(dtype).eps for dtype in (logits.dtype, denoiser.model.dtype)) * logits.abs().max()
+    noise = 8 * max(torch.finfo(dtype).eps for dtype in (logits.dtype, denoiser.dtype)) * logits.abs().max()
     return bool(_spread(logits) > noise)
 
 

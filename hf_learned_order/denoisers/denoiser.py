@@ -22,6 +22,7 @@ from hf_learned_order.denoisers.hooks import Seen
 from hf_learned_order.denoisers.layers import LAST, layer_numbers, layers_of
 from hf_learned_order.denoisers.maps import check_maps, mean_attention
 from hf_learned_order.denoisers.predictions import Predictions
+from hf_learned_order.denoisers.wrappers import base_of, class_of, device_of, dtype_of, is_compiled, uncompiled
 
 
 class Denoiser(nn.Module):
@@ -41,10 +42,12 @@ class Denoiser(nn.Module):
 
     def __init__(self, model: PreTrainedModel, *, mask_token_id: int | None = None, family: Family | None = None):
         super().__init__()
-        base = _base_of(model)
-        kind = _class_of(base)
+        model = uncompiled(model)
+        base = base_of(model)
+        kind = class_of(base)
         refuse_what_cannot_denoise(model)
-        self.family = family or find_family(model.config, kind.__name__, masked_lm=_is_masked_lm(base))
+        masked_lm = "AutoModelForMaskedLM" in (getattr(base.config, "auto_map", None) or {})
+        self.family = family or find_family(model.config, kind.__name__, masked_lm=masked_lm)
         for known in (getattr(model.config, "mask_token_id", None), self.family.mask_token_id):
             mask_token_id = known if mask_token_id is None else mask_token_id
         if mask_token_id is None:
@@ -58,6 +61,7 @@ class Denoiser(nn.Module):
         self.model = model
         self.mask_token_id = mask_token_id
         self._stock = kind.__module__.startswith("transformers.")
+        self._compiled = is_compiled(model)
         self._cuts = True  # until the model turns out to need logits of all positions
         self._parameters_taken = inspect.signature(base.forward).parameters
         # its name from transformers 5.24 on, and the one before
@@ -77,12 +81,18 @@ class Denoiser(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        """Where token ids go."""
+        return device_of(self.model)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the hidden states, and of masks that are added to scores."""
+        return dtype_of(self.model)
 
     @property
     def hint(self) -> str:
         """What to do where the authors' own class of a published layout lacks something; "" for other classes."""
-        name = _class_of(_base_of(self.model)).__name__
+        name = class_of(base_of(self.model)).__name__
         if self._stock or name not in LAYOUTS:
             return ""
         stock = LAYOUTS[name].model_class.__name__
@@ -128,7 +138,7 @@ class Denoiser(nn.Module):
         """
         taken, length = self._parameters_taken, input_ids.shape[1]
         if attentions is not None:
-            check_maps(_base_of(self.model), whole=past_key_values is None and not self.family.causal_context)
+            check_maps(base_of(self.model), whole=past_key_values is None and not self.family.causal_context)
         columns = slice(0, length) if columns is None else columns
         # counted from the first real token, so that padding changes nothing
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
@@ -157,13 +167,13 @@ class Denoiser(nn.Module):
             arguments["output_attentions"] = True
         logits, hidden, maps = self._call(input_ids[:, columns], arguments, self.layer_numbers(indices), place)
         if attentions is not None:
-            attentions.append(mean_attention(_base_of(self.model), maps)[:, window, start:])
+            attentions.append(mean_attention(base_of(self.model), maps)[:, window, start:])
         seen = torch.cat([states[:, window] for states in hidden], -1) if hidden else None
         return logits if place else logits[:, window], seen
 
     def layer_numbers(self, indices: Sequence[int]) -> tuple[int, ...]:
         """What `hidden_states` of a call may be, made unique; raises `ValueError` where the model has no such ones."""
-        return layer_numbers(_base_of(self.model), indices) if indices else ()
+        return layer_numbers(base_of(self.model), indices) if indices else ()
 
     def _call(
         self,
@@ -179,19 +189,21 @@ class Denoiser(nn.Module):
         """
         head, trunk, last = self.model.get_output_embeddings(), self._trunk, LAST in numbers
         seen = Seen(shape=input_ids.shape, place=place if self._cuts else None)
+        returned = numbers if self._compiled else last and trunk is None and not self.family.head_input
+        if returned:
+            arguments = {**arguments, "output_hidden_states": True}
         with ExitStack() as hooks:
-            if head is not None:
+            if head is not None and not self._compiled:
                 hooks.enter_context(head.register_forward_pre_hook(seen.before_head))
-            for number in set(numbers) - {LAST}:
-                layer = layers_of(_base_of(self.model))[number]
+            for number in () if self._compiled else set(numbers) - {LAST}:
+                layer = layers_of(base_of(self.model))[number]
                 hooks.enter_context(layer.register_forward_pre_hook(seen.before_layer(number), with_kwargs=True))
-            if last and trunk is not None:
+            if last and trunk is not None and not self._compiled:
                 hooks.enter_context(trunk.register_forward_hook(seen.after_trunk))
-            elif last and not self.family.head_input:
-                arguments = {**arguments, "output_hidden_states": True}
             output = self.model(input_ids=input_ids, **arguments)
         maps = getattr(output, "attentions", None)
-        logits, hidden = output.logits, [self._hidden(number, seen, output) for number in numbers]
+        logits = output.logits  # of a model that is spread over devices hidden states are elsewhere
+        hidden = [self._hidden(number, seen, output).to(logits.device) for number in numbers]
         if place is None:
             return logits, hidden, maps
         if not seen.cut:
@@ -202,6 +214,13 @@ class Denoiser(nn.Module):
         return logits[0], hidden, maps
 
     def _hidden(self, number: int, seen: Seen, output: Any) -> Tensor:
+        if self._compiled:
+            if getattr(output, "hidden_states", None) is None:
+                raise ValueError(
+                    "model must not be compiled with a scorer that sees hidden states: "
+                    f"{type(self.model).__name__} returns none"
+                )
+            return output.hidden_states[number]
         if number == LAST:
             return (seen.trunk or seen.head)[0] if seen.trunk or self.family.head_input else output.hidden_states[-1]
         expected, states = (*seen.shape, self.hidden_size), seen.layers[number]
@@ -215,7 +234,7 @@ class Denoiser(nn.Module):
     @property
     def _trunk(self) -> nn.Module | None:
         """What comes before the head, in transformers' own classes: its output is the last hidden state."""
-        base = _base_of(self.model)
+        base = base_of(self.model)
         return base.base_model if self._stock and base.base_model is not base else None
 
     @property
@@ -247,24 +266,9 @@ class Denoiser(nn.Module):
         # transformers' eager attention adds a bool mask to its scores instead of masking with it
         eager = self._stock and getattr(self.model.config, "_attn_implementation", None) == "eager"
         if self.family.attention == "additive" or eager:
-            nothing = torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device)
+            nothing = torch.zeros(seen.shape, dtype=self.dtype, device=seen.device)
             return {"attention_mask": nothing.masked_fill(~seen, -torch.inf)}
         return {"attention_mask": seen}
-
-
-def _base_of(model: PreTrainedModel) -> PreTrainedModel:
-    # pyrefly: ignore[not-callable] (PEFT's)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _class_of(model: PreTrainedModel) -> type:
-    """The model's class as its authors wrote it: FSDP2 gives the model one of its own, derived from that."""
-    kinds = (kind for kind in type(model).__mro__ if issubclass(kind, PreTrainedModel))
-    return next(kind for kind in kinds if not kind.__module__.startswith("torch."))
-
-
-def _is_masked_lm(model: nn.Module) -> bool:
-    return "AutoModelForMaskedLM" in (getattr(model.config, "auto_map", None) or {})
 
 
 def whole_mask(attention_mask: Tensor, prompt: Tensor, canvas: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ class Seen:
         if self.place is None or inputs[0].shape[:-1] != self.shape:
             return None
         self.cut = True
-        return (inputs[0][self.place][None], *inputs[1:])
+        row, position = (part.to(inputs[0].device) for part in self.place)
+        return (inputs[0][row, position][None], *inputs[1:])
 
     def after_trunk(self, _module: nn.Module, _inputs: tuple, output: Any) -> None:
         if get_ident() == self.thread:

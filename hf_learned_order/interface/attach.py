@@ -32,6 +32,7 @@ from hf_learned_order.denoisers.attention import check_attention
 from hf_learned_order.denoisers.checkpoints import check_inv_freq
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.families import Family
+from hf_learned_order.denoisers.wrappers import base_of, uncompiled
 from hf_learned_order.interface.arguments import by_name, foreign, mask_of
 from hf_learned_order.interface.calls import run
 from hf_learned_order.interface.settings import Settings, merged
@@ -78,7 +79,7 @@ class LearnedOrderGenerationMixin(_Base):
             return self.learned_order_generate(**by_name(args, kwargs), sampler=sampler)
         own: Any = getattr(super(), "generate", None)
         # a PEFT wrapper has a generate, which hands on to a model that may have none
-        holder = self.get_base_model() if hasattr(self, "get_base_model") else super()  # pyrefly: ignore[not-callable]
+        holder = super() if base_of(self) is self else base_of(self)
         if own is None or not hasattr(holder, "generate"):
             hint = foreign(kwargs)
             raise ValueError(
@@ -234,6 +235,7 @@ def attach(
     """
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
         raise TypeError(f"model must be a transformers model, got {type(model).__name__}")
+    wrapped, model = model, uncompiled(model)  # what torch.compile makes hands `generate` on to what it wraps
     source = scorer if isinstance(scorer, str | PathLike) else None
     if isinstance(scorer, str | PathLike):
         scorer = OrderScorer.from_pretrained(scorer)
@@ -263,15 +265,16 @@ def attach(
     model.__dict__["order_scorer"] = scorer
     model.__dict__["prompt_ending"] = ending_of(tokenizer)
     model.__dict__["denoiser_options"] = {"mask_token_id": denoiser.mask_token_id, "family": denoiser.family}
-    return model
+    return wrapped
 
 
 def detach(model: Model) -> Model:
     """Undo `attach`; returns the same object."""
+    wrapped, model = model, uncompiled(model)
     model.__class__ = _base_class(model)
     for name in ("order_scorer", "prompt_ending", "denoiser_options"):
         model.__dict__.pop(name, None)
-    return model
+    return wrapped
 
 
 @functools.cache

@@ -47,7 +47,7 @@ def run(
     seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> LearnedOrderOutput:
-    """`decode` with these settings, the model in evaluation mode meanwhile.
+    """`decode` with these settings, the model in evaluation mode meanwhile; the output is where `input_ids` are.
 
     Raises:
         ValueError: the scorer was made for another denoiser, both `seed` and `generator` are given, the seed is no
@@ -58,17 +58,20 @@ def run(
         raise ValueError(f"seed must be None when generator is given, got {seed!r}")
     if isinstance(seed, bool) or not isinstance(seed, Integral | None):
         raise ValueError(f"seed must be an integer, got {seed!r}")
+    device, home = denoiser.device, getattr(input_ids, "device", None)
     scorer = getattr(rule, "scorer", None)
     if isinstance(scorer, OrderScorer):
         scorer.check_fits(denoiser)
-        scorer.to(denoiser.device)  # pyrefly: ignore[bad-argument-type]
+        scorer.to(device)  # pyrefly: ignore[bad-argument-type]
     slow = settings.slow_rule()
     width = input_ids.shape[-1] if isinstance(input_ids, Tensor) else 0  # `decode` says what is wrong with others
+    rows = (input_ids, attention_mask, negative_prompt_ids, negative_prompt_attention_mask)
+    ids, mask, negative_ids, negative_mask = (_repeated(one, settings.num_return_sequences, device) for one in rows)
     with evaluating(denoiser.model):
         output = decode(
             denoiser,
-            _repeated(input_ids, settings.num_return_sequences),
-            _repeated(attention_mask, settings.num_return_sequences),
+            ids,
+            mask,
             sampler=rule,
             max_new_tokens=settings.canvas_length(width),
             max_denoising_steps=steps_of(
@@ -81,8 +84,8 @@ def run(
             logits_processor=LogitsProcessorList(logits_processor),
             logits_warper=LogitsProcessorList(logits_warper),
             guidance_scale=settings.guidance_scale,
-            negative_prompt_ids=_repeated(negative_prompt_ids, settings.num_return_sequences),
-            negative_prompt_attention_mask=_repeated(negative_prompt_attention_mask, settings.num_return_sequences),
+            negative_prompt_ids=negative_ids,
+            negative_prompt_attention_mask=negative_mask,
             eos_token_id=settings.eos_token_id,
             pad_token_id=settings.pad_token_id,
             stopping_criteria=StoppingCriteriaList(stopping_criteria),
@@ -91,9 +94,8 @@ def run(
             verify=slow,
             num_assistant_tokens=None if slow is None else settings.num_assistant_tokens,
         )
-    if settings.output_order:
-        return output
-    return LearnedOrderOutput(**{name: value for name, value in output.items() if name != "order"})
+    wanted = {name: value for name, value in output.items() if settings.output_order or name != "order"}
+    return LearnedOrderOutput(**{name: value.to(home) for name, value in wanted.items()})
 
 
 def steps_of(rule: Sampler, given: int | None, denoiser: Denoiser, block_length: int | None = None) -> int | None:
@@ -165,5 +167,6 @@ def _everywhere(processor: LogitsProcessor) -> LogitsProcessor:
     return processor
 
 
-def _repeated(rows: Any, count: int) -> Any:
-    return rows.repeat_interleave(count, 0) if isinstance(rows, Tensor) and count > 1 else rows
+def _repeated(rows: Any, count: int, device: torch.device) -> Any:
+    """Each of the rows so many times, where the model wants them: as to transformers, they may be on the CPU."""
+    return rows.to(device).repeat_interleave(count, 0) if isinstance(rows, Tensor) else rows
