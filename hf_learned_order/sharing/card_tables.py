@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import EvalResult
 
 from hf_learned_order.evaluation.results import Result, load_results
+from hf_learned_order.sharing.markdown import code
 
 if TYPE_CHECKING:
     from hf_learned_order.sharing.cards import Card
@@ -52,8 +53,8 @@ def table_rows(results: Sequence[Result]) -> list[dict[str, str]]:
         rows.append(
             {
                 "target": f"{row.target:g}",
-                "sampler": row.sampler,
-                "setting": row.setting or f"T={row.budget}",
+                "sampler": code(row.sampler),
+                "setting": code(row.setting or f"T={row.budget}"),
                 "nfe": f"{row.nfe:.2f} ({row.nfe_min}-{row.nfe_max})",
                 "right": f"**{right}**" if row.accuracy == best[row.target] else right,
                 "runs": str(row.runs),
@@ -74,7 +75,7 @@ def verdict(results: Sequence[Result]) -> str:
             best = max(others, key=lambda row: row.accuracy)
             difference = max(own) - best.accuracy
             place = "ahead of" if difference > 0 else "behind" if difference < 0 else "level with"
-            places[place].append(f"{target:g} ({best.sampler})")
+            places[place].append(f"{target:g} ({code(best.sampler)})")
     return " ".join(
         f"The learned order is {place} the best heuristic at a target NFE of {', '.join(targets)}."
         for place, targets in places.items()

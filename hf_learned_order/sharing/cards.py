@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import yaml
 from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from hf_learned_order.common.files import fingerprint, read_json, read_weights
+from hf_learned_order.denoisers.layers import LAST
 from hf_learned_order.evaluation.results import PROBE, SETTINGS, Result
 from hf_learned_order.orders.configuration import OrderScorerConfig
 from hf_learned_order.orders.tuned import is_tuned
@@ -26,6 +26,7 @@ from hf_learned_order.sharing.card_tables import (
     table_rows,
     verdict,
 )
+from hf_learned_order.sharing.markdown import code, fenced, hub_link, hub_name, plain
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 UNNAMED = "path/or/name/of/the/denoiser"
@@ -83,7 +84,7 @@ def card_files(folder: Path, repo_id: str, card: Card, written: str = "") -> dic
         written: the card that is there; what its readers wrote into it stays.
 
     Raises:
-        ValueError: a file is of another kind, or `card.results` are those of other weights.
+        ValueError, TypeError: a file is of another kind, or `card.results` are those of other weights.
         OSError: a file cannot be read.
     """
     files = {}
@@ -97,9 +98,9 @@ def card_files(folder: Path, repo_id: str, card: Card, written: str = "") -> dic
     if settings:
         files[SETTINGS] = Path(card.results or "").with_name(SETTINGS).read_bytes()
     entries = [
-        EvalResultEntry(card.dataset or DATASET, card.task, percent(row), notes=calls(row))
+        EvalResultEntry(str(card.dataset), card.task, percent(row), notes=calls(row))
         for row in results
-        if is_learned(row)
+        if is_learned(row) and hub_name(card.dataset)
     ]
     if entries:
         content = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
@@ -168,45 +169,45 @@ def model_card(
     settings: Mapping[str, Any],
 ) -> ModelCard:
     """The card of a saved scorer from the template `model_card.md`, with `model-index` where something was measured."""
-    config = read_json(folder / "config.json", dict)
-    base = config.get("base_model_name_or_path")
-    local = base is None or Path(base).exists()
+    config = OrderScorerConfig.from_pretrained(folder)
+    base = config.base_model_name_or_path
     name = repo_id.split("/")[-1]
     learned = [eval_result(row, card) for row in results if is_learned(row)]
     data = ModelCardData(
         model_name=name if learned else None,
-        base_model=None if local else base,
+        base_model=base if hub_name(base) else None,
         library_name="transformers",
         license=card.license,
-        datasets=[card.dataset or DATASET] if results else None,
+        datasets=[card.dataset] if results and hub_name(card.dataset) else None,
         tags=["order-scorer", "masked-diffusion", "hf_learned_order", "custom_generate", "arxiv:2602.23968"],
         eval_results=learned or None,
     )
     generation = folder / "generation_config.json"
     training = read_json(folder / TRAINING_FILE, dict) if (folder / TRAINING_FILE).is_file() else {}
-    objective = training.get("objective") or OBJECTIVE_OF.get(config.get("law", ""), "elbo")
+    objective = training.get("objective") or OBJECTIVE_OF.get(config.law, "elbo")
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
         name=name,
         repo_id=repo_id,
-        card=replace(card, data=cell(card.data), limits=cell(card.limits)),
+        **{"plain": plain, "code": code, "fenced": fenced},
+        card=card,
         config=config,
-        denoiser=f"`{base or 'not named'}`" if local else f"[`{base}`](https://huggingface.co/{base})",
+        layers=layers_in_words(config.layers_seen),
+        denoiser=hub_link(base) if base else "not named",
         base=base or UNNAMED,
         tokenizer=repo_id if (folder / "tokenizer_config.json").is_file() else base or UNNAMED,
         parameters=parameters,
         folders={name: (folder / name).is_dir() for name in ("adapter", "denoiser")},
-        generation=read_json(generation, dict) if generation.is_file() else config,
-        objective=OBJECTIVES.get(objective, f"`{objective}`"),
+        generation=read_json(generation, dict) if generation.is_file() else config.to_dict(),
+        objective=OBJECTIVES.get(objective) or code(objective),
         training=training_facts(training, objective),
         count=max((row.count for row in results), default=0),
         rows=table_rows(results),
         verdict=verdict(results),
         plot=card.plot,
-        fence="`" * max([3, *(len(run) + 1 for run in re.findall("`+", card.command))]),
         evaluation=evaluation_command(settings, repo_id),
-        versions=", ".join(f"{name} {settings[name]}" for name in VERSIONS if name in settings),
+        versions=", ".join(code(f"{name} {settings[name]}") for name in VERSIONS if name in settings),
         mark=MARK,
     )
 
@@ -246,9 +247,10 @@ def evaluation_command(settings: Mapping[str, Any], repo_id: str) -> str:
     return shlex.join(repo_id if word == own else word for word in words)
 
 
-def cell(text: str) -> str:
-    """`text` in one line of a table."""
-    return " ".join(text.split()).replace("|", "\\|")
+def layers_in_words(layers: Sequence[int]) -> str:
+    """Which hidden states a scorer sees, by their places in the tuple `hidden_states` of transformers."""
+    names = {0: "the embeddings", LAST: "the last"}
+    return ", ".join(names.get(layer, f"`hidden_states[{layer}]`") for layer in layers) or "none, predictions alone"
 
 
 def training_facts(arguments: Mapping[str, Any], objective: str) -> dict[str, Any]:
