@@ -47,6 +47,9 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--order_map", metavar="FILE", help="which step unmasked which token: FILE.html, FILE.png, or - to print it"
     )
+    parser.add_argument(
+        "--expected", metavar="TEXT", help="the right response, if you know it: the order map marks what is wrong"
+    )
     parser.set_defaults(run=run)
 
 
@@ -68,6 +71,9 @@ def run(options: argparse.Namespace) -> None:
     model = loaded("scorer", options.scorer, lambda scorer: attach(model, scorer, tokenizer=tokenizer))
     inputs = _inputs(tokenizer, options)
     length = options.max_new_tokens if options.infill or options.max_new_tokens is not None else 64
+    expected = None
+    if options.expected is not None:
+        expected = tokenizer([options.expected], add_special_tokens=False)["input_ids"]
     maps = []
     for sampler, config in zip(samplers, configs, strict=True):
         output = model.generate(  # pyrefly: ignore[not-callable]
@@ -91,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
             speed += f", {int(output.canvases[0])} canvases"
         print(speed if len(samplers) == 1 else f"{sampler}: {speed}", file=sys.stderr)
         if options.order_map is not None:
-            maps += OrderMap.of(output, tokenizer, label=sampler)
+            maps += OrderMap.of(output, tokenizer, label=sampler, expected=expected)
     if options.order_map is not None:
         _order_map(maps, options.order_map)
 

@@ -108,7 +108,7 @@ def _name_ends(axes: Any, ends: list[tuple[float, float, str, str]], *, others: 
 def order_map(maps: Sequence[OrderMap], path: str | Path, *, title: str = "") -> None:
     """At which step each token was unmasked: one line of coloured cells a map, written to `path` as PNG.
 
-    Tokens that were no mask have no colour.
+    Tokens that were no mask have no colour; a red line is under those that are known to be wrong.
 
     Raises:
         ValueError: there is no map.
@@ -120,9 +120,12 @@ def order_map(maps: Sequence[OrderMap], path: str | Path, *, title: str = "") ->
     figure, axes = pyplot.subplots(figsize=(0.24 * starts[-1] + 2.2, 0.42 * len(maps) + 1.1), layout="constrained")
     colours = ListedColormap(palette(steps))
     for row, one in enumerate(maps):
-        for start, width, step, text in zip(starts, widths, one.order, one.tokens, strict=False):  # the longest's
+        cells = zip(starts, widths, one.order, one.tokens, strict=False)  # the widths are the longest's
+        for place, (start, width, step, text) in enumerate(cells):
             face = colours(step - 1) if step else "none"
             axes.add_patch(pyplot.Rectangle((start, row), width, 1, facecolor=face, edgecolor="white"))
+            if one.wrong and one.wrong[place]:
+                axes.plot([start + 0.1, start + width - 0.1], [row + 0.92] * 2, color="red", linewidth=2)
             axes.text(
                 start + width / 2,
                 row + 0.5,

@@ -145,6 +145,11 @@ def test_order_map(folder, capsys):
     text = (folder / "map.html").read_text(encoding="utf-8")
     assert text.index('"label": "left_to_right"') < text.index('"label": "top_prob"')
     assert '"title": "Order map: 16-3;a*2"' in text
+    assert '"wrong": null' in text
+    assert generate(folder, *two, "--order_map", "-", "--expected", "16-3=13 13*2=26 #26") == 0
+    assert re.search(
+        r"; top_prob needs [1-4] denoiser calls and (is right|gets \d+ tokens? wrong)", capsys.readouterr().out
+    )
 
 
 def test_evaluate_and_plot(folder, capsys):
