@@ -20,12 +20,23 @@ from transformers.generation.streamers import BaseStreamer
 from hf_learned_order import SAMPLERS, attach, load_denoiser
 from hf_learned_order.denoisers.loading import load_tokenizer
 from hf_learned_order.evaluation.order_maps import OrderMap, page, visible
+from hf_learned_order.sharing.markdown import code
 
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE if (HERE / "denoiser").is_dir() else HERE.parent
 CANVAS_LENGTH = 64
 PAUSE = 0.15  # seconds that each canvas is shown; decoding does not wait for it
-EXAMPLES = ["12*5;a+30;b/9", "16-3-4;a*2", "48/2;48+a", "20*4;35*2;a+b"]
+EXAMPLES = {  # and the right responses, by which the order map marks what is wrong
+    "3*4;a/2;4+a+b": "3*4=12 12/2=6 4+12+6=22 #22",
+    "24*1/6;a*2;b+6;24-c": "24*1/6=4 4*2=8 8+6=14 24-14=10 #10",
+    "16*0.75;a*2": "16*0.75=12 12*2=24 #24",
+    "12*5;a+30;b/9": "12*5=60 60+30=90 90/9=10 #10",
+}
+LETTERS = "abcdefghijkl"  # of the results of earlier calculations
+ALLOWED = (
+    f"A prompt is one to {len(LETTERS)} calculations with `;` between them, made of numbers and `+ - * / ( )`. "
+    f"In later ones `a` is the first result, `b` the second, and so on. Example: `{next(iter(EXAMPLES))}`"
+)
 RULES = [name for name in SAMPLERS if name != "learned_order"]
 
 tokenizer = load_tokenizer(FOLDER / "denoiser")
@@ -52,26 +63,44 @@ class Canvases(BaseStreamer):
         self.queue.put(None)
 
 
+def refused(prompt: str) -> str:
+    """What is wrong with a prompt; empty for one that the denoiser was trained on the like of."""
+    parts = prompt.split(";")
+    if len(parts) > len(LETTERS):
+        return f"There are {len(parts)} calculations."
+    for number, part in enumerate(parts, start=1):
+        if not part:
+            return f"Calculation {number} is empty."
+        if unknown := sorted(set(part) - set("0123456789.+-*/()") - set(LETTERS[: number - 1])):
+            return f"Calculation {number} cannot have {code(' '.join(unknown))} in it."
+    return ""
+
+
+def generate(prompt: str, sampler: str, budget: int, **options: Any) -> Any:
+    return model.generate(
+        **tokenizer(prompt, return_tensors="pt"),
+        sampler=sampler,
+        max_new_tokens=CANVAS_LENGTH,
+        max_denoising_steps=budget,
+        seed=0,
+        return_dict_in_generate=True,
+        **options,
+    )
+
+
 def decode(prompt: str, sampler: str, budget: int, canvases: Canvases) -> tuple[OrderMap, str]:
     """The map of one response, and a line about it."""
-    inputs = tokenizer(prompt, return_tensors="pt")
+    right = EXAMPLES.get(prompt)
     start = time.perf_counter()
     try:
-        output = model.generate(
-            **inputs,
-            sampler=sampler,
-            max_new_tokens=CANVAS_LENGTH,
-            max_denoising_steps=budget,
-            seed=0,
-            streamer=canvases,
-            return_dict_in_generate=True,
-        )
+        output = generate(prompt, sampler, budget, streamer=canvases)
     finally:
         canvases.end()  # whoever waits for the next canvas does not wait for ever
     seconds = time.perf_counter() - start
     text = tokenizer.decode(output.sequences[0, -CANVAS_LENGTH:], skip_special_tokens=True)
-    (shown,) = OrderMap.of(output, tokenizer, label=sampler)
-    return shown, f"**{sampler}**: `{text}`, NFE {shown.nfe}, {1000 * seconds:.0f} ms"
+    expected = None if right is None else tokenizer([right], add_special_tokens=False)["input_ids"]
+    (shown,) = OrderMap.of(output, tokenizer, label=sampler, expected=expected)
+    return shown, f"**{sampler}**: `{text}`, {shown.nfe} denoiser calls, {1000 * seconds:.0f} ms"
 
 
 def drawn(label: str, canvas: list[int], before: list[int]) -> str:
@@ -88,11 +117,13 @@ def drawn(label: str, canvas: list[int], before: list[int]) -> str:
 
 def compare(prompt: str, sampler: str, budget: int) -> Iterator[tuple[str, str]]:
     """The canvas after each step while it is decoded, then the page with both maps; and a line about each."""
-    if not prompt.strip():
-        raise gradio.Error("The prompt is empty.")
-    if unknown := sorted(set(prompt) - set(tokenizer.get_vocab())):
-        raise gradio.Error(f"This denoiser does not know {' '.join(unknown)}")
+    prompt = "".join(prompt.split())
+    if why := refused(prompt):
+        yield "", f"{why} {ALLOWED}"  # in the place of the last result
+        return
     maps, lines, finished = [], [], ""
+    for name in (sampler, "learned_order"):  # whoever comes first would pay for what is set up once
+        generate(prompt, name, 1)
     with ThreadPoolExecutor(1) as other:
         for name in (sampler, "learned_order"):  # one after the other: the times are those of either alone
             canvases, canvas = Canvases(), [tokenizer.mask_token_id] * CANVAS_LENGTH
@@ -109,21 +140,24 @@ def compare(prompt: str, sampler: str, budget: int) -> Iterator[tuple[str, str]]
             yield finished, "\n\n".join(lines)
             time.sleep(PAUSE)
     document = html.escape(page(maps, title=prompt, play=True))
-    frame = f'<iframe title="Order maps" srcdoc="{document}" style="border: 0; height: 420px; width: 100%"></iframe>'
+    frame = f'<iframe title="Order maps" srcdoc="{document}" style="border: 0; height: 70vh; min-height: 420px; width: 100%"></iframe>'
     yield frame, "\n\n".join(lines)
 
 
 with gradio.Blocks(title="Learned unmasking orders", analytics_enabled=False) as demo:
     gradio.Markdown(
         "# Learned unmasking orders\n"
-        "A masked diffusion model writes out a chain of sums: `12*5;a+30;b/9` asks for 12·5, then that plus 30, then "
-        "that by 9. A rule decides which tokens each step unmasks. NFE counts the calls of the model."
+        "A masked diffusion model, the denoiser, works out a chain of calculations: `3*4;a/2;4+a+b` asks for 3·4, then "
+        "half of that (`a`), then 4 plus both results. Each call of the denoiser fills some positions; which ones, a "
+        "fixed rule decides, or the learned order. **What is learned:** a network of "
+        f"{sum(weight.numel() for weight in model.order_scorer.parameters()):,} parameters, which reads what the "
+        "denoiser predicts and picks the positions to fill next; the denoiser stays as it is."
     )
     with gradio.Row():
-        prompt_box = gradio.Textbox(EXAMPLES[0], label="Prompt", max_length=60)
-        rule_box = gradio.Dropdown(RULES, value="top_prob", label="Sampler")
-        budget_box = gradio.Slider(1, CANVAS_LENGTH, value=6, step=1, label="Step budget")
-    gradio.Examples(EXAMPLES, prompt_box)
+        prompt_box = gradio.Textbox(next(iter(EXAMPLES)), label="Prompt", max_length=60)
+        rule_box = gradio.Dropdown(RULES, value="top_prob", label="Rule to compare with")
+        budget_box = gradio.Slider(1, CANVAS_LENGTH, value=6, step=1, label="Denoiser calls, at most")
+    gradio.Examples(list(EXAMPLES), prompt_box)
     button = gradio.Button("Decode", variant="primary")
     results = gradio.Markdown(elem_id="results")
     frame_box = gradio.HTML()

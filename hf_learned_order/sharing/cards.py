@@ -71,7 +71,7 @@ class Card:
     seeds: Sequence[int] = ()
     limits: str = ""
     license: str | None = None
-    prompt: str = "16-3-4;a*2"
+    prompt: str = "3*4;a/2;4+a+b"
 
 
 def card_files(folder: Path, repo_id: str, card: Card, written: str = "") -> dict[str, bytes]:

@@ -70,15 +70,15 @@ def test_space_in_a_browser(space, web):
     web.goto(space)
     web.evaluate(WATCH)
     web.get_by_label("Prompt").fill("24/2;24+a")
-    web.get_by_label("Sampler").click()
+    web.get_by_label("Rule to compare with").click()
     web.get_by_role("option", name="left_to_right").click()
     web.get_by_role("spinbutton").fill("9")  # 8, 7 and 7 of the 64 positions, and the EOS is the 21st
     web.get_by_role("button", name="Decode").click()
     results = web.locator("#results")
     results.get_by_text("learned_order").wait_for()
     rule, learned = results.inner_text().strip().split("\n\n")
-    assert re.fullmatch(r"left_to_right: 24/2=12 24\+12=36 #36, NFE 3, \d+ ms", rule)
-    assert re.fullmatch(r"learned_order: 24/2=12 24\+12=36 #36, NFE [1-9], \d+ ms", learned)
+    assert re.fullmatch(r"left_to_right: 24/2=12 24\+12=36 #36, 3 denoiser calls, \d+ ms", rule)
+    assert re.fullmatch(r"learned_order: 24/2=12 24\+12=36 #36, [1-9] denoiser calls, \d+ ms", learned)
     seen = web.evaluate("window.seen")
     masks = [text.count("·") for text in seen if text.startswith("left_to_right") and "learned_order" not in text]
     assert masks == [64, 56, 49, 0]
@@ -86,16 +86,16 @@ def test_space_in_a_browser(space, web):
     assert last[0].split("\n") == ["learned_order", 64 * "·"]
     assert last[1].startswith("learned_order, step 1\n")
     assert 0 < last[1].count("·") < 64
-    assert last[-1].split("\n") == ["learned_order", "24/2=12 24+12=36 #36[EOS]"]
+    assert last[-1].split("\n") == ["learned_order", "24/2=12␣24+12=36␣#36[EOS]"]
     assert '"play": true' in web.locator("iframe").get_attribute("srcdoc")
     maps = web.frame_locator("iframe[title='Order maps']")
     assert maps.locator("h2").all_text_contents() == ["left_to_right", "learned_order"]
     maps.get_by_role("button", name="Play").wait_for()  # it has played to its end
     for number, text in enumerate((rule, learned)):
         filled = "".join(maps.locator("section").nth(number).locator(".token").all_text_contents())
-        assert filled == "24/2=12 24+12=36 #36[EOS]"
+        assert filled == "24/2=12␣24+12=36␣#36[EOS]"
         count = maps.locator(".count").nth(number).text_content()
-        assert f"{re.search('NFE ([0-9])', text)[1]} denoiser calls" in count
+        assert re.search("[0-9] denoiser calls", text)[0] in count
 
 
 def run_app() -> dict[str, Any]:
@@ -123,18 +123,33 @@ def test_each_step_is_shown_before_the_next_one_is_decoded(monkeypatch):
 
     app["model"].register_forward_pre_hook(wait)
     shown = app["compare"]("24/2;24+a", "left_to_right", 9)
+    allowed.release(2)  # either is warmed by one call
     text, lines = next(shown)  # nothing has been decoded
-    assert (text.count("·"), lines, calls) == (64, "", [])
-    for step, left, new in ((1, 56, "24/2=12 "), (2, 49, "24+12=3")):
+    assert (text.count("·"), lines, len(calls)) == (64, "", 2)
+    for step, left, new in ((1, 56, "24/2=12␣"), (2, 49, "24+12=3")):
         allowed.release()
         text, lines = next(shown)
         assert f"left_to_right, step {step}" in text
-        assert (text.count("·"), lines, len(calls)) == (left, "", step)
+        assert (text.count("·"), lines, len(calls)) == (left, "", 2 + step)
         assert "".join(re.findall("<mark>(.*?)</mark>", text)) == new
     allowed.release(100)
     *_, (text, lines) = shown
     assert text.startswith("<iframe")
-    assert "NFE 3" in lines
+    assert "3 denoiser calls" in lines
+
+
+def test_rules_differ_on_the_first_example():
+    """The one that a visitor sees first: the learned order is right with fewer calls, top probability is wrong."""
+    app = run_app()
+    app["compare"].__globals__["PAUSE"] = 0.0
+    *_, (frame, lines) = app["compare"](next(iter(app["EXAMPLES"])), "top_prob", 6)
+    assert re.fullmatch(
+        r"\*\*top_prob\*\*: `.* #20`, 6 denoiser calls, \d+ ms\n\n"
+        r"\*\*learned_order\*\*: `.* #22`, [1-5] denoiser calls, \d+ ms",
+        lines,
+    )
+    assert "learned_order needs 3 denoiser calls and is right" in frame
+    assert "top_prob needs 6 denoiser calls and gets 1 token wrong" in frame
 
 
 def test_an_error_of_the_decoding_ends_the_wait():
@@ -143,12 +158,32 @@ def test_an_error_of_the_decoding_ends_the_wait():
         list(app["compare"]("24/2", "left_to_right", 0))
 
 
-@pytest.mark.parametrize(("prompt", "said"), [(" ", "The prompt is empty."), ("2&3", "does not know &")])
-def test_space_says_what_is_wrong(space, web, prompt, said):
+REFUSED = {
+    " ": "Calculation 1 is empty.",
+    "2*3;": "Calculation 2 is empty.",
+    "2&3": "Calculation 1 cannot have `&` in it.",
+    "2*a": "Calculation 1 cannot have `a` in it.",
+    "2*3;a*b": "Calculation 2 cannot have `b` in it.",
+    "1;" * 12 + "1": "There are 13 calculations.",
+    "`<b>": "Calculation 1 cannot have <code>&#60; &#62; &#96; b</code> in it.",
+}
+
+
+def test_prompts_that_are_refused():
+    """Whatever was there is cleared, and the message says what is allowed."""
+    app = run_app()
+    for prompt, said in REFUSED.items():
+        assert list(app["compare"](prompt, "top_prob", 6)) == [("", f"{said} {app['ALLOWED']}")]
+
+
+def test_space_says_what_is_wrong(space, web):
     web.goto(space)
-    web.get_by_label("Prompt").fill(prompt)
     web.get_by_role("button", name="Decode").click()
-    web.get_by_text(said).wait_for()
+    web.locator("iframe").wait_for()
+    web.get_by_label("Prompt").fill("What is 3 plus 4?")
+    web.get_by_role("button", name="Decode").click()
+    web.get_by_text("A prompt is one to 12 calculations").wait_for()
+    assert web.locator("iframe").count() == 0
 
 
 def test_front_matter():
