@@ -140,7 +140,8 @@ def compare(prompt: str, sampler: str, budget: int) -> Iterator[tuple[str, str]]
             yield finished, "\n\n".join(lines)
             time.sleep(PAUSE)
     document = html.escape(page(maps, title=prompt, play=True))
-    frame = f'<iframe title="Order maps" srcdoc="{document}" style="border: 0; height: 70vh; min-height: 420px; width: 100%"></iframe>'
+    style = "border: 0; height: 70vh; min-height: 420px; width: 100%"
+    frame = f'<iframe title="Order maps" srcdoc="{document}" style="{style}"></iframe>'
     yield frame, "\n\n".join(lines)
 
 

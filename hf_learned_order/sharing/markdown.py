@@ -3,6 +3,7 @@
 import re
 import string
 from pathlib import Path
+from typing import TypeGuard
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -37,7 +38,7 @@ def fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{lines}\n{fence}"
 
 
-def hub_name(name: str | None) -> bool:
+def hub_name(name: str | None) -> TypeGuard[str]:
     """Whether `name` can be that of a repository on the Hub, and is no folder here."""
     try:
         validate_repo_id(name or "")
