@@ -50,7 +50,9 @@ def made(tmp_path, base: str, word: str, *, config: dict | None = None) -> str:
     save_file(WEIGHTS, tmp_path / "model.safetensors")
     training = {"objective": word, "learning_rate": word, "seed": word, "canvas_length": 64}
     (tmp_path / "training_args.json").write_text(json.dumps(training))
-    (tmp_path / "generation_config.json").write_text(json.dumps({"max_new_tokens": word, "max_denoising_steps": word}))
+    promise = {**dict.fromkeys(("risk", "confidence", "against", "bad", "prompts", "task"), word), "nfe": 4.0}
+    generation = {"max_new_tokens": word, "max_denoising_steps": word, "guarantees": {word: promise}}
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
     shape = {"budget": 5, "nfe": 4.0, "nfe_min": 1, "nfe_max": 9, "bound": None, "count": 40, "target": 4.0}
     rows = [
         Result(sampler="learned_order", setting=word, accuracy=0.5, **shape),
