@@ -30,7 +30,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_learned_order.denoisers.denoiser import whole_mask
 from hf_learned_order.tasks.collator import CanvasCollator
@@ -38,6 +37,7 @@ from hf_learned_order.tasks.data import HELD_OUT
 from hf_learned_order.tasks.sources import OwnData, Source
 from hf_learned_order.tasks.table import find_task
 from hf_learned_order.training.resuming import ResumingTrainer
+from hf_learned_order.training.saved import last_checkpoint
 from hf_learned_order.training.scripts import ScriptParser
 
 
@@ -223,7 +223,7 @@ def main() -> None:
         processing_class=tokenizer,
         optimizers=(MuonAdamW(model, lr=training.learning_rate), None),
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(training.output_dir))
+    trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
     trainer.save_model()
 
 

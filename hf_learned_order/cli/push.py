@@ -23,6 +23,8 @@ def add_command(commands: Any) -> None:
         "--train_command", default="", help="the command that trained it; by default as the trainer says"
     )
     parser.add_argument("--limits", default="", help="what else a reader should know")
+    parser.add_argument("--base_model", help="the denoiser's name on the Hub, where it was trained with as a folder")
+    parser.add_argument("--prompt", default="", help="an example for the card's code; by default of the training data")
     parser.add_argument("--license", help="of the scorer, an identifier of the Hub")
     parser.add_argument("--private", action="store_true")
     parser.set_defaults(run=run)
@@ -40,6 +42,8 @@ def run(options: argparse.Namespace) -> None:
         command=options.train_command,
         limits=options.limits,
         license=options.license,
+        base_model=options.base_model,
+        prompt=options.prompt,
     )
     push_folder(options.folder, options.repo_id, card=card, private=options.private or None)
     print(f"Pushed {options.folder} to {options.repo_id}")

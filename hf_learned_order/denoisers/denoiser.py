@@ -31,7 +31,8 @@ class Denoiser(nn.Module):
     Args:
         model: a masked language model or a decoder trained with bidirectional attention.
         mask_token_id: id of the mask token; by default the configuration's `mask_token_id`, then its family's.
-        family: how to call the model, where the table does not know it or is wrong about it.
+        family: how to call the model, where the table does not know it or is wrong about it; by default the one that
+            it is attached with.
 
     Raises:
         ValueError: no mask token is known, or it is outside the vocabulary; the model is an encoder-decoder, of no
@@ -47,6 +48,8 @@ class Denoiser(nn.Module):
         kind = class_of(base)
         refuse_what_cannot_denoise(model)
         masked_lm = "AutoModelForMaskedLM" in (getattr(base.config, "auto_map", None) or {})
+        attached: dict[str, Any] = base.__dict__.get("denoiser_options", model.__dict__.get("denoiser_options", {}))
+        family = family or attached.get("family")
         self.family = family or find_family(model.config, kind.__name__, masked_lm=masked_lm)
         for known in (getattr(model.config, "mask_token_id", None), self.family.mask_token_id):
             mask_token_id = known if mask_token_id is None else mask_token_id

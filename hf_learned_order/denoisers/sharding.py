@@ -82,9 +82,14 @@ def splittable(model: nn.Module) -> list[str]:
 
 
 def check_wrapping(plugin: Any) -> None:
-    """Raises `ValueError` where accelerate's FSDP plugin, if any, may split layers of the scorer."""
+    """Raises `ValueError` where accelerate's FSDP plugin, if any, may split layers of the scorer, or its files."""
     from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
+    kind = getattr(getattr(plugin, "state_dict_type", None), "name", "FULL_STATE_DICT")
+    if kind != "FULL_STATE_DICT":
+        raise ValueError(
+            f"fsdp_state_dict_type must be FULL_STATE_DICT, got {kind}, by which transformers' save_model saves nothing"
+        )
     if plugin is not None and plugin.auto_wrap_policy is size_based_auto_wrap_policy:
         raise ValueError(
             "fsdp_auto_wrap_policy must be TRANSFORMER_BASED_WRAP, got SIZE_BASED_WRAP, which may split layers of the "

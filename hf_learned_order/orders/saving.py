@@ -1,6 +1,9 @@
 """Loading and saving of a scorer: transformers' own, made strict and safe."""
 
+import inspect
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -94,22 +97,35 @@ class HubMixin(_Base):
         if guarantees := getattr(self, "guarantees", None):
             write_guarantees(save_directory, guarantees, max_denoising_steps=self.config.max_denoising_steps)
 
-    # pyrefly: ignore[bad-override] (max_shard_size and tags: a scorer is small, and its card has its tags)
-    def push_to_hub(self, repo_id: str, *, card: Any = None, **kwargs: Any) -> CommitInfo:
+    # pyrefly: ignore[bad-override] (max_shard_size: a scorer is small)
+    def push_to_hub(
+        self, repo_id: str, *, card: Any = None, tags: str | Sequence[str] | None = None, **kwargs: Any
+    ) -> CommitInfo:
         """Push the scorer with its card, evaluation metadata and `custom_generate`, in one commit.
 
         Args:
             repo_id: `user/name`; made if it does not exist.
             card: a `Card`: what the model card says of training and measurements.
+            tags: of the card, beside its own.
             **kwargs: `commit_message`, `private`, `token`, `revision`, `create_pr`, see `hub.push_folder`.
 
         Raises:
             ValueError: `card` names a file of another kind.
+            TypeError: an argument of transformers' own that a scorer has no use for: it is one file (`max_shard_size`).
             OSError: the Hub refused the push or could not be reached; the repository is as it was.
         """
         # by the public name: what a repository looks like is the business of a room above this one
-        from hf_learned_order import push_folder
+        from hf_learned_order import Card, push_folder
 
+        known = set(inspect.signature(push_folder).parameters) - {"folder", "repo_id", "card"}
+        if unknown := sorted(kwargs.keys() - known):
+            raise TypeError(
+                f"push_to_hub takes card, tags, {', '.join(sorted(known))}, got {', '.join(unknown)}: a scorer is one "
+                "file, and the rest stands in card=Card(...)"
+            )
+        if tags is not None:
+            card = card or Card()
+            card = replace(card, tags=[*card.tags, *([tags] if isinstance(tags, str) else tags)])
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return push_folder(folder, repo_id, card=card, **kwargs)

@@ -26,8 +26,8 @@ def eval_result(row: Result, card: "Card") -> EvalResult:
     """A row as an entry of `model-index`."""
     return EvalResult(
         task_type="text-generation",
-        dataset_type=card.dataset or DATASET,
-        dataset_name=f"{card.dataset} ({card.task})",
+        dataset_type=card.dataset or card.task,
+        dataset_name=f"{card.dataset} ({card.task})" if card.dataset else card.task,
         dataset_split="test",
         metric_type="accuracy",
         metric_name=f"right answers, %, {calls(row)}",

@@ -40,6 +40,8 @@ OBJECTIVES = {
     "regret": "what a step regrets: doubt, from its own decodings of responses, and pairs, from the denoiser itself",
     "reward": "right answers with few calls, by reward on its own decodings",
 }
+TAGS = ("order-scorer", "masked-diffusion", "hf_learned_order", "custom_generate", "arxiv:2602.23968")
+MADE_OF_IT = ("equations", "words")  # tasks
 OBJECTIVE_OF = {"regret": "regret"}
 
 
@@ -52,14 +54,19 @@ class Card:
             Without it the card says that nothing was measured. The `settings.json` beside it, if there is one, says
             with which command, and which weights must be those of the scorer.
         plot: the trade-off curve as PNG; by default the `trade_off.png` beside `results`, if there is one.
-        dataset: what was measured on, a dataset of the Hub; by default that of `settings.json`, else `openai/gsm8k`.
+        dataset: what was measured on, a dataset of the Hub; by default that of `settings.json`, else for the tasks that
+            are made of it `openai/gsm8k`, for others none.
         task: its task.
         data: what the scorer was trained on, in words; by default what the trainer stated when it saved the scorer.
         command: the command that trained it; likewise.
         seeds: of the training; likewise.
         limits: what else a reader should know.
         license: the license of the scorer, an identifier of the Hub.
-        prompt: an example of one, for the card's code.
+        prompt: an example of one, for the card's code; by default the first of the training data, as the trainer says.
+        infill: whether it is a text with masks to be filled, instead of one to be continued; likewise.
+        base_model: the denoiser's name on the Hub, where it was trained with under another, a folder's: the pushed
+            configuration has this one.
+        tags: of the card, beside its own.
     """
 
     results: str | os.PathLike | None = None
@@ -71,7 +78,10 @@ class Card:
     seeds: Sequence[int] = ()
     limits: str = ""
     license: str | None = None
-    prompt: str = "3*4;a/2;4+a+b"
+    prompt: str = ""
+    infill: bool | None = None
+    base_model: str | None = None
+    tags: Sequence[str] = ()
 
 
 def card_files(folder: Path, repo_id: str, card: Card, written: str = "") -> dict[str, bytes]:
@@ -145,17 +155,25 @@ def completed(card: Card, folder: Path, settings: Mapping[str, Any]) -> Card:
     plot = None if card.results is None else Path(card.results).with_name(PLOT)
     return replace(
         card,
-        dataset=card.dataset or settings.get("dataset_name") or DATASET,
+        dataset=card.dataset or settings.get("dataset_name") or (DATASET if card.task in MADE_OF_IT else None),
         plot=plot if card.plot is None and plot is not None and plot.is_file() else card.plot,
         data=card.data or str(training.get("data", "")),
         command=card.command or str(training.get("command", "")),
         seeds=card.seeds or training.get("seeds", ()),
+        prompt=card.prompt or str(training.get("prompt", "")) or "a prompt",
+        infill=bool(training.get("infill", False)) if card.infill is None else card.infill,
     )
+
+
+def is_local(base: str) -> bool:
+    """Whether a denoiser is named by a folder, which nobody else has."""
+    return Path(base).exists() or Path(base).is_absolute() or base.startswith(".") or base.count("/") > 1
 
 
 def training_file(arguments: str, card: Card, updates: int) -> str:
     """What `TRAINING_FILE` holds: the trainer's arguments (JSON), what `card` states of the training, the updates."""
     stated = {"data": card.data, "command": card.command, "seeds": list(card.seeds), "updates": updates}
+    stated |= {"prompt": card.prompt, "infill": bool(card.infill)}
     return json.dumps({**json.loads(arguments), **stated}, indent=2) + "\n"
 
 
@@ -170,7 +188,7 @@ def model_card(
 ) -> ModelCard:
     """The card of a saved scorer from the template `model_card.md`, with `model-index` where something was measured."""
     config = OrderScorerConfig.from_pretrained(folder)
-    base = config.base_model_name_or_path
+    base = card.base_model or config.base_model_name_or_path
     name = repo_id.split("/")[-1]
     learned = [eval_result(row, card) for row in results if is_learned(row)]
     data = ModelCardData(
@@ -179,7 +197,7 @@ def model_card(
         library_name="transformers",
         license=card.license,
         datasets=[card.dataset] if results and hub_name(card.dataset) else None,
-        tags=["order-scorer", "masked-diffusion", "hf_learned_order", "custom_generate", "arxiv:2602.23968"],
+        tags=list(dict.fromkeys([*TAGS, *card.tags])),
         eval_results=learned or None,
     )
     generation = folder / "generation_config.json"

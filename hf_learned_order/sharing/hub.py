@@ -3,7 +3,9 @@
 `OrderScorer.push_to_hub` and `OrderTrainer.push_to_hub` come here. Loading is transformers' own `from_pretrained`.
 """
 
+import json
 import os
+import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,8 +22,9 @@ from transformers import GenerationConfig
 from transformers.utils import CONFIG_NAME
 
 from hf_learned_order.common.files import read_json
+from hf_learned_order.denoisers.adapters import CONFIG as ADAPTER_CONFIG
 from hf_learned_order.orders.saving import WEIGHTS
-from hf_learned_order.sharing.cards import Card, card_files
+from hf_learned_order.sharing.cards import Card, card_files, is_local
 
 # what is left out of a push: checkpoints and whatever else serves the training alone, hidden files, and pickles
 IGNORED = [
@@ -72,6 +75,8 @@ def push_folder(
         card: what the model card says; see `Card`.
         commit_message, private, token, revision, create_pr: as in `HfApi.create_repo` and `create_commit`.
 
+    Warns where the denoiser is named by a folder of this machine: `card.base_model` names it as others know it.
+
     Raises:
         ValueError: the folder holds no scorer or a damaged one, `card` names a file of another kind or results of other
             weights, or `repo_id` can be no name.
@@ -87,6 +92,7 @@ def push_folder(
             repo_id = f"{api.whoami()['name']}/{repo_id}"
         written = readme_of(folder, api, repo_id, None if create_pr else revision)
         made = repository_files(folder, repo_id, card or Card(), written)  # before anything is made on the Hub
+        made |= renamed(folder, (card or Card()).base_model)
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -114,6 +120,28 @@ def check_folder(folder: Path) -> None:
     kind = read_json(folder / CONFIG_NAME, dict).get("model_type")
     if kind != "order_scorer":
         raise ValueError(f"folder must hold a scorer, but {folder / CONFIG_NAME} is of model_type {kind!r}")
+
+
+def renamed(folder: Path, base_model: str | None) -> dict[str, bytes]:
+    """The configurations of scorer and adapter with the denoiser under this name; none where it has that already.
+
+    Warns where nobody else can find the denoiser.
+    """
+    files = {}
+    for name in (CONFIG_NAME, f"adapter/{ADAPTER_CONFIG}"):
+        config = read_json(folder / name, dict) if (folder / name).is_file() else {}
+        base = config.get("base_model_name_or_path")
+        if base_model not in (None, base) and config:
+            config |= {"base_model_name_or_path": base_model}
+            config |= {name: None for name in ("base_model_revision", "revision") if name in config}
+            files[name] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+        elif name == CONFIG_NAME and base and is_local(base) and config.get("denoiser_tuning") != "denoiser":
+            warnings.warn(
+                f"{folder}: its denoiser is named by a folder, {base}, which nobody else has: push it, too (hf upload "
+                f"user/denoiser {base}), and name it by Card(base_model=...) or --base_model",
+                stacklevel=3,
+            )
+    return files
 
 
 def readme_of(folder: Path, api: HfApi, repo_id: str, revision: str | None) -> str:

@@ -1,7 +1,8 @@
 """`CheckpointingTrainer`: what a run of `OrderTrainer` writes to its folder, goes on from, and pushes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from hf_learned_order.sharing.cards import TRAINING_FILE, Card, training_file
 from hf_learned_order.sharing.hub import generation_config, push_folder
 from hf_learned_order.training.arguments import OrderTrainingArguments
 from hf_learned_order.training.resuming import ResumingTrainer
+from hf_learned_order.training.rows import rows_of
 from hf_learned_order.training.saved import load_weights, save_weights
 
 
@@ -39,18 +41,24 @@ class CheckpointingTrainer(ResumingTrainer):
         private: bool | None = None,
         *,
         card: Card | None = None,
+        tags: str | Sequence[str] | None = None,
+        license: str | None = None,
         **kwargs: Any,
     ) -> CommitInfo | Future[CommitInfo] | None:
         """Save to `output_dir` and push what stands there in one commit, see `hub.push_folder`.
 
         `private` and the repository's name are by default `args.hub_private_repo` and `args.hub_model_id`, `card` the
-        trainer's. With `blocking=False` a future is returned; on all processes but the first, None.
+        trainer's, with these `tags` and this `license`. With `blocking=False` a future is returned; on all processes
+        but the first, None.
 
         Raises:
-            TypeError: `kwargs` of `Trainer.push_to_hub` are given: what they say of the card stands in `card`.
+            TypeError: other `kwargs` of `Trainer.push_to_hub` are given: what they say of the card stands in `card`.
         """
         if kwargs:
             raise TypeError(f"push_to_hub takes what it writes into the card from card=Card(...), got {sorted(kwargs)}")
+        card = card or self.card
+        card = replace(card, tags=[*card.tags, *([tags] if isinstance(tags, str) else tags or ())])
+        card = card if license is None else replace(card, license=license)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
@@ -58,7 +66,7 @@ class CheckpointingTrainer(ResumingTrainer):
         return push(
             self.args.output_dir,
             self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
-            card=card or self.card,
+            card=card,
             commit_message=commit_message or "End of training",
             private=self.args.hub_private_repo if private is None else private,
             token=token or self.args.hub_token,
@@ -90,8 +98,20 @@ class CheckpointingTrainer(ResumingTrainer):
             settings = generation_config(self.scorer.config.max_denoising_steps, self.args.canvas_length)
             settings.save_pretrained(temporary)
             # Trainer's own would be a pickle
-            facts = training_file(self.args.to_json_string(), self.card, self.state.global_step)
+            facts = training_file(self.args.to_json_string(), self._stated(), self.state.global_step)
             (temporary / TRAINING_FILE).write_text(facts, encoding="utf-8")
+
+    def _stated(self) -> Card:
+        """The card, with an example from the training data where it has none."""
+        if self.card.prompt or self.train_dataset is None:
+            return self.card
+        row = next(rows_of(self.train_dataset), {})
+        ids, infill = list(row.get("prompt_ids", ())), row.get("given") is not None
+        if infill:
+            mask = self.processing_class.mask_token_id
+            ids += [token if known else mask for token, known in zip(row["response_ids"], row["given"], strict=True)]
+        text: Any = self.processing_class.decode(ids, skip_special_tokens=not infill)
+        return replace(self.card, prompt=text, infill=infill)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

@@ -41,3 +41,44 @@ def check_objective(name: str, args: OrderTrainingArguments, *, tuned: bool, jud
     if name not in JUDGING and judged:
         raise ValueError(f"is_right must be None with objective {name!r}: only {' and '.join(JUDGING)} judge responses")
     args.check_settings(name)
+
+
+# of Trainer's own arguments, and why they can do nothing here
+NO_USE = {
+    "compute_loss_func": "the objective is the loss",
+    "model_init": "the denoiser is given, and the scorer made for it",
+    "preprocess_logits_for_metrics": "an evaluation decodes, and hands on tokens",
+}
+BATCH = ("input_ids", "attention_mask", "clean", "answer")
+
+
+def check_arguments(args: OrderTrainingArguments, kwargs: dict[str, Any], *datasets: Any) -> None:
+    """Raises `ValueError` for what `Trainer` offers and this training has no use for."""
+    for name, reason in NO_USE.items():
+        if kwargs.get(name) is not None:
+            raise ValueError(f"{name} must be None, got {kwargs[name]!r}: {reason}")
+    if args.neftune_noise_alpha is not None:
+        raise ValueError(
+            f"neftune_noise_alpha must be None, got {args.neftune_noise_alpha}: noise in the denoiser's embeddings "
+            "would be noise in what the order learns from"
+        )
+    if args.label_smoothing_factor != 0:
+        raise ValueError(f"label_smoothing_factor must be 0, got {args.label_smoothing_factor}: there are no labels")
+    if args.train_sampling_strategy == "group_by_length":
+        named = [each for one in datasets for each in (one.values() if isinstance(one, dict) else [one])]
+        for dataset in named:
+            if dataset is not None and args.length_column_name not in (getattr(dataset, "column_names", None) or ()):
+                raise ValueError(
+                    f"rows must have a column {args.length_column_name!r} of lengths for group_by_length "
+                    f"(length_column_name names another), but a {type(dataset).__name__} has none"
+                )
+
+
+def check_batch(batch: dict[str, Any]) -> None:
+    """Raises `ValueError` unless a collator has given what the objectives and an evaluation look at."""
+    missing = [name for name in BATCH if name not in batch]
+    if missing:
+        raise ValueError(
+            f"data_collator must give {', '.join(BATCH)}, got {', '.join(batch)}: "
+            "CanvasCollator(..., with_answers=True) does"
+        )

@@ -4,8 +4,8 @@ accelerate, FSDP, DeepSpeed, resuming and trackers are the Trainer's own. What i
 `checkpointing.py`.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import ProgressCallback
 
-from hf_learned_order.decoding.inputs import start
-from hf_learned_order.decoding.loop import decode
 from hf_learned_order.denoisers.denoiser import Denoiser
-from hf_learned_order.denoisers.hooks import evaluating
+from hf_learned_order.denoisers.families import Family
 from hf_learned_order.denoisers.sharding import check_wrapping, splittable
 from hf_learned_order.orders.configuration import RANDOM_LAWS
 from hf_learned_order.orders.posterior import CleanPosterior
@@ -25,7 +23,7 @@ from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.sharing.cards import Card
 from hf_learned_order.tasks.collator import CanvasCollator
 from hf_learned_order.training.arguments import OBJECTIVE_SETTINGS, OrderTrainingArguments
-from hf_learned_order.training.checkpointing import CheckpointingTrainer
+from hf_learned_order.training.generating import GeneratingTrainer
 from hf_learned_order.training.judging import Judge
 from hf_learned_order.training.measured import Measured
 from hf_learned_order.training.objectives.elbo import UNREACHED, OrderELBO, remaining
@@ -33,16 +31,15 @@ from hf_learned_order.training.objectives.regret import RegretObjective
 from hf_learned_order.training.objectives.table import DEFAULTS, make_objective
 from hf_learned_order.training.pace import EVERY, Pace
 from hf_learned_order.training.progress import OrderProgress
-from hf_learned_order.training.refusals import check_objective, check_tuning
-from hf_learned_order.training.rollouts import OrderByRow
+from hf_learned_order.training.refusals import check_arguments, check_batch, check_objective, check_tuning
 from hf_learned_order.training.tuning import to_be_trained_with
-from hf_learned_order.training.updates import Draws, seeds_of
+from hf_learned_order.training.updates import seeds_of
 from hf_learned_order.training.weighing import choose_weights
 
-CALIBRATION_ROWS = 256
+logger = logging.getLogger(__name__)
 
 
-class OrderTrainer(CheckpointingTrainer):
+class OrderTrainer(GeneratingTrainer):
     """Trains a scorer for a denoiser.
 
     Args:
@@ -56,14 +53,18 @@ class OrderTrainer(CheckpointingTrainer):
         is_right: of the objectives "regret" and "reward": from the text of a response and the row's `answer` ("" where
             there is none), a task's (`tasks.TASKS`); by default nothing is right but the row's response.
         card: what the model card says of data and command when the scorer is pushed; the seed by default.
+        family: how to call the model, where `families.FAMILIES` does not know it or is wrong about it; by default as it
+            is attached.
+        data_collator: from rows a dict of `input_ids`, `attention_mask`, `clean`, `answer`, and where there are any
+            `given`; by default a `CanvasCollator`.
         **kwargs: `Trainer`'s own. With `compute_metrics`, an evaluation decodes its rows: `predictions` are token ids
             [rows, canvas], `label_ids` a pair, those of the references and the answers as `answers.decoded` reads them.
             `answers.AnswerMetrics` is one.
 
     Raises:
         ValueError: the tokenizer has no mask token, the scorer does not fit, both ways of tuning are asked for,
-            `is_right` or a setting is given that the objective has not, `target_nfe` is out of reach, or DeepSpeed
-            (ZeRO-3) or FSDP (SIZE_BASED_WRAP) is to split the scorer.
+            `is_right` or a setting is given that the objective has not, or one of Trainer's that it has no use for,
+            `target_nfe` is out of reach, or DeepSpeed (ZeRO-3) or FSDP (SIZE_BASED_WRAP) is to split the scorer.
     """
 
     if TYPE_CHECKING:
@@ -82,10 +83,13 @@ class OrderTrainer(CheckpointingTrainer):
         peft_config: Any = None,
         is_right: Callable[[str, str], bool] | None = None,
         card: Card | None = None,
+        family: Family | None = None,
+        data_collator: Callable[[list], dict[str, Any]] | None = None,
         **kwargs: Any,
     ):
         check_tuning(model, args, peft_config)
-        denoiser = Denoiser(model, mask_token_id=processing_class.mask_token_id)
+        check_arguments(args, kwargs, train_dataset, eval_dataset)
+        denoiser = Denoiser(model, mask_token_id=processing_class.mask_token_id, family=family)
         scorer = OrderScorer.for_denoiser(denoiser) if scorer is None else scorer
         scorer.check_fits(denoiser)
         denoiser = to_be_trained_with(denoiser, scorer.config, peft_config=peft_config, whole=args.train_denoiser)
@@ -134,7 +138,8 @@ class OrderTrainer(CheckpointingTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            data_collator=CanvasCollator(
+            data_collator=data_collator
+            or CanvasCollator(
                 tokenizer=processing_class,
                 canvas_length=args.canvas_length,
                 with_answers=True,
@@ -163,33 +168,8 @@ class OrderTrainer(CheckpointingTrainer):
         # of this name Trainer makes a method that gathers the weights which FSDP has split
         objective.generate = lambda what, *args, **kwargs: what(*args, **kwargs)
 
-    @torch.no_grad()
-    def _decode(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        clean: Tensor,
-        given: Tensor | None,
-        seeds: Tensor,
-        bias: float = 0.0,
-    ) -> tuple[Tensor, Tensor]:
-        """Responses [batch, canvas] and NFE [batch] of the scorer as it is, by generation with no knob but a bias.
-
-        Of `clean` it sees what is `given`.
-        """
-        length, steps = clean.shape[1], self.scorer.config.max_denoising_steps
-        draws = Draws(seeds, rows=len(clean), device=clean.device)
-        with evaluating(self.denoiser):
-            output = decode(
-                self.denoiser,
-                **start(input_ids, attention_mask, clean, given, mask_token_id=self.denoiser.mask_token_id),
-                sampler=OrderByRow(scorer=self.scorer, draws=draws, bias=bias),
-                max_denoising_steps=None if steps is None else min(steps, length),
-                eos_token_id=self.processing_class.eos_token_id,
-            )
-        return output.sequences[:, -length:], output.nfe
-
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        check_batch(inputs)
         rows, training = len(inputs["clean"]), model.training
         update = self.state.global_step if training else -1
         if update != self._update:
@@ -232,9 +212,21 @@ class OrderTrainer(CheckpointingTrainer):
         `eval_dataset`, or of the training set where there is none, and with `target_nfe` the speed is set to it, on the
         first training prompts.
 
-        From a checkpoint with all its updates done it loads, and does what stands behind the training, no more.
+        From a checkpoint with all its updates done it loads, and does what stands behind the training, no more. Where
+        something fails when all updates are done, what was trained is saved in `output_dir` first.
         """
-        output = super().train(*args, **kwargs)
+        try:
+            output = super().train(*args, **kwargs)
+            self._settle()
+        except Exception:
+            if 0 < self.state.max_steps <= self.state.global_step:  # all updates are done: nothing of them is lost
+                self.save_model(_internal_call=True)
+                logger.error("What was trained is in %s; what stands behind the training failed", self.args.output_dir)
+            raise
+        return output
+
+    def _settle(self) -> None:
+        """Chooses what is not learned by updates: weights of the regret law, the speed."""
         if isinstance(self._objective, RegretObjective):
             batches = list(self._first_rows(self.train_dataset if self.eval_dataset is None else self.eval_dataset))
             found = choose_weights(self.scorer, lambda bias: self._calls_and_share(batches, bias))
@@ -242,51 +234,6 @@ class OrderTrainer(CheckpointingTrainer):
         if self.pace is not None:
             batches = list(self._first_rows(self.train_dataset))
             self.pace.solve(lambda: self._mean_nfe(batches))
-        return output
-
-    def _first_rows(self, dataset: Any) -> Iterator[tuple[dict[str, Tensor], Tensor, int]]:
-        """This process's share of the first rows, in batches, their seeds, and how many of each batch count.
-
-        Each process has as many as the others, filled up with rows from the front: weights that FSDP has split are
-        gathered by all together.
-        """
-        world, size = self.args.world_size, self.args.eval_batch_size
-        rows = list(dataset.select(range(min(len(dataset), CALIBRATION_ROWS))))
-        seeds = seeds_of(self.args.seed, self.state.global_step, first=0, rows=len(rows))
-        mine = range(self.args.process_index, math.ceil(len(rows) / world) * world, world)
-        for at in range(0, len(mine), size):
-            numbers = mine[at : at + size]
-            places = [number % len(rows) for number in numbers]
-            batch = self._prepare_inputs(self.data_collator([rows[place] for place in places]))
-            yield batch, seeds[places], sum(number < len(rows) for number in numbers)
-
-    def _mean_nfe(self, batches: list[tuple[dict[str, Tensor], Tensor, int]]) -> float:
-        """Of generation without a knob, over the rows of all processes."""
-        (nfe,) = self._means([(self._generated(batch, seeds)[1][:count],) for batch, seeds, count in batches])
-        return nfe
-
-    def _calls_and_share(
-        self, batches: list[tuple[dict[str, Tensor], Tensor, int]], bias: float
-    ) -> tuple[float, float]:
-        """NFE and the share of right responses of generation with a bias, over the rows of all processes."""
-        found = []
-        for batch, seeds, count in batches:
-            responses, nfe = self._generated(batch, seeds, bias=bias)
-            found.append((nfe[:count], self.judge.right(responses, batch["clean"], batch["answer"])[:count]))
-        nfe, share = self._means(found)
-        return nfe, share
-
-    def _means(self, parts: Sequence[tuple[Tensor, ...]]) -> list[float]:
-        """Of columns [rows] that come in parts, over the rows of all processes."""
-        columns = torch.stack([torch.cat(column).float() for column in zip(*parts, strict=True)])
-        sums = torch.cat([columns.sum(1), torch.full((1,), float(columns.shape[1]), device=columns.device)])
-        summed: Any = self.accelerator.reduce(sums, "sum")
-        *totals, count = summed.tolist()
-        return [total / count for total in totals]
-
-    def _generated(self, batch: dict[str, Tensor], seeds: Tensor, *, bias: float = 0.0) -> tuple[Tensor, Tensor]:
-        prompt = batch["input_ids"], batch["attention_mask"]
-        return self.whole(self._decode, *prompt, batch["clean"], given=batch.get("given"), seeds=seeds, bias=bias)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """transformers' own; what the objective measured stands among the metrics, with their prefix."""

@@ -100,7 +100,10 @@ def test_it_trains_and_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     for steps in (2, 3, 3):  # finished, it goes on no further
         monkeypatch.setattr(sys, "argv", [*map(str, command), "--max_steps", str(steps)])
         main()
-    assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
+        half = tmp_path / "out" / "checkpoint-9"  # what a kill left, which is passed over
+        half.mkdir(exist_ok=True)
+        (half / "trainer_state.json").write_text('{"global_step": 9, "log_')
+    assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-9"}
     assert ModernBertForMaskedLM.from_pretrained(tmp_path / "out").config.hidden_size == 16
 
 

@@ -322,9 +322,15 @@ def test_card_without_measurements(hub):
 
 def test_card_of_a_local_denoiser(hub, tmp_path):
     (tmp_path / "base").mkdir()
-    scorer_of(base_model_name_or_path=str(tmp_path / "base")).push_to_hub("user/scorer")
+    scorer = scorer_of(base_model_name_or_path=str(tmp_path / "base"), base_model_revision="0" * 40)
+    with pytest.warns(UserWarning, match=r"its denoiser is named by a folder, .*base, which nobody else has: push"):
+        scorer.push_to_hub("user/scorer")
     assert ModelCard(readme(hub)).data.base_model is None
     assert f"language model `{tmp_path / 'base'}`" in readme(hub)
+    scorer.push_to_hub("user/scorer", card=Card(base_model="user/base"))
+    assert ModelCard(readme(hub)).data.base_model == "user/base"
+    config = OrderScorer.config_class.from_pretrained("user/scorer")
+    assert (config.base_model_name_or_path, config.base_model_revision) == ("user/base", None)
 
 
 def test_card_with_measurements(hub, measured):
@@ -660,9 +666,45 @@ def test_a_folder_knows_what_its_trainer_stated(hub, tmp_path):
     said = ("| data | four &#124; chains |", "| seeds | 7 |", "| updates | 0 |", "````sh\npython train.py ```\n````")
     for text in said:
         assert text in readme(hub)
+    first = trainer.processing_class.decode(trainer.train_dataset[0]["prompt_ids"], skip_special_tokens=True)
+    assert f"**tokenizer({json.dumps(first)}, " in readme(hub)  # the user's own example
     push_folder(tmp_path / "scorer", "user/scorer", card=Card(data="others", limits="one\ntwo"))
     for text in ("| data | others |", "| seeds | 7 |", "- Stated by its author: one two\n"):
         assert text in readme(hub)
+
+
+def test_the_example_of_a_grid_is_filled(hub, tmp_path):
+    trainer = trainer_of(tmp_path / "scorer")
+    trainer.train_dataset = [{"prompt_ids": [], "response_ids": [5, 6, 7], "given": [True, False, True]}]
+    trainer.save_model()
+    push_folder(tmp_path / "scorer", "user/scorer")
+    assert json.loads((tmp_path / "scorer" / "training_args.json").read_text())["infill"]
+    mask = trainer.processing_class.mask_token
+    assert re.search(rf'tokenizer\(".{re.escape(mask)}.", .*\n.*\n    infill=True,\n', readme(hub))
+    assert "max_new_tokens" not in readme(hub).partition("```python")[2].partition("```")[0]
+
+
+def test_what_is_not_made_of_gsm8k_names_no_dataset(hub, measured):
+    save_results([replace(row, task="mine") for row in RESULTS], measured.results.parent)
+    scorer_of().push_to_hub("user/scorer", card=replace(measured, task="mine"))
+    text = readme(hub)
+    assert "40 problems of task `mine`" in text
+    assert "gsm8k" not in text.partition("## Training")[2].replace("GSM8K chains", "")
+    assert ModelCard(text).data.datasets is None
+    assert not [name for name in hub.repositories["user/scorer"].files() if name.startswith(".eval_results")]
+    assert ModelCard(text).data.eval_results[0].dataset_name == "mine"
+
+
+def test_tags_and_license_of_a_push(hub, tmp_path):
+    scorer_of().push_to_hub("user/scorer", tags="mine")
+    assert "mine" in ModelCard(readme(hub)).data.tags
+    trainer = trainer_of(tmp_path / "scorer")
+    trainer.push_to_hub(tags=["one", "two"], license="mit")
+    data = ModelCard(readme(hub)).data
+    assert {"one", "two", "mine", "order-scorer"} <= set(data.tags)
+    assert data.license == "mit"
+    with pytest.raises(TypeError, match=r"push_to_hub takes card, tags, .*, got max_shard_size: a scorer is one file"):
+        scorer_of().push_to_hub("user/scorer", max_shard_size="1GB")
 
 
 @pytest.mark.parametrize(
@@ -699,8 +741,8 @@ def test_trainer_pushes_at_the_end(hub, tmp_path):
     trainer.scorer.network.head.bias.data.fill_(1.0)
     assert trainer.push_to_hub(blocking=False).result(30).oid == repository.branches["main"]
     assert len(repository.commits) == commits + 1
-    with pytest.raises(TypeError, match=r"what it writes into the card from card=Card\(...\), got \['tags'\]"):
-        trainer.push_to_hub(tags=["x"])
+    with pytest.raises(TypeError, match=r"what it writes into the card from card=Card\(...\), got \['tasks'\]"):
+        trainer.push_to_hub(tasks=["x"])
 
 
 def test_push_command(hub, tmp_path, measured, capsys):

@@ -462,7 +462,8 @@ def test_zero_3_is_refused(tmp_path, tokenizer, dataset, monkeypatch):
 
 @pytest.mark.parametrize("policy", ["size_based_wrap", "transformer_based_wrap", "no_wrap"])
 def test_fsdp_by_size_is_refused(policy, tmp_path, tokenizer, dataset, monkeypatch):
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy=policy)
+    kind = {"state_dict_type": "FULL_STATE_DICT"}
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy=policy, **kind)
     monkeypatch.setattr(AcceleratorState, "fsdp_plugin", plugin, raising=False)  # accelerate sets it on GPUs only
     if policy == "size_based_wrap":
         with pytest.raises(
@@ -471,6 +472,9 @@ def test_fsdp_by_size_is_refused(policy, tmp_path, tokenizer, dataset, monkeypat
             trainer_of(tmp_path, tokenizer, dataset)
     else:
         trainer_of(tmp_path, tokenizer, dataset)
+        plugin.set_state_dict_type("SHARDED_STATE_DICT")
+        with pytest.raises(ValueError, match="fsdp_state_dict_type must be FULL_STATE_DICT, got SHARDED"):
+            trainer_of(tmp_path, tokenizer, dataset)
 
 
 def test_tokenizer_needs_a_mask_token(tmp_path, dataset):
