@@ -184,7 +184,9 @@ def test_an_evaluation_decodes_for_its_metrics(tmp_path, tokenizer, dataset):
         assert first[name] == second[name]  # each evaluation draws the same
     batch = trainer.data_collator(list(dataset))
     answers = batch.pop("answer")
-    responses, nfe = trainer.model.generate(trainer._decode, **batch, given=None, seeds=seeds_of(0, 0, first=0, rows=len(dataset)))
+    responses, nfe = trainer.model.generate(
+        trainer._decode, **batch, given=None, seeds=seeds_of(0, 0, first=0, rows=len(dataset))
+    )
     assert torch.equal(torch.tensor(seen[0].predictions), responses)
     assert torch.equal(torch.tensor(seen[0].label_ids[0]), batch["clean"])
     assert decoded(seen[0].label_ids[1]) == decoded(answers.tolist()) == dataset["answer"][:]

@@ -30,6 +30,7 @@ from hf_learned_order.decoding.samplers.remasking import ReMDMSampler, WINOSampl
 from hf_learned_order.decoding.samplers.scheduled import IIDSampler, RandomSampler, TopProbSampler
 from hf_learned_order.decoding.samplers.table import make_sampler
 from hf_learned_order.denoisers import predictions
+from hf_learned_order.denoisers.attention import heeds_padding
 from hf_learned_order.denoisers.denoiser import Denoiser, predict
 from hf_learned_order.denoisers.predictions import Step
 from hf_learned_order.orders.configuration import LAWS
@@ -106,6 +107,7 @@ class Recorder(Denoiser):
 
     def __init__(self, denoiser: Denoiser):
         super().__init__(denoiser.model, mask_token_id=denoiser.mask_token_id)
+        heeds_padding(denoiser)  # the model is asked once, by calls that are none of a decoding
         self.canvases: list[Tensor] = []
 
     def forward(self, input_ids, attention_mask, start, **kwargs):

@@ -13,6 +13,7 @@ from hf_learned_order.decoding.samplers.adaptive import EntropyBoundSampler, Thr
 from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
 from hf_learned_order.decoding.samplers.scheduled import DilatedSampler, IIDSampler, LeftToRightSampler, TopProbSampler
 from hf_learned_order.decoding.samplers.table import SAMPLERS, make_sampler
+from hf_learned_order.denoisers.attention import heeds_padding
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.evaluation.comparison import compare, knob
 from hf_learned_order.evaluation.evaluator import Evaluator, fingerprint
@@ -49,6 +50,8 @@ class Answers:
 
     def __init__(self, denoiser, tokenizer, rows, *, wrong):
         self.denoiser, self.mask_token_id, self.device = denoiser, denoiser.mask_token_id, denoiser.device
+        self.model = denoiser.model
+        heeds_padding(denoiser)  # asked of the model itself, once
         self.max_length, self.family, self.vocab_size = denoiser.max_length, denoiser.family, len(tokenizer)
         self.known = {}
         for number, row in enumerate(rows):
