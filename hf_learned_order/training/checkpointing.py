@@ -109,7 +109,8 @@ class CheckpointingTrainer(ResumingTrainer):
         ids, infill = list(row.get("prompt_ids", ())), row.get("given") is not None
         if infill:
             mask = self.processing_class.mask_token_id
-            ids += [token if known else mask for token, known in zip(row["response_ids"], row["given"], strict=True)]
+            known = zip(row["response_ids"], row["given"], strict=False)  # which may say more, of what fills the canvas
+            ids += [token if given else mask for token, given in known]
         text: Any = self.processing_class.decode(ids, skip_special_tokens=not infill)
         return replace(self.card, prompt=text, infill=infill)
 

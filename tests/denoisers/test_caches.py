@@ -371,7 +371,8 @@ def test_a_layer_that_writes_only_some_of_what_it_got():
 def test_published_families_say_what_they_take():
     assert FAMILIES["SDARForCausalLM"].cache == "store_kv"
     assert FAMILIES["Fast_dLLM_QwenForCausalLM"].cache == "update_past_key_values"
-    assert [name for name, family in FAMILIES.items() if not family.takes_cache] == [
+    own = "ExactChainForMaskedLM"  # of an example that another test may have imported
+    assert [name for name, family in FAMILIES.items() if not family.takes_cache and name != own] == [
         "roberta", "xlm-roberta", "LLaDAMoEModelLM", "LLaDA2MoeModelLM", "MDLM",
     ]  # fmt: skip
 

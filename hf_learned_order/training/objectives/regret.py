@@ -23,6 +23,7 @@ Sources: a filter trained to tell what is final (Learn2PD, arXiv 2509.25188), st
 Symbols: `x` clean, `x_t` canvas, `M_t` masked, `V` positions that are taken, `q`, `A` as in `laws.regret`.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -136,6 +137,8 @@ class RegretObjective(nn.Module):
     ) -> dict[str, Tensor]:
         """From one decoding of each row."""
         steps = draws.integer(self.min_denoising_steps, self.max_denoising_steps)
+        if self.denoiser.family.block_size is not None:  # blocks share a budget, and in the last step nothing is chosen
+            steps *= 1 + math.ceil((clean.shape[1] - 1) / self.denoiser.family.block_size)
         sampler = _Observed(
             scorer=self.scorer, bias=draws.number(*BIASES), clean=torch.cat([input_ids, clean], 1), seen=[]
         )
