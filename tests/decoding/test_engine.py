@@ -9,7 +9,7 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from datasets import concatenate_datasets
-from test_trainer import CANVAS, CASES, PROBLEMS, changed, quiet, trainer_of, weights_of  # noqa: F401 (a fixture)
+from test_trainer import CANVAS, CASES, PROBLEMS, brief, changed, quiet, trainer_of, weights_of  # noqa: F401 (a fixture)
 from transformers import EarlyStoppingCallback, EvalPrediction
 
 from hf_learned_order.denoisers.predictions import Predictions

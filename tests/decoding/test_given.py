@@ -10,7 +10,7 @@ from problems import ExactPairs, ExactTable, Scripted
 from test_elbo import objective_of as elbo_of
 from test_regret_objective import RIGHT, WRONG, entropies, fixed, slowly
 from test_regret_objective import objective_of as regret_of
-from test_trainer import arguments, quiet  # noqa: F401 (a fixture)
+from test_trainer import arguments, brief, quiet  # noqa: F401 (a fixture)
 
 from hf_learned_order.decoding.inputs import start
 from hf_learned_order.decoding.loop import decode

@@ -53,6 +53,8 @@ class Answers:
         self.model = denoiser.model
         heeds_padding(denoiser)  # asked of the model itself, once
         self.max_length, self.family, self.vocab_size = denoiser.max_length, denoiser.family, len(tokenizer)
+        self.model = denoiser.model
+        assert heeds_padding(denoiser)  # known of the model from then on: this one cannot be asked
         self.known = {}
         for number, row in enumerate(rows):
             response = row["response_ids"] if number not in wrong else row["response_ids"][:-1]

@@ -18,6 +18,7 @@ import seen_prompts
 import torch
 import train
 from files import save_all, write_rows
+from test_trainer import brief  # noqa: F401 (a fixture)
 
 from hf_learned_order.decoding.samplers.table import SAMPLERS
 from hf_learned_order.evaluation.results import load_results
@@ -138,7 +139,7 @@ def test_bench_of_choices(monkeypatch, capsys):
     [("regret", (), "observed"), ("regret", ("--objective", "reward", "--reward", "task"), "right")],
 )
 def test_train(law, options, logged, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("hf_learned_order.training.trainer.CALIBRATION_ROWS", 2)  # decoded twenty times
+    monkeypatch.setattr("hf_learned_order.training.trainer.CALIBRATION_ROWS", 2)
     save_all(tmp_path)
     write_rows(tmp_path / "train.jsonl", 404, 0)
     command = [

@@ -19,6 +19,7 @@ from hf_learned_order.decoding.samplers.scheduled import IIDSampler
 from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.tasks.data import equation_tokenizer, equations
 from hf_learned_order.tasks.gsm8k import chains_of, read_rows
+from hf_learned_order.training import weighing
 from hf_learned_order.training.arguments import OrderTrainingArguments
 from hf_learned_order.training.saved import last_checkpoint
 from hf_learned_order.training.trainer import OrderTrainer
@@ -59,6 +60,15 @@ def quiet():
     logging.disable_progress_bar()
     yield
     logging.enable_progress_bar()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def brief():
+    """Two ways of weighing doubt against pairs, at one fast speed: each is a decoding of the first rows."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(weighing, "WEIGHTS", weighing.WEIGHTS[1:3])
+        patched.setattr(weighing, "BIASES", (1.5,))
+        yield
 
 
 @pytest.fixture(scope="module")
