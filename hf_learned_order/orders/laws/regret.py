@@ -148,10 +148,14 @@ class RandomRegret(SubsetDistribution):
         impossible = impossible | (self.fixed & self.visited.masked & (inside != self.sure)).any(-1)
         return log_prob.clamp(max=0.0).masked_fill(impossible, -torch.inf)
 
+    def _logits(self, doubt: Tensor, count: Tensor, pairs: Tensor) -> Tensor:
+        """Of acceptance, at a cost of `(count + 2) * doubt + pairs`."""
+        cost = ((count + 2) * doubt + pairs).clamp(min=SMALLEST_COST)
+        return ((self.log_bound - cost.log()) / self.temperature).clamp(-60.0, 60.0)
+
     def _chances(self, count: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """log of the probabilities of success and failure, in visiting order, after `count` and `pairs` of S."""
-        cost = ((count + 2) * self.visited.doubt + pairs).clamp(min=SMALLEST_COST)
-        logits = ((self.log_bound - cost.log()) / self.temperature).clamp(-60.0, 60.0)
+        logits = self._logits(self.visited.doubt, count, pairs)
         logits = torch.where(self.fixed, torch.where(self.sure, 60.0, -60.0), logits)
         drawn = self.visited.masked & ~self.fixed
         success, failure = (
@@ -168,8 +172,7 @@ class RandomRegret(SubsetDistribution):
         accepted = torch.zeros(shape, dtype=torch.bool, device=uniform.device)
         count, pairs = torch.zeros(shape[:-1], device=uniform.device), torch.zeros(shape, device=uniform.device)
         for k in range(visits(self.masked)):
-            cost = ((count + 2) * visited.doubt[..., k] + pairs[..., k]).clamp(min=SMALLEST_COST)
-            chance = ((self.log_bound - cost.log()) / self.temperature).clamp(-60.0, 60.0).sigmoid()
+            chance = self._logits(visited.doubt[..., k], count, pairs[..., k]).sigmoid()
             drawn = ((uniform[..., k] < chance) & (first < k)) | (first == k)
             accepted[..., k] = torch.where(self.fixed[..., k], self.sure[..., k], drawn) & visited.masked[..., k]
             count = count + accepted[..., k]
