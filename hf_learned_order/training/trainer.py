@@ -93,6 +93,7 @@ class OrderTrainer(GeneratingTrainer):
         scorer = OrderScorer.for_denoiser(denoiser) if scorer is None else scorer
         scorer.check_fits(denoiser)
         denoiser = to_be_trained_with(denoiser, scorer.config, peft_config=peft_config, whole=args.train_denoiser)
+        check_attention(denoiser)  # before its calls are counted, and weights are split
         self.scorer = scorer
         self.denoiser = denoiser
         self.card = card or Card(seeds=(args.seed,))

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hf_learned_order.orders.scorer import LARGEST, OrderScorer
 
@@ -44,9 +46,19 @@ def choose_weights(scorer: OrderScorer, measure: Callable[[float], Point]) -> di
 def set_weights(scorer: OrderScorer, doubt: float, pairs: float) -> None:
     """Make w `doubt` everywhere, and weigh A by `pairs`."""
     head = scorer.network.head
-    head.weight[1] = 0.0
-    head.bias[1] = max(math.log(doubt), -LARGEST) if doubt > 0 else -LARGEST
+    _fill(head.weight, 0.0)
+    _fill(head.bias, max(math.log(doubt), -LARGEST) if doubt > 0 else -LARGEST)
     scorer.config.pair_weight = pairs
+
+
+def _fill(parameter: Tensor, value: float) -> None:
+    """Row 1, which is w's; of a parameter that FSDP has split, all processes have to come."""
+    if not isinstance(parameter, DTensor):
+        parameter[1] = value
+        return
+    whole = parameter.full_tensor()
+    whole[1] = value
+    parameter.copy_(distribute_tensor(whole, parameter.device_mesh, parameter.placements))
 
 
 def heights(curves: Sequence[Sequence[Point]]) -> list[float]:
