@@ -17,8 +17,9 @@ log p_theta over the unmasked positions bounds log p(x | c) from below when the 
 expectation when it is random (method: ELBO with the rule as prior and posterior).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -82,7 +83,8 @@ def decode(
         attention_mask: [batch, prompt], 0 at padding; by default nothing is padding.
         sampler: the rule.
         max_new_tokens: length of the canvas, by default 128.
-        max_denoising_steps: step budget T; by default one for each position. Divided evenly among blocks.
+        max_denoising_steps: step budget T; by default one for each position that is masked in the row. Divided evenly
+            among blocks.
         block_length: decode in blocks of so many positions, from left to right; must divide `max_new_tokens`. A
             block-causal model always goes through its own blocks, which start at the first token of the prompt, or with
             a causal context behind the prompt. With `infill` blocks are counted from there too, and need not come out
@@ -180,6 +182,7 @@ def decode(
         generator=generator,
         draws=RowDraws(input_ids, mask, generator) if sampler.is_random or temperature else None,
         clean=clean,
+        own_budgets=max_denoising_steps is None and verify is None and (infill or draft is not None),
         stream=None if streamer is None else Stream(streamer, input_ids, canvas, mask if infill else None),
     )
     with in_step(denoiser, canvas.ids.device):
@@ -194,7 +197,10 @@ def decode(
 
 @dataclass(kw_only=True)
 class _Loop:
-    """A batch on its way through the loop; the attributes are those of `decode`."""
+    """A batch on its way through the loop; the attributes are those of `decode`.
+
+    With `own_budgets` a row has as many steps as positions are masked in it, whatever the others have.
+    """
 
     denoiser: WindowedDenoiser
     sampler: Sampler
@@ -209,6 +215,7 @@ class _Loop:
     generator: torch.Generator | None
     draws: RowDraws | None
     clean: Tensor | None
+    own_budgets: bool
 
     def run(self, part: Part) -> None:
         """Unmask everything in a window of some rows within its steps. Rows that are done with it cost nothing."""
@@ -219,9 +226,11 @@ class _Loop:
         rows = rows[going_on]
         if verification is not None:
             verification.open(rows, window, steps)
-        for steps_left in range(steps, 0, -1):
+        own = self.canvas.masked[rows, window].sum(-1, keepdim=True) if self.own_budgets else None
+        for number in range(steps, 0, -1):
             if len(rows) == 0:
                 break
+            steps_left = number if own is None else cast(int, own)
             if verification is None:
                 seen = self.canvas.select(rows)
                 step = self.look(seen, rows, at, window, group, steps_left)
@@ -236,6 +245,7 @@ class _Loop:
                 verification.draft(step, going_on)
             if len(going_on) < len(rows):
                 rows, state = rows[going_on], state and tuple(part[going_on] for part in state)
+            own = None if own is None else own[going_on] - 1
             del step  # or its logits would live beside those of the next
             if self.stream is not None:
                 self.stream.update(self.canvas, self.stopping, final=len(rows) == 0 or not self.sampler.remasks)
@@ -336,11 +346,15 @@ class _Loop:
     def changes(self, step: Step, state: State) -> tuple[Tensor, Tensor, State]:
         """What a step unmasks and remasks, and the state of the next: the rule proposes, the laws of the loop hold."""
         nothing = torch.zeros_like(step.masked)
-        if step.steps_left == 1:
+        last: Tensor | bool = step.steps_left == 1
+        if isinstance(last, Tensor):  # of rows with budgets of their own; what is proposed there is not looked at
+            step = replace(step, steps_left=step.steps_left.clamp(min=2))  # pyrefly: ignore[missing-attribute]
+        elif last:
             return everything(step.masked), nothing, state
         unmask, state, remask = self.sampler.propose(step, state)
-        unmask = at_least_one(unmask, step.masked, step.predictions.confidence)
-        return unmask, remask & step.unmasked if self.sampler.remasks and remask is not None else nothing, state
+        unmask = at_least_one(unmask | last, step.masked, step.predictions.confidence)
+        remask = nothing if remask is None or not self.sampler.remasks else remask & step.unmasked
+        return unmask, remask & ~last if isinstance(last, Tensor) else remask, state
 
     def draw(self, step: Step, seen: Canvas, at: tuple[Tensor, Tensor], eligible: Tensor) -> Tensor:
         """Token ids [batch, window] at the `eligible` ones of the n positions `at`."""

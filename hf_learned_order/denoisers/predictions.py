@@ -232,8 +232,8 @@ class Step:
     Attributes:
         predictions: the denoiser's beliefs.
         masked: bool [batch, canvas].
-        steps_left: steps of the budget that are left, this one included; int [batch, 1] where a rule is verified, whose
-            rows are not equally far.
+        steps_left: steps of the budget that are left, this one included; int [batch, 1] where rows are not equally far:
+            a rule is verified, or rows have budgets of their own.
         unmasked: bool [batch, canvas], what earlier steps unmasked; a rule that remasks may choose among these. In
             decoding only.
         canvas: int [batch, canvas], the tokens; the mask token where `masked`. In decoding only.

@@ -159,7 +159,7 @@ def order_law(
     if law == "max_normalized":
         return MaxNormalizedBernoulli(scores - step.predictions.entropy, step.masked, temperature=temperature)
     # differentiable in the bias, see `OrderScorer.tilt`
-    logit = bias + ancestral_logit(torch.full((), float(step.steps_left), device=scores.device))
+    logit = bias + ancestral_logit(torch.ones((), device=scores.device) * step.steps_left)
     if law == "count":
         which, counts = scores.unbind(-1)
         counts = log_binomial(step.masked, logit) + counts / temperature

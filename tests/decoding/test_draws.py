@@ -60,12 +60,13 @@ def test_of_drawn_tokens(model, options):
     assert len({tuple(tokens) for tokens, _ in alone}) == 3
 
 
-@pytest.mark.parametrize("sampler", ["random", "learned_order", "remdm"])
-def test_within_prompts(model, sampler):
-    """Padding lies in the canvas there."""
+@pytest.mark.parametrize("steps", [3, None])
+@pytest.mark.parametrize("sampler", ["random", "iid", "learned_order", "random_sizes", "remdm", "wino"])
+def test_within_prompts(model, sampler, steps):
+    """Padding lies in the canvas there. By default a row has a step for each of its own masks."""
     prompts = [[5, MASK, MASK, 8, MASK, MASK], [MASK, 9, MASK], [7, MASK, MASK, MASK]]
     options = {"infill": True, "max_new_tokens": None, "eos_token_id": None, "do_sample": True, "temperature": 2.0}
-    options["max_denoising_steps"] = 3
+    options["max_denoising_steps"] = steps
     alone = [decoded(model, [prompt], sampler, **options)[0] for prompt in prompts]
     assert decoded(model, prompts, sampler, **options) == alone
 

@@ -39,8 +39,14 @@ class RandomSizesSampler(Sampler):
         count = step.masked.sum(-1, keepdim=True)
         return Proposal(largest(noise, step.masked, self.sizes(count, step.steps_left, size)))
 
-    def sizes(self, count: Tensor, steps_left: int, uniform: Tensor) -> Tensor:
+    def sizes(self, count: Tensor, steps_left: int | Tensor, uniform: Tensor) -> Tensor:
         """int [batch, 1] for so many masked positions [batch, 1], by the first column of `uniform` [batch, canvas]."""
+        if isinstance(steps_left, Tensor):
+            sizes = torch.ones_like(count)
+            for number in steps_left.unique().tolist():
+                rows = (steps_left == number).squeeze(-1)
+                sizes[rows] = self.sizes(count[rows], number, uniform[rows])
+            return sizes
         length = uniform.shape[-1]
         if steps_left == 1:
             return count

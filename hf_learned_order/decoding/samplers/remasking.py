@@ -50,7 +50,7 @@ class ReMDMSampler(Sampler):
 
     def init_state(self, step: Step) -> State:
         """T, [batch, 1]."""
-        return (step.masked.new_full((len(step.masked), 1), step.steps_left, dtype=torch.float),)
+        return (step.masked.new_ones((len(step.masked), 1), dtype=torch.float) * step.steps_left,)
 
     def propose(self, step: Step, state: State) -> Proposal:
         before = state[0] - step.steps_left  # alpha_t T

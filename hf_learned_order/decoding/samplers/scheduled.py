@@ -40,7 +40,7 @@ class IIDSampler(Sampler):
         return Proposal(self.law(step).draw(step.uniform(1)))
 
     def law(self, step: Step) -> NonEmptyBernoulli:
-        logit = ancestral_logit(torch.full((), float(step.steps_left), device=step.masked.device))
+        logit = ancestral_logit(torch.ones((), device=step.masked.device) * step.steps_left)
         return NonEmptyBernoulli(logit.expand(step.masked.shape), step.masked)
 
 
