@@ -100,6 +100,8 @@ def main() -> None:
     tokenizer = load_tokenizer(script.model_name_or_path)
     model = load_denoiser(script.model_name_or_path)
     task = find_task(script.task)
+    if not parser.given("canvas_length"):
+        training.canvas_length = task.canvas_length
     source = Source(
         split="train",
         count=script.num_problems,

@@ -100,7 +100,7 @@ def evaluate(folder: Path, *, batch: int, split: bool = False) -> dict:
     metrics = AnswerMetrics(tokenizer, lambda response, answer: len(response) % 3 == len(answer) % 3)
 
     def keep(prediction) -> dict[str, float]:
-        references, answers = prediction.label_ids
+        references, answers, *_ = prediction.label_ids
         texts = map(tokenizer.batch_decode, (references, prediction.predictions))
         rows.extend(zip(*texts, decoded(answers), strict=True))
         return metrics(prediction)

@@ -52,6 +52,10 @@ class ScriptParser(HfArgumentParser):
         self.words = (self._from_file(found.config) if found.config else []) + words
         return self.parse_args_into_dataclasses(self.words)[:-1]  # without the namespace of `--config`
 
+    def given(self, name: str) -> bool:
+        """Whether the last `arguments()` had this one, typed or in the file."""
+        return any(word.partition("=")[0] == f"--{name}" for word in self.words)
+
     def _from_file(self, path: str) -> list[str]:
         text = Path(path).read_text(encoding="utf-8")
         try:

@@ -158,16 +158,9 @@ def test_train(law, options, logged, tmp_path, monkeypatch, capsys):
 
 def test_train_judges_with_some_objectives_only(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
-    options = [
-        "--task",
-        "chain_sum",
-        "--canvas_length",
-        "6",
-        "--num_problems",
-        "20",
-        "--output_dir",
-        str(tmp_path / "run"),
-    ]
+    # puzzles fill their canvas: it is the task's own where none is given
+    options = ["--model_name_or_path", str(EXAMPLES / "sudoku-denoiser"), "--task", "sudoku", "--num_problems", "20"]
+    options += ["--output_dir", str(tmp_path / "run")]
     monkeypatch.setattr(sys, "argv", ["train.py", "--objective", "elbo", "--reward", "task", "--use_cpu", *options])
     with pytest.raises(ValueError, match="is_right must be None with objective 'elbo': only regret and reward judge"):
         train.main()

@@ -43,6 +43,12 @@ def test_a_file_of_arguments(tmp_path, name, flag):
     assert ours.words[-2:] == ["--max_steps", "9"]
     again, _, _ = parser().arguments(ours.words)  # the card's command needs no file
     assert again == script
+    assert [ours.given(name) for name in ("learning_rate", "max_steps", "max_step", "prompt_column")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(
