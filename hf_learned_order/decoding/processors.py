@@ -5,21 +5,24 @@ position may come next, so a processor is given, at each position,
 
 - the prompt and canvas as they are, if it reads no more than which tokens occur, or nothing;
 - as many columns as stand before the position, if it reads how many there are (`LENGTH`);
-- what stands before the position, if it reads that (`PREFIX`). That has to be known: from left to right, one position a
-  step.
+- what stands around the position, if it forbids or favours sequences (`AROUND`): a token may complete one from either
+  side. That has to be known when the position goes: one a step, in any order. transformers' class never looks behind a
+  position, so what it does is written here;
+- what stands before the position, if it reads that (`PREFIX`): from left to right, one position a step.
 
 Others are refused (`REFUSED`), because what they read is not there.
 """
 
 from collections.abc import Sequence
 
+import torch
 import transformers
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from hf_learned_order.decoding.canvas import Canvas, Part, first
 from hf_learned_order.decoding.samplers.base import Sampler
-from hf_learned_order.decoding.samplers.scheduled import LeftToRightSampler
+from hf_learned_order.decoding.samplers.scheduled import LeftToRightSampler, RandomSampler, Ranked
 from hf_learned_order.denoisers.predictions import pieces
 
 LENGTH = (
@@ -30,12 +33,13 @@ LENGTH = (
     transformers.ExponentialDecayLengthPenalty,
     transformers.SuppressTokensAtBeginLogitsProcessor,
 )
+AROUND = transformers.SequenceBiasLogitsProcessor  # NoBadWordsLogitsProcessor is one
 PREFIX = (
     transformers.NoRepeatNGramLogitsProcessor,
     transformers.PrefixConstrainedLogitsProcessor,
-    transformers.SequenceBiasLogitsProcessor,  # NoBadWordsLogitsProcessor is one
     transformers.WatermarkLogitsProcessor,
 )
+ONE_BY_ONE = (Ranked, RandomSampler)  # with a step for each position they take one a step
 _ENCODER = "there is no encoder"
 _OWN = "it belongs to one model's own decoding"
 REFUSED = {
@@ -84,18 +88,25 @@ class Processing:
         self.processors, self.whole = processors, canvas
         one_by_one = (
             not verified
-            and isinstance(sampler, LeftToRightSampler)
+            and isinstance(sampler, ONE_BY_ONE)
             and all(int(canvas.masked[part.rows, part.window].sum(-1).max()) <= part.steps for part in plan)
         )
+        got = f"got {type(sampler).__name__}" + (" with verify" if verified else "")
         for processor in processors:
             name = type(processor).__name__
             reason = refusal(processor)
             if reason is None and infill and isinstance(processor, LENGTH):
                 reason = "infill=True has no response that could be short or long"
-            if reason is None and reads_prefix(processor) and not one_by_one:
+            if reason is None and reads_around(processor) and not one_by_one:
+                reason = (
+                    "two positions of one step could complete a sequence together, each without the other: a rule that "
+                    f"takes one position a step (top_prob, margin, entropy, ...) with a step for each, {got}"
+                )
+            from_left = one_by_one and isinstance(sampler, LeftToRightSampler)
+            if reason is None and isinstance(processor, PREFIX) and not from_left:
                 reason = (
                     'it reads the tokens before a position, so these must be known: sampler="left_to_right" with a '
-                    f"step for each position, got {type(sampler).__name__}"
+                    f"step for each position, {got}"
                 )
             if reason is not None:
                 raise ValueError(f"logits_processor must not hold {name}: {reason}")
@@ -120,7 +131,9 @@ class Processing:
                         here = position == place
                         before = ids[row[here], : seen.start + place]
                         scores[here] = one(before, scores[here])  # pyrefly: ignore[bad-argument-type]
-                elif reads_prefix(processor):
+                elif isinstance(processor, AROUND):
+                    add_biases(processor.sequence_bias, ids[row], seen.start + position, scores)
+                elif isinstance(processor, PREFIX):
                     # the first masked positions are the only ones whose prefix is known, and go next
                     for place in position[heads[row] == position].unique().tolist():
                         here = (heads[row] == position) & (position == place)
@@ -148,8 +161,27 @@ def refusal(processor: LogitsProcessor) -> str | None:
     return next((REFUSED[kind.__name__] for kind in kinds if kind.__name__ in REFUSED), None)
 
 
-def reads_prefix(processor: LogitsProcessor) -> bool:
-    """Whether it reads which tokens stand right before a position."""
-    if isinstance(processor, transformers.SequenceBiasLogitsProcessor):
-        return any(len(sequence) > 1 for sequence in processor.sequence_bias)
-    return isinstance(processor, PREFIX)
+def reads_around(processor: LogitsProcessor) -> bool:
+    """Whether it forbids or favours tokens that stand side by side."""
+    return isinstance(processor, AROUND) and any(len(sequence) > 1 for sequence in processor.sequence_bias)
+
+
+def add_biases(sequences: dict[tuple[int, ...], float], ids: Tensor, columns: Tensor, scores: Tensor) -> None:
+    """Add the bias of each sequence to `scores` [n, vocab] of the tokens that would complete it, whichever is missing.
+
+    `ids` int [n, length] are the rows of the n positions, the mask token where nothing is known, `columns` int [n]
+    where the positions stand in them.
+    """
+    for sequence, bias in sequences.items():
+        for place, token in enumerate(sequence):
+            others = _window(ids, columns - place, len(sequence))
+            fits = others == others.new_tensor(sequence)
+            fits[:, place] = True
+            scores[:, token] += torch.where(fits.all(-1), bias, 0.0)
+
+
+def _window(ids: Tensor, begin: Tensor, size: int) -> Tensor:
+    """int [n, size]: columns from `begin` [n] on of each row of `ids` [n, length]; -1 where there are none."""
+    columns = begin[:, None] + torch.arange(size, device=ids.device)
+    inside = (columns >= 0) & (columns < ids.shape[1])
+    return ids.gather(1, columns.clamp(0, ids.shape[1] - 1)).masked_fill(~inside, -1)

@@ -21,7 +21,7 @@ from transformers import (
     WatermarkLogitsProcessor,
 )
 
-from hf_learned_order.decoding.processors import GRAMMARS, LENGTH, PREFIX, REFUSED, refusal
+from hf_learned_order.decoding.processors import AROUND, GRAMMARS, LENGTH, PREFIX, REFUSED, refusal
 from hf_learned_order.interface.attach import attach
 
 IDS, MASKS = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]]), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
@@ -135,7 +135,7 @@ class TestByPrefix:
         for options in ({}, {"block_length": 4}, {"max_denoising_steps": LENGTH_OF}):
             assert decoded(model, *processors, sampler="left_to_right", **options) == expected
 
-    @pytest.mark.parametrize("name", PROCESSORS)
+    @pytest.mark.parametrize("name", ["ngram", "constrained", "watermark"])
     def test_elsewhere_it_is_not(self, model, name):
         processor = self.PROCESSORS[name]()
         message = f"logits_processor must not hold {type(processor).__name__}: it reads the tokens before a position"
@@ -145,6 +145,8 @@ class TestByPrefix:
 
     def test_by_setting_or_by_hand(self, model):
         left = {"sampler": "left_to_right"}
+        with pytest.raises(ValueError, match=r"it reads the tokens before a position, .* got TopProbSampler"):
+            decoded(model, no_repeat_ngram_size=2)
         for settings, processor in (
             ({"no_repeat_ngram_size": 2}, NoRepeatNGramLogitsProcessor(2)),
             ({"bad_words_ids": [[5, 6], [7]]}, NoBadWordsLogitsProcessor([[5, 6], [7]])),
@@ -153,9 +155,6 @@ class TestByPrefix:
             expected = decoded(model, processor, **left)
             assert decoded(model, **settings, **left) == expected
             assert decoded(model, generation_config=GenerationConfig(**settings), **left) == expected
-        for name in ("no_repeat_ngram_size", "bad_words_ids"):
-            with pytest.raises(ValueError, match=r"it reads the tokens before a position, .* got TopProbSampler"):
-                decoded(model, **{name: {"no_repeat_ngram_size": 2, "bad_words_ids": [[5, 6]]}[name]})
 
     def test_allowed_tokens(self, model):
         rows = decoded(model, prefix_allowed_tokens_fn=counted, sampler="left_to_right")
@@ -193,6 +192,40 @@ class TestByPrefix:
         assert out.tolist() == [[5, 11, 6, 13, 14]]
 
 
+class TestAround:
+    """Words of several tokens, whatever the order: they are completed from either side."""
+
+    @pytest.mark.parametrize("sampler", ["top_prob", "margin", "entropy", "random", "position", "left_to_right"])
+    def test_sequences_that_may_not_be(self, model, sampler):
+        options = {"sampler": sampler, "seed": 0}
+        plain = decoded(model, **options)
+        whole = [[*given[MASKS[row] > 0].tolist(), *plain[row]] for row, given in enumerate(IDS)]
+        words = [row[i : i + size] for row in whole for size in (2, 3) for i in range(1, len(row) - size, 2)]
+        rows = decoded(model, bad_words_ids=words, **options)
+        assert rows == decoded(model, NoBadWordsLogitsProcessor(words), **options) != plain
+        for row, given in zip(rows, IDS, strict=True):
+            found = [*given.tolist(), *row]
+            spelled = [
+                found[i : i + len(word)] for word in words for i in range(WIDTH + 1 - len(word), WIDTH + LENGTH_OF)
+            ]
+            assert not [word for word in words if word in spelled]
+
+    def test_what_stands_behind_counts(self, model):
+        holes = torch.tensor([[7, MASK, 6, 9, 8, MASK]])
+        options = {"sampler": "top_prob", "infill": True}
+        (plain,) = model.generate(holes, **options).tolist()
+        (other,) = model.generate(holes, bad_words_ids=[[plain[1], 6, 9]], **options).tolist()
+        assert other[1] != plain[1]
+        (wanted,) = model.generate(holes, sequence_bias=[[[30, 6], 500.0], [[8, 31], 500.0]], **options).tolist()
+        assert wanted == [7, 30, 6, 9, 8, 31]
+
+    def test_where_positions_go_together(self, model):
+        together = ({"max_denoising_steps": LENGTH_OF - 1}, PARALLEL, {"sampler": "iid"}, {"verify": "margin"})
+        for options in together:
+            with pytest.raises(ValueError, match=r"two positions of one step could complete a sequence together"):
+                decoded(model, bad_words_ids=[[5, 6]], **options)
+
+
 class TestRefused:
     @pytest.mark.parametrize("name", REFUSED)
     def test_by_name(self, name):
@@ -211,7 +244,7 @@ class TestRefused:
             "InfNanRemoveLogitsProcessor", "LogitNormalization", "RepetitionPenaltyLogitsProcessor",
             "SuppressTokensLogitsProcessor",
         }  # fmt: skip
-        known = {kind.__name__ for kind in (*LENGTH, *PREFIX)} | anywhere | set(REFUSED)
+        known = {kind.__name__ for kind in (*LENGTH, AROUND, *PREFIX)} | anywhere | set(REFUSED)
         assert kinds - known <= {"NoBadWordsLogitsProcessor"}
 
     def test_message(self, model):

@@ -22,7 +22,8 @@ IMPOSSIBLE = -1e30  # a log-probability that is finite, so that 0 times it is 0
 def log_binomial(masked: Tensor, logit: Tensor) -> Tensor:
     """log of binomial weights of 1..canvas successes among the masked, up to a constant, [..., canvas].
 
-    `logit` of the success probability is one number, or one a row, [..., 1]; weights of more successes than positions mean nothing.
+    `logit` of the success probability is one number, or one a row, [..., 1]; weights of more successes than positions
+    mean nothing.
     """
     size = torch.arange(1.0, masked.shape[-1] + 1, device=masked.device)
     count = masked.sum(-1, keepdim=True).float()
