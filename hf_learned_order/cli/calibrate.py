@@ -74,9 +74,12 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError('sampler "learned_order" needs --scorer')
     check_dtype(options.dtype)
     tokenizer, model = load_both(options, samplers=[options.sampler])
-    denoiser, scorer = Denoiser(model, mask_token_id=tokenizer.mask_token_id), None
+    scorer, family = None, None
     if options.scorer is not None:
         scorer = loaded("scorer", options.scorer, OrderScorer.from_pretrained).eval()
+        family = scorer.config.family
+    denoiser = Denoiser(model, mask_token_id=tokenizer.mask_token_id, family=family)
+    if scorer is not None:
         scorer.check_fits(denoiser)
         bring_up(denoiser, scorer.config, options.scorer)
         scorer.to(denoiser.device)

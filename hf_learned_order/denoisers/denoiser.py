@@ -47,10 +47,9 @@ class Denoiser(nn.Module):
         base = base_of(model)
         kind = class_of(base)
         refuse_what_cannot_denoise(model)
-        masked_lm = "AutoModelForMaskedLM" in (getattr(base.config, "auto_map", None) or {})
         attached: dict[str, Any] = base.__dict__.get("denoiser_options", model.__dict__.get("denoiser_options", {}))
         family = family or attached.get("family")
-        self.family = family or find_family(model.config, kind.__name__, masked_lm=masked_lm)
+        self.family = family or self._known_family(model)
         for known in (getattr(model.config, "mask_token_id", None), self.family.mask_token_id):
             mask_token_id = known if mask_token_id is None else mask_token_id
         if mask_token_id is None:
@@ -69,6 +68,20 @@ class Denoiser(nn.Module):
         self._parameters_taken = inspect.signature(base.forward).parameters
         # its name from transformers 5.24 on, and the one before
         self._cache_argument = "cache" if self._stock and "cache" in self._parameters_taken else "past_key_values"
+
+    @staticmethod
+    def _known_family(model: PreTrainedModel) -> Family:
+        base = base_of(model)
+        masked_lm = "AutoModelForMaskedLM" in (getattr(base.config, "auto_map", None) or {})
+        return find_family(model.config, class_of(base).__name__, masked_lm=masked_lm)
+
+    @property
+    def own_family(self) -> Family | None:
+        """The facts of its family, where the table does not have them: a scorer keeps them."""
+        try:
+            return None if self._known_family(self.model) == self.family else self.family
+        except ValueError:  # a model that the table does not know
+            return self.family
 
     def train(self, mode: bool = True) -> "Denoiser":
         """A frozen denoiser stays in evaluation mode: its dropout would be noise in what the order learns from."""

@@ -20,7 +20,7 @@ from transformers import (
 
 from hf_learned_order.denoisers.adapters import CONFIG, adapter_config, put_adapter
 from hf_learned_order.denoisers.checkpoints import LAYOUTS, check_inv_freq, load_native
-from hf_learned_order.denoisers.families import find_family
+from hf_learned_order.denoisers.families import Family, find_family
 
 
 def load_tokenizer(name_or_path: str | PathLike, **kwargs: Any) -> PreTrainedTokenizerBase:
@@ -42,7 +42,12 @@ _HUB = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "forc
 
 
 def load_denoiser(
-    name_or_path: str | PathLike, *, trust_remote_code: bool = False, restore_inv_freq: bool = False, **kwargs: Any
+    name_or_path: str | PathLike,
+    *,
+    trust_remote_code: bool = False,
+    restore_inv_freq: bool = False,
+    family: Family | None = None,
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """The model of a folder or a Hub repository.
 
@@ -59,6 +64,7 @@ def load_denoiser(
         name_or_path: a folder or a Hub repository.
         trust_remote_code: run the code that the repository brings, where transformers has no class for it.
         restore_inv_freq: put rotary frequencies computed from the configuration in the place of wrong ones.
+        family: how the model will be called (`attach(model, family=...)`): it need not be a known one.
         kwargs: for `from_pretrained`.
 
     Raises:
@@ -70,6 +76,7 @@ def load_denoiser(
     raw, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
     if not raw and (adapter := adapter_config(name_or_path, **hub)) is not None:
         options = {"trust_remote_code": trust_remote_code, "restore_inv_freq": restore_inv_freq, **kwargs}
+        options["family"] = family
         return _with_adapter(name_or_path, adapter, hub, options)
     architecture = next(iter(raw.get("architectures") or ()), "")
     if architecture in LAYOUTS:
@@ -82,7 +89,8 @@ def load_denoiser(
         )
     config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **hub)
     masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING or "AutoModelForMaskedLM" in auto_map
-    find_family(config, architecture, masked_lm=masked)  # before the weights come
+    if family is None:
+        find_family(config, architecture, masked_lm=masked)  # before the weights come
     causal = not auto_map or "AutoModelForCausalLM" in auto_map
     loader = AutoModelForMaskedLM if masked else AutoModelForCausalLM if causal else AutoModel
     model = loader.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **kwargs)

@@ -225,7 +225,8 @@ def attach(
         tokenizer: names the mask token; one that has none leaves it to the configuration, then to the family. One that
             is another model's is warned of, and prompts behind a token with which it ends a text by itself.
         mask_token_id: the same, as a number.
-        family: how to call the model, where `families.FAMILIES` does not know it or is wrong about it.
+        family: how to call the model, where `families.FAMILIES` does not know it or is wrong about it; by default as
+            the scorer was trained with it.
 
     Raises:
         ValueError: no mask token is known, the scorer was made for another denoiser, or the model cannot denoise: an
@@ -236,13 +237,11 @@ def attach(
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
         raise TypeError(f"model must be a transformers model, got {type(model).__name__}")
     wrapped, model = model, uncompiled(model)  # what torch.compile makes hands `generate` on to what it wraps
-    source = scorer if isinstance(scorer, str | PathLike) else None
-    if isinstance(scorer, str | PathLike):
-        scorer = OrderScorer.from_pretrained(scorer)
-    if scorer is not None and not isinstance(scorer, OrderScorer):
-        raise TypeError(f"scorer must be an OrderScorer or a path, got {type(scorer).__name__}")
+    scorer, source = _loaded(scorer)
     if tokenizer is not None and mask_token_id is None:
         mask_token_id = tokenizer.mask_token_id
+    if family is None and scorer is not None:
+        family = scorer.config.family
     # pyrefly: ignore[bad-argument-type] (PEFT's wrapper is no PreTrainedModel)
     denoiser = Denoiser(model, mask_token_id=mask_token_id, family=family)
     if scorer is not None:
@@ -266,6 +265,15 @@ def attach(
     model.__dict__["prompt_ending"] = ending_of(tokenizer)
     model.__dict__["denoiser_options"] = {"mask_token_id": denoiser.mask_token_id, "family": denoiser.family}
     return wrapped
+
+
+def _loaded(scorer: OrderScorer | str | PathLike | None) -> tuple[OrderScorer | None, str | PathLike | None]:
+    """A scorer, and where it was loaded from."""
+    if isinstance(scorer, str | PathLike):
+        return OrderScorer.from_pretrained(scorer), scorer
+    if scorer is not None and not isinstance(scorer, OrderScorer):
+        raise TypeError(f"scorer must be an OrderScorer or a path, got {type(scorer).__name__}")
+    return scorer, None
 
 
 def detach(model: Model) -> Model:

@@ -46,6 +46,7 @@ def load_model(
     place: dict[str, Any] = {"revision": revision, "token": token}
     loaded = OrderScorer.from_pretrained(scorer, **place).eval()
     config = loaded.config
+    kwargs["family"] = config.family
     if denoiser is None and config.denoiser_tuning == "denoiser":
         model = load_denoiser(scorer, subfolder=DENOISER_FOLDER, **place, **kwargs)
     else:
@@ -57,7 +58,7 @@ def load_model(
         if denoiser is None:
             kwargs.setdefault("revision", config.base_model_revision)
         model = load_denoiser(name, **kwargs)
-        bring_up(Denoiser(model, mask_token_id=config.mask_token_id), config, scorer, **place)
+        bring_up(Denoiser(model, mask_token_id=config.mask_token_id, family=config.family), config, scorer, **place)
     return attach(model, loaded, mask_token_id=config.mask_token_id)
 
 
@@ -87,7 +88,8 @@ def custom_generate(
         given = by_name((), {"inputs": inputs, **kwargs})
         place: dict[str, Any] = {"revision": revision, "token": token}
         loaded = OrderScorer.from_pretrained(scorer, **place).eval()
-        check_tuned(Denoiser(model, mask_token_id=loaded.config.mask_token_id), loaded.config, scorer)
+        denoiser = Denoiser(model, mask_token_id=loaded.config.mask_token_id, family=loaded.config.family)
+        check_tuned(denoiser, loaded.config, scorer)
         settings = GenerationConfig.from_pretrained(scorer, **place).to_diff_dict()
         names = [field.name for field in fields(Settings)]
         defaults = {name: value for name, value in settings.items() if name in names}

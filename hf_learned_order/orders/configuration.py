@@ -4,6 +4,7 @@ import inspect
 import math
 import os
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers.utils import CONFIG_NAME
 
 from hf_learned_order.common.files import read_json, reading
 from hf_learned_order.denoisers.denoiser import Denoiser
+from hf_learned_order.denoisers.families import Family
 from hf_learned_order.denoisers.layers import LAST
 from hf_learned_order.denoisers.probe import check_probe
 from hf_learned_order.orders.features import FEATURES
@@ -48,6 +50,8 @@ class OrderScorerConfig(PreTrainedConfig):
         base_model_name_or_path, base_model_revision: the denoiser it was trained with.
         denoiser_tuning: what that one is beyond it, in the folder of that name beside the scorer's: "adapter" (tuned
             along, or its own before) or "denoiser" (every weight was tuned along); None: nothing.
+        denoiser_family: how to call that one, the fields of a `Family`, where it was said and the table of families has
+            it otherwise or not at all; None: as in the table.
         denoiser_probe, base_model_probe: what the denoiser said to a few tokens (`denoisers.probe`), as it was trained
             with and, where it is more than its base model, that one. None: not known.
 
@@ -82,6 +86,7 @@ class OrderScorerConfig(PreTrainedConfig):
         base_model_name_or_path: str | None = None,
         base_model_revision: str | None = None,
         denoiser_tuning: str | None = None,
+        denoiser_family: dict[str, Any] | None = None,
         denoiser_probe: str | None = None,
         base_model_probe: str | None = None,
         **kwargs: Any,
@@ -104,6 +109,7 @@ class OrderScorerConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be 0 or more, got {value!r}")
         if not math.isfinite(law_bias):
             raise ValueError(f"law_bias must be finite, got {law_bias!r}")
+        _family(denoiser_family)
         check_probe("denoiser_probe", denoiser_probe)
         check_probe("base_model_probe", base_model_probe)
         _check_features(features)
@@ -125,6 +131,7 @@ class OrderScorerConfig(PreTrainedConfig):
         self.base_model_name_or_path = base_model_name_or_path
         self.base_model_revision = base_model_revision
         self.denoiser_tuning = denoiser_tuning
+        self.denoiser_family = denoiser_family
         self.denoiser_probe = denoiser_probe
         self.base_model_probe = base_model_probe
         super().__init__(**kwargs)
@@ -136,6 +143,11 @@ class OrderScorerConfig(PreTrainedConfig):
         left_out = {"position", "budget"} if self.law == "regret" else {"position"}
         chosen = set(FEATURES) - left_out if self.features is None else set(self.features)
         return tuple(name for name in FEATURES if name in chosen)
+
+    @property
+    def family(self) -> Family | None:
+        """How to call the denoiser, where the table of families does not say it."""
+        return _family(self.denoiser_family)
 
     @property
     def layers_seen(self) -> tuple[int, ...]:
@@ -162,9 +174,16 @@ class OrderScorerConfig(PreTrainedConfig):
             base_model_revision=getattr(config, "_commit_hash", None),
             **kwargs,
         )
+        mine.note_family(denoiser)
         if mine.hidden_layers is not None:
             denoiser.layer_numbers(mine.hidden_layers)
         return mine
+
+    def note_family(self, denoiser: Denoiser) -> None:
+        """Keep how this denoiser is called, where the table of families does not say it."""
+        own = getattr(denoiser, "own_family", None)  # what stands in for a model in a proof has none
+        if own is not None:
+            self.denoiser_family = asdict(own)
 
     @classmethod
     def _known(cls) -> set[str]:
@@ -220,6 +239,7 @@ _FIELDS: dict[str, tuple[Any, float, float]] = {
     **dict.fromkeys(("base_model_name_or_path", "base_model_revision", "base_model_probe"), (str | None, 0, 0)),
     **dict.fromkeys(("denoiser_tuning", "denoiser_probe"), (str | None, 0, 0)),
     **dict.fromkeys(("features", "hidden_layers"), (list | tuple | None, 0, 0)),
+    "denoiser_family": (dict | None, 0, 0),
 }
 
 
@@ -235,6 +255,17 @@ def _check_fields(values: dict[str, Any]) -> None:
             f"hidden_size must be a multiple of num_attention_heads, "
             f"got {values['hidden_size']} and {values['num_attention_heads']}"
         )
+
+
+def _family(facts: dict[str, Any] | None) -> Family | None:
+    """Raises `ValueError` where a fact is unknown or out of range."""
+    if facts is None:
+        return None
+    try:
+        # JSON knows no tuples
+        return Family(**{name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"denoiser_family must hold the fields of a Family, got {facts!r}: {error}") from error
 
 
 def _check_features(features: list[str] | None) -> None:

@@ -135,6 +135,11 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
                     f"scorer was made for another denoiser ({mine.base_model_name_or_path or 'unnamed'}): "
                     f"its {name} must be {expected}, but this model's is {got}"
                 )
+        if mine.family is not None and mine.family != denoiser.family:
+            raise ValueError(
+                f"scorer was trained with a denoiser that was called in another way: its family must be {mine.family}, "
+                f"but this model's is {denoiser.family}; attach(model, scorer) and load_model take the scorer's"
+            )
         if mine.hidden_layers is not None:
             denoiser.layer_numbers(mine.hidden_layers)
         expected, got = mine.base_model_revision, getattr(config, "_commit_hash", None)

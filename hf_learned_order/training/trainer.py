@@ -93,6 +93,7 @@ class OrderTrainer(GeneratingTrainer):
         denoiser = Denoiser(model, mask_token_id=processing_class.mask_token_id, family=family)
         scorer = OrderScorer.for_denoiser(denoiser) if scorer is None else scorer
         scorer.check_fits(denoiser)
+        scorer.config.note_family(denoiser)
         denoiser = to_be_trained_with(denoiser, scorer.config, peft_config=peft_config, whole=args.train_denoiser)
         check_attention(denoiser)  # before its calls are counted, and weights are split
         self.scorer = scorer

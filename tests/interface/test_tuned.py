@@ -7,11 +7,14 @@ import pytest
 import torch
 from files import write_rows
 from huggingface_hub import HfApi
+from models import tiny_model
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from test_trainer import CANVAS, PROBLEMS, arguments, denoising_model, quiet, trainer_of  # noqa: F401 (a fixture)
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_learned_order.cli.main import main
 from hf_learned_order.denoisers.denoiser import Denoiser
+from hf_learned_order.denoisers.families import Family
 from hf_learned_order.denoisers.loading import load_denoiser
 from hf_learned_order.denoisers.probe import distance, probe
 from hf_learned_order.evaluation.evaluator import fingerprint
@@ -324,3 +327,45 @@ def test_two_adapters_are_refused(trained, tokenizer, dataset):
         message = f"{next(iter(options))} must be .* with a model that has an adapter .*merge_and_unload"
         with pytest.raises(ValueError, match=message):
             of_base(folder, tokenizer, dataset, model=get_peft_model(load_denoiser(folder / "base"), config), **options)
+
+
+def test_a_family_that_was_given_comes_back(tmp_path, tokenizer, dataset):
+    """A model that the table does not know, and one that it has otherwise."""
+    special = {"vocab_size": len(tokenizer), "bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 0}
+    torch.manual_seed(0)
+    gpt = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=32, n_head=2, **special)).eval()
+    llama = tiny_model("llama", vocab_size=len(tokenizer)).float()
+    batch = tokenizer("12*5;a+30", return_tensors="pt")["input_ids"]
+    for model, family in ((gpt, Family(attention="4d")), (llama, Family(attention="4d", block_size=16))):
+        folder = tmp_path / model.config.model_type
+        model.save_pretrained(folder / "base")
+        trainer = OrderTrainer(
+            model=model,
+            scorer=None if model is gpt else scorer_without_family(model),
+            args=arguments(folder / "scorer", **SGD),
+            processing_class=tokenizer,
+            train_dataset=dataset,
+            family=family,
+        )
+        trainer.scorer.config.base_model_name_or_path = str(folder / "base")
+        trainer.train()
+        trainer.save_model()
+        loaded = load_model(folder / "scorer")
+        assert loaded._denoiser().family == OrderScorerConfig.from_pretrained(folder / "scorer").family == family
+        expected = generated(attach(model, trainer.scorer, mask_token_id=MASK, family=family), batch)
+        assert generated(loaded, batch).tolist() == expected.tolist()
+    plain = load_denoiser(folder / "base")
+    assert attach(plain, folder / "scorer", tokenizer=tokenizer)._denoiser().family == family
+    with pytest.raises(ValueError, match="scorer was trained with a denoiser that was called in another way: its fam"):
+        attach(load_denoiser(folder / "base"), folder / "scorer", tokenizer=tokenizer, family=Family(attention="4d"))
+
+
+def scorer_without_family(model):
+    return OrderScorer.for_denoiser(Denoiser(model, mask_token_id=MASK), hidden_size=8, num_attention_heads=2)
+
+
+def test_a_family_in_a_configuration_is_checked():
+    with pytest.raises(ValueError, match=r"denoiser_family must hold the fields of a Family, .*: attention must"):
+        OrderScorerConfig(denoiser_family={"attention": "5d"})
+    with pytest.raises(TypeError, match="denoiser_family must be of type"):
+        OrderScorerConfig(denoiser_family="llama")
