@@ -1,11 +1,14 @@
 """A Space: pick a rule and a budget, watch the canvas fill beside the learned order.
 
-    python examples/space/app.py
+    python examples/space/app.py [--dtype bfloat16] [--device_map auto]
 
-Runs on the shipped denoiser and scorer, from their folders beside this file or one folder up; nothing is downloaded.
+Runs on the shipped denoiser and scorer, from their folders beside this file or one folder up; nothing is downloaded. On
+the accelerator, if there is one.
 """
 
+import argparse
 import html
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +21,7 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from hf_learned_order import SAMPLERS, attach, load_denoiser
+from hf_learned_order.common.processes import device_for
 from hf_learned_order.denoisers.loading import load_tokenizer
 from hf_learned_order.evaluation.order_maps import OrderMap, page, visible
 from hf_learned_order.sharing.markdown import code
@@ -39,8 +43,17 @@ ALLOWED = (
 )
 RULES = [name for name in SAMPLERS if name != "learned_order"]
 
+parser = argparse.ArgumentParser(description="The Space, here.", allow_abbrev=False)
+parser.add_argument("--dtype", default="auto", help="of the denoiser; auto: as it was saved")
+parser.add_argument("--device_map", help="where it goes: auto, cpu, cuda:1, ...; by default the accelerator")
+given = parser.parse_args(sys.argv[1:] if __name__ == "__main__" else [])
+place = {} if given.device_map is None else {"device_map": given.device_map}
+
 tokenizer = load_tokenizer(FOLDER / "denoiser")
-model: Any = attach(load_denoiser(str(FOLDER / "denoiser"), attn_implementation="eager"), scorer=FOLDER / "scorer-0")
+model: Any = load_denoiser(str(FOLDER / "denoiser"), attn_implementation="eager", dtype=given.dtype, **place)
+if (device := device_for(None, given.device_map)) is not None:
+    model = model.to(device)
+model = attach(model, scorer=FOLDER / "scorer-0")
 
 
 class Canvases(BaseStreamer):

@@ -18,8 +18,8 @@ from hf_learned_order.cli.options import (
     own_data,
     words,
 )
-from hf_learned_order.cli.processes import finish, from_first, in_turn, is_first, started_processes
 from hf_learned_order.cli.progress import Progress
+from hf_learned_order.common.processes import finish, from_first, in_turn, is_first, started_processes
 
 
 def add_command(commands: Any) -> None:
@@ -83,8 +83,9 @@ def run(options: argparse.Namespace) -> None:
     processes = started_processes()
     options.samplers = _names(options.samplers, options.scorer)
     tokenizer, model = load_both(options, processes, samplers=options.samplers)
-    denoiser = Denoiser(model, mask_token_id=tokenizer.mask_token_id)
     scorers = [loaded("scorer", path, OrderScorer.from_pretrained).eval() for path in options.scorer]
+    family = next((scorer.config.family for scorer in scorers), None)
+    denoiser = Denoiser(model, mask_token_id=tokenizer.mask_token_id, family=family)
     for path, scorer in zip(options.scorer, scorers, strict=True):
         scorer.check_fits(denoiser)
         if scorer.config.denoiser_tuning is not None and len(scorers) > 1:

@@ -114,16 +114,11 @@ def load_both(options: argparse.Namespace, processes: Any = None, *, samplers: S
         ValueError: a device map for several processes.
         OSError: nothing to load there.
     """
-    import torch
-
+    from hf_learned_order.common.processes import device_for
     from hf_learned_order.decoding.samplers.table import SAMPLERS
     from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
 
-    if processes is not None and options.device_map is not None:
-        raise ValueError(
-            f"--device_map must be left out with {processes.num_processes} processes, each of which has a device "
-            f"of its own, got {options.device_map}"
-        )
+    device = device_for(processes, options.device_map)
     how: dict[str, Any] = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code}
     if any(SAMPLERS[name].needs_attentions for name in samplers if name in SAMPLERS):
         how["attn_implementation"] = "eager"
@@ -133,11 +128,7 @@ def load_both(options: argparse.Namespace, processes: Any = None, *, samplers: S
         "model", options.model, lambda name: load_tokenizer(name, trust_remote_code=options.trust_remote_code)
     )
     model = loaded("model", options.model, lambda name: load_denoiser(name, **how)).eval()
-    if processes is not None:
-        model = model.to(processes.device)
-    elif options.device_map is None and torch.accelerator.is_available():
-        model = model.to(torch.accelerator.current_accelerator())
-    return tokenizer, model
+    return tokenizer, model if device is None else model.to(device)
 
 
 def loaded(option: str, name: str | None, load: Callable[[Any], Any]) -> Any:

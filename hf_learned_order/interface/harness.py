@@ -3,13 +3,15 @@
     lm_eval.simple_evaluate(model=LearnedOrderLM("examples/denoiser", scorer="examples/scorer-0"), tasks=["gsm8k"])
 
 By name, `model="hf_learned_order"`, it is found through the entry-point group `lm_eval.models` by versions of the
-harness that look there (later than 0.4.13), and by older ones when this module has been imported.
+harness that look there (later than 0.4.13), and by older ones when this module has been imported. Started by
+`accelerate launch`, each process has a model and answers its share of the requests.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+import accelerate.utils
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -21,6 +23,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_learned_order.common.checks import check_positive
+from hf_learned_order.common.processes import device_for, started_processes
 from hf_learned_order.decoding.canvas import stacked
 from hf_learned_order.decoding.loop import decode
 from hf_learned_order.decoding.outputs import LearnedOrderOutput
@@ -56,14 +59,17 @@ class LearnedOrderLM(TemplateLM):
         max_gen_toks: length of the canvas where the task does not say.
         batch_size: requests decoded at once; results do not depend on it, but for what is drawn for equal prompts.
         seed: of rules and tokens that are drawn.
-        device: where to put the model.
+        device: where to put the model; by default, where it is loaded here, the accelerator, if there is one. Several
+            processes have one each.
         dtype: of a model that is loaded.
+        device_map: where it is loaded to, as in transformers, e.g. "auto": over all devices; instead of `device`.
+        trust_remote_code: run the code that its repository brings.
         sampler_config: options of a sampler given by name, e.g. `threshold=0.9`.
 
     Raises:
         ValueError, TypeError: as `load_denoiser`, `Denoiser`, `make_sampler`; a number is out of range; a `pretrained`
             model comes without its tokenizer; the denoiser was tuned along with the scorer, and this is the one from
-            before.
+            before; `device_map` is given with a `device`, a model that is loaded already, or several processes.
     """
 
     def __init__(
@@ -79,6 +85,7 @@ class LearnedOrderLM(TemplateLM):
         seed: int = 0,
         device: str | None = None,
         dtype: str = "auto",
+        device_map: Any = None,
         trust_remote_code: bool = False,
         **sampler_config: Any,
     ):
@@ -87,12 +94,24 @@ class LearnedOrderLM(TemplateLM):
             if not isinstance(pretrained, str):
                 raise ValueError("tokenizer must be given with a pretrained model that is loaded already, got None")
             tokenizer = pretrained
-        self.tokenizer: Any = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+        if device_map is not None and (device is not None or not isinstance(pretrained, str)):
+            raise ValueError(
+                f"device_map must be None with a device or a model that is loaded already, got {device_map!r}"
+            )
+        self._processes = started_processes()
+        place = device_for(self._processes, device_map)
+        loads = isinstance(pretrained, str)
+        how: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        self.tokenizer: Any = load_tokenizer(tokenizer, **how) if isinstance(tokenizer, str) else tokenizer
         if isinstance(pretrained, str):
-            pretrained = load_denoiser(pretrained, dtype=dtype, trust_remote_code=trust_remote_code)
-        model: Any = pretrained if device is None else pretrained.to(device)  # pyrefly: ignore[bad-argument-type]
-        self.denoiser = Denoiser(model, mask_token_id=self.tokenizer.mask_token_id)
+            how |= {} if device_map is None else {"device_map": device_map}
+            pretrained = load_denoiser(pretrained, dtype=dtype, **how).eval()
+        if self._processes is None and (device is not None or not loads):
+            place = device
+        model: Any = pretrained if place is None else pretrained.to(place)  # pyrefly: ignore[bad-argument-type]
         loaded = OrderScorer.from_pretrained(scorer).eval() if isinstance(scorer, str) else scorer
+        family = None if loaded is None else loaded.config.family
+        self.denoiser = Denoiser(model, mask_token_id=self.tokenizer.mask_token_id, family=family)
         self.rule = make_sampler(
             sampler or ("learned_order" if loaded is not None else "top_prob"), sampler_config, scorer=loaded
         )
@@ -105,6 +124,25 @@ class LearnedOrderLM(TemplateLM):
         check_positive("batch_size", self.batch_size)  # pyrefly: ignore[bad-argument-type]
         check_positive("max_gen_toks", max_gen_toks)
         self.max_denoising_steps, self.max_gen_toks, self.seed = max_denoising_steps, max_gen_toks, seed
+        self._device = self.denoiser.device
+        if self._processes is not None:
+            self._rank, self._world_size = self._processes.process_index, self._processes.num_processes
+
+    # ---- several processes ---------------------------------------------------------------------------------------
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Those of all processes, one behind the other."""
+        return tensor if self._processes is None else accelerate.utils.gather(tensor)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """Those of all processes, in process `dst`; None elsewhere."""
+        every = [obj] if self._processes is None else accelerate.utils.gather_object([obj])
+        return every if self.rank == dst else None
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self._processes is not None:
+            self._processes.wait_for_everyone()
 
     # ---- what the harness asks -----------------------------------------------------------------------------------
 

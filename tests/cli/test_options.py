@@ -15,8 +15,8 @@ from transformers.utils import logging
 
 from hf_learned_order.cli.main import main
 from hf_learned_order.cli.options import RULES, load_both
-from hf_learned_order.cli.processes import finish, from_first, in_turn, is_first, started_processes
 from hf_learned_order.cli.progress import Progress
+from hf_learned_order.common.processes import finish, from_first, in_turn, is_first, started_processes
 from hf_learned_order.decoding.samplers.table import SAMPLERS
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +81,7 @@ def test_dtype_and_device_map(folder):
     tokenizer, model = load_both(model_options(folder, dtype="bfloat16", device_map="cpu"))
     assert (model.dtype, model.device.type) == (torch.bfloat16, "cpu")
     assert model.config.vocab_size == len(tokenizer)
-    with pytest.raises(ValueError, match=r"--device_map must be left out with 2 processes, .* got auto"):
+    with pytest.raises(ValueError, match=r"device_map must be left out with 2 processes, .* got auto"):
         load_both(model_options(folder, device_map="auto"), Namespace(num_processes=2))
 
 

@@ -1,6 +1,9 @@
 """lm-evaluation-harness with a tiny model: through `simple_evaluate`, by name, and request by request."""
 
 import json
+import os
+import subprocess
+import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from hf_learned_order.denoisers.denoiser import Denoiser  # noqa: E402
 from hf_learned_order.interface.harness import LearnedOrderLM  # noqa: E402
 from hf_learned_order.tasks.data import equation_tokenizer  # noqa: E402
 
+ROOT = Path(__file__).parents[2]
 PAIRS = [("1+2", "=3 #3"), ("1+2;a*3", "=3"), ("7", "=3 #3"), ("", "4"), ("2*2 ", "=4 #4"), ("9-1", "=8 #8")]
 TASKS = {
     "answers": {
@@ -109,6 +113,53 @@ def test_simple_evaluate(lm, tasks, tmp_path):
     )
     assert (learned.rule.bias, learned.batch_size) == (1.5, 3)
     assert len(learned.generate_until(instances("generate_until", [("1+2", {"until": [], "max_gen_toks": 4})]))) == 1
+
+
+@pytest.mark.slow  # processes that import everything
+def test_a_yaml_of_ones_own_on_a_csv_in_two_processes(model, tmp_path):
+    """As `docs/evaluation.md` has it; the number of processes changes no response."""
+    model.save_pretrained(tmp_path / "denoiser")
+    equation_tokenizer().save_pretrained(tmp_path / "denoiser")
+    rows = [f"{i}*2;a+{i},x" for i in range(5)]  # for two processes one is filled up
+    (tmp_path / "rows.csv").write_text("\n".join(["question,answer", *rows]))
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    task = page.partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "my_task.yaml").write_text(task.replace("/path/to/problems.csv", str(tmp_path / "rows.csv")))
+    script = page.partition("printf '")[2].partition("'")[0].replace("\\n", "\n")
+    (tmp_path / "run_harness.py").write_text(script)
+    command = ["--model", "hf_learned_order", "--tasks", "my_task", "--include_path", str(tmp_path / "tasks")]
+    command += ["--model_args", f"pretrained={tmp_path / 'denoiser'},sampler=random,max_gen_toks=8", "--log_samples"]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
+    launch += ["--dynamo_backend", "no", "--main_process_port", "0"]
+    said = []
+    for count in ("2", "1"):
+        out = tmp_path / count
+        where = ["--output_path", str(out)]
+        done = subprocess.run(
+            [sys.executable, *launch, "--num_processes", count, str(tmp_path / "run_harness.py"), *command, *where],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hub")},
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        (samples,) = out.rglob("samples_my_task_*.jsonl")
+        said.append({row["doc_id"]: row["resps"] for row in map(json.loads, samples.read_text().splitlines())})
+    assert said[0] == said[1]
+    assert sorted(said[0]) == list(range(5))
+
+
+def test_where_the_model_goes(lm, tmp_path):
+    lm.denoiser.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    mapped = LearnedOrderLM(str(tmp_path), device_map="cpu", dtype="float32", max_gen_toks=10)
+    assert mapped.device == torch.device("cpu")
+    assert mapped.denoiser.dtype == torch.float32
+    asked = instances("generate_until", [("1+2", {"until": [], "max_gen_toks": 4})])
+    assert mapped.generate_until(asked) == lm.generate_until(asked)
+    for options in ({"device": "cpu"}, {"pretrained": lm.denoiser.model, "tokenizer": lm.tokenizer}):
+        with pytest.raises(ValueError, match="device_map must be None with a device or a model that is loaded already"):
+            LearnedOrderLM(**{"pretrained": str(tmp_path), "device_map": "auto", **options})
 
 
 def test_entry_point():

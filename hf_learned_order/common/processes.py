@@ -14,6 +14,24 @@ def started_processes() -> Any:
     return PartialState()
 
 
+def device_for(processes: Any, device_map: Any) -> Any:
+    """Where a model goes: to the device of its process, else to the accelerator; None: it stays where it was loaded.
+
+    Raises:
+        ValueError: a device map for several processes.
+    """
+    import torch
+
+    if processes is not None and device_map is not None:
+        raise ValueError(
+            f"device_map must be left out with {processes.num_processes} processes, each of which has a device of its "
+            f"own, got {device_map}"
+        )
+    if processes is not None:
+        return processes.device
+    return None if device_map is not None else torch.accelerator.current_accelerator(check_available=True)
+
+
 def is_first(processes: Any) -> bool:
     return processes is None or processes.is_main_process
 
