@@ -13,6 +13,7 @@ Interrupted runs go on from the last checkpoint when the same command is given a
 import shlex
 import sys
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from transformers import EarlyStoppingCallback, set_seed
 
@@ -27,6 +28,7 @@ from hf_learned_order.tasks.sources import OwnData, Source
 from hf_learned_order.tasks.table import TASKS, find_task
 from hf_learned_order.training.arguments import OrderTrainingArguments
 from hf_learned_order.training.objectives.table import DEFAULTS, JUDGING
+from hf_learned_order.training.rows import example_of
 from hf_learned_order.training.saved import last_checkpoint
 from hf_learned_order.training.scripts import ScriptParser
 from hf_learned_order.training.trainer import OrderTrainer
@@ -140,6 +142,10 @@ def main() -> None:
         )
     judges = (training.objective or DEFAULTS.get(scorer.config.law)) in JUDGING
     reward = script.reward or ("task" if judges and task.many_answers else "exact")
+    files = [Path(file).name for file in script.train_file or ()]
+    where = script.dataset_name or ", ".join(files)
+    # a card shows a problem only where these are drawn: one's own data may be private
+    prompt, infill = ("", None) if where or script.task not in TASKS else example_of(train[0], tokenizer)
     trainer = OrderTrainer(
         model=model,
         scorer=scorer,
@@ -153,7 +159,9 @@ def main() -> None:
         callbacks=[EarlyStoppingCallback(patience)] if (patience := script.early_stopping_patience) else None,
         card=Card(
             task=script.task,
-            data=f"{len(train)} training problems of {script.task}",
+            data=f"{len(train)} training problems of {script.task}" + (where and f", from {where}"),
+            prompt=prompt,
+            infill=infill,
             command=shlex.join(["python", sys.argv[0], *parser.words]),
             seeds=(training.seed,),
         ),

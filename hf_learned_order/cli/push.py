@@ -24,7 +24,7 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("--limits", default="", help="what else a reader should know")
     parser.add_argument("--base_model", help="the denoiser's name on the Hub, where it was trained with as a folder")
-    parser.add_argument("--prompt", default="", help="an example for the card's code; by default of the training data")
+    parser.add_argument("--prompt", default="", help="an example for the card's code; by default a placeholder")
     parser.add_argument("--license", help="of the scorer, an identifier of the Hub")
     parser.add_argument("--private", action="store_true")
     parser.set_defaults(run=run)

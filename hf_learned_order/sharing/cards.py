@@ -62,7 +62,7 @@ class Card:
         seeds: of the training; likewise.
         limits: what else a reader should know.
         license: the license of the scorer, an identifier of the Hub.
-        prompt: an example of one, for the card's code; by default the first of the training data, as the trainer says.
+        prompt: an example of one, for the card's code; by default a placeholder, for training data may be private.
         infill: whether it is a text with masks to be filled, instead of one to be continued; likewise.
         base_model: the denoiser's name on the Hub, where it was trained with under another, a folder's: the pushed
             configuration has this one.
@@ -160,7 +160,7 @@ def completed(card: Card, folder: Path, settings: Mapping[str, Any]) -> Card:
         data=card.data or str(training.get("data", "")),
         command=card.command or str(training.get("command", "")),
         seeds=card.seeds or training.get("seeds", ()),
-        prompt=card.prompt or str(training.get("prompt", "")) or "a prompt",
+        prompt=card.prompt or str(training.get("prompt", "")) or "your prompt",
         infill=bool(training.get("infill", False)) if card.infill is None else card.infill,
     )
 

@@ -102,17 +102,12 @@ class CheckpointingTrainer(ResumingTrainer):
             (temporary / TRAINING_FILE).write_text(facts, encoding="utf-8")
 
     def _stated(self) -> Card:
-        """The card, with an example from the training data where it has none."""
+        """The card; where it has no example, one that shows nothing of the training data, which may be private."""
         if self.card.prompt or self.train_dataset is None:
             return self.card
-        row = next(rows_of(self.train_dataset), {})
-        ids, infill = list(row.get("prompt_ids", ())), row.get("given") is not None
-        if infill:
-            mask = self.processing_class.mask_token_id
-            known = zip(row["response_ids"], row["given"], strict=False)  # which may say more, of what fills the canvas
-            ids += [token if given else mask for token, given in known]
-        text: Any = self.processing_class.decode(ids, skip_special_tokens=not infill)
-        return replace(self.card, prompt=text, infill=infill)
+        if next(rows_of(self.train_dataset), {}).get("given") is None:
+            return replace(self.card, prompt="your prompt", infill=False)
+        return replace(self.card, prompt=f"your text with {self.processing_class.mask_token} in it", infill=True)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

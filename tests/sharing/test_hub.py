@@ -35,6 +35,7 @@ from hf_learned_order.sharing.cards import MARK, Card
 from hf_learned_order.sharing.hub import push_folder
 from hf_learned_order.tasks.data import equation_tokenizer, equations
 from hf_learned_order.tasks.gsm8k import chains_of, read_rows
+from hf_learned_order.training.rows import example_of
 from hf_learned_order.training.trainer import OrderTrainer
 
 GUEST = next(token for token, name in USERS.items() if name == "guest")
@@ -666,21 +667,33 @@ def test_a_folder_knows_what_its_trainer_stated(hub, tmp_path):
     said = ("| data | four &#124; chains |", "| seeds | 7 |", "| updates | 0 |", "````sh\npython train.py ```\n````")
     for text in said:
         assert text in readme(hub)
-    first = trainer.processing_class.decode(trainer.train_dataset[0]["prompt_ids"], skip_special_tokens=True)
-    assert f"**tokenizer({json.dumps(first)}, " in readme(hub)  # the user's own example
-    push_folder(tmp_path / "scorer", "user/scorer", card=Card(data="others", limits="one\ntwo"))
-    for text in ("| data | others |", "| seeds | 7 |", "- Stated by its author: one two\n"):
+    assert '**tokenizer("your prompt", ' in readme(hub)
+    push_folder(tmp_path / "scorer", "user/scorer", card=Card(data="others", limits="one\ntwo", prompt="1+1"))
+    for text in ('**tokenizer("1+1", ', "| data | others |", "| seeds | 7 |", "- Stated by its author: one two\n"):
         assert text in readme(hub)
 
 
-def test_the_example_of_a_grid_is_filled(hub, tmp_path):
+def test_nothing_of_the_training_data_is_shown(hub, tmp_path):
+    """They may be private; whoever wants an example gives it."""
+    trainer = trainer_of(tmp_path / "scorer")
+    trainer.save_model()
+    push_folder(tmp_path / "scorer", "user/scorer")
+    prompts = trainer.processing_class.batch_decode(trainer.train_dataset["prompt_ids"], skip_special_tokens=True)
+    files = [path for path in (tmp_path / "scorer").rglob("*") if path.suffix in (".md", ".json")]
+    texts = [path.read_text() for path in files if path.name not in ("tokenizer.json", "tokenizer_config.json")]
+    assert not [prompt for prompt in prompts for text in (readme(hub), *texts) if prompt in text]
+
+
+def test_the_example_of_a_grid_has_masks(hub, tmp_path):
     trainer = trainer_of(tmp_path / "scorer")
     trainer.train_dataset = [{"prompt_ids": [], "response_ids": [5, 6, 7], "given": [True, False, True]}]
+    text, infill = example_of(trainer.train_dataset[0], trainer.processing_class)
+    assert (text[1:-1], infill) == (trainer.processing_class.mask_token, True)
     trainer.save_model()
     push_folder(tmp_path / "scorer", "user/scorer")
     assert json.loads((tmp_path / "scorer" / "training_args.json").read_text())["infill"]
     mask = trainer.processing_class.mask_token
-    assert re.search(rf'tokenizer\(".{re.escape(mask)}.", .*\n.*\n    infill=True,\n', readme(hub))
+    assert re.search(rf'tokenizer\("your text with {re.escape(mask)} in it", .*\n.*\n    infill=True,\n', readme(hub))
     assert "max_new_tokens" not in readme(hub).partition("```python")[2].partition("```")[0]
 
 
