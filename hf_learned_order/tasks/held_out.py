@@ -14,11 +14,13 @@ THOSE_HELD_OUT = "those held out for validation or test"
 def without_prompts(dataset: Dataset, prompts: Iterable[Sequence[int]], *, why: str) -> Dataset:
     """The rows whose prompt is none of `prompts` (token ids). A log line says how many were left out, and `why`.
 
+    A row without a prompt, a text to be filled in, goes by its text.
+
     Raises:
         ValueError: no row remains.
     """
     unwanted = set(map(tuple, prompts))
-    kept = [i for i, prompt in enumerate(dataset["prompt_ids"]) if tuple(prompt) not in unwanted]
+    kept = [i for i, ids in enumerate(prompts_of(dataset)) if tuple(ids) not in unwanted]
     left_out = len(dataset) - len(kept)
     # a warning, so that it is seen where nothing is set up: no row goes silently
     logger.warning("%d of %d rows left out: their prompts are %s", left_out, len(dataset), why)
@@ -26,6 +28,12 @@ def without_prompts(dataset: Dataset, prompts: Iterable[Sequence[int]], *, why: 
         raise ValueError(f"the data set must hold another prompt than {why}, but all {left_out} rows have one of them")
     # pyrefly: ignore[bad-return] (a Dataset's is a Dataset)
     return dataset.select(kept)
+
+
+def prompts_of(dataset: Dataset) -> list[list[int]]:
+    """Token ids of the prompt of each row, or of its text where it has none."""
+    rows = zip(dataset["prompt_ids"][:], dataset["response_ids"][:], strict=True)
+    return [prompt or response for prompt, response in rows]
 
 
 def read_prompts(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

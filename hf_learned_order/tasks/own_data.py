@@ -13,7 +13,7 @@ from datasets import Dataset, Features
 from transformers import PreTrainedTokenizerBase
 
 from hf_learned_order.tasks.answers import Response
-from hf_learned_order.tasks.held_out import THOSE_HELD_OUT, without_prompts
+from hf_learned_order.tasks.held_out import THOSE_HELD_OUT, prompts_of, without_prompts
 from hf_learned_order.tasks.own_files import NUMBER, own_splits
 from hf_learned_order.tasks.own_rows import GIVEN, ROW, encode_infill, encode_response, present, response_columns
 from hf_learned_order.tasks.report import report
@@ -39,28 +39,24 @@ def load_responses(tokenizer: PreTrainedTokenizerBase, source: Source) -> Datase
     if columns.messages and not tokenizer.chat_template:
         raise ValueError(f"tokenizer must have a chat template for the conversations in column {columns.messages!r}")
     encode = partial(encode_response, columns=columns, tokenizer=tokenizer, source=source)
-    rows = _encoded(splits[source.split], encode, ROW, source)
-    if source.split != "train":
-        return rows
-    held_out = [_map(splits[name], encode, ROW)["prompt_ids"][:] for name in ("validation", "test")]
-    return without_prompts(rows, [ids for prompts in held_out for ids in prompts if ids], why=THOSE_HELD_OUT)
+    return _not_held_out(splits, encode, ROW, source)
 
 
 def load_infill(tokenizer: PreTrainedTokenizerBase, source: Source) -> Dataset:
     """Texts of the user's own data: the canvas is the text, of which `hidden_share` of the tokens are hidden.
 
     Rows are of different lengths; nothing is filled up. Special tokens and the first token are never hidden. Which ones
-    are hidden hangs on the text and `source.seed` alone.
+    are hidden hangs on the text and `source.seed` alone. Training rows whose text is held out are left out.
 
     Raises:
         ValueError: the column is missing, or no row is used; and as `own_files.own_splits`.
     """
     if not 0 < source.own.hidden_share <= 1:
         raise ValueError(f"hidden_share must be in (0, 1], got {source.own.hidden_share}")
-    rows = _wanted(source)[source.split]
-    column = present(source.own.text_column or "text", rows.column_names, "text_column")
+    splits = _wanted(source)
+    column = present(source.own.text_column or "text", splits[source.split].column_names, "text_column")
     encode = partial(encode_infill, column=column, tokenizer=tokenizer, source=source)
-    return _encoded(rows, encode, ROW | GIVEN, source)
+    return _not_held_out(splits, encode, ROW | GIVEN, source)
 
 
 def same_text(response: str, answer: str) -> bool:
@@ -84,6 +80,15 @@ def _wanted(source: Source) -> dict[str, Any]:
     if source.split != "train" and source.count is not None:
         splits[source.split] = rows.select(range(min(len(rows), source.count)))
     return splits
+
+
+def _not_held_out(splits: dict[str, Any], encode: Any, columns: dict[str, Any], source: Source) -> Dataset:
+    """The rows of the wanted split; of the training split without those that are in another one, too."""
+    rows = _encoded(splits[source.split], encode, columns, source)
+    if source.split != "train":
+        return rows
+    held_out = [prompts_of(_map(splits[name], encode, columns)) for name in ("validation", "test")]
+    return without_prompts(rows, [ids for prompts in held_out for ids in prompts if ids], why=THOSE_HELD_OUT)
 
 
 def _encoded(rows: Any, encode: Any, columns: dict[str, Any], source: Source) -> Dataset:

@@ -328,6 +328,16 @@ def test_cells_that_are_no_texts(tmp_path, tokenizer, caplog):
         loaded(tokenizer, tmp_path, rows)
 
 
+def test_texts_that_are_held_out_are_not_filled_in_in_training(tmp_path, tokenizer):
+    texts = [f"w5 w{5 + i % 20} w6 w{5 + i // 20}" for i in range(40)]
+    rows = [{"text": text} for text in (*texts, *texts)]  # each twice: one of them may be held out
+    file = write(tmp_path / "rows.jsonl", rows)
+    splits = [load(tokenizer, "infill", split=split, train_file=file) for split in ("train", "validation", "test")]
+    train, *others = ({tuple(ids) for ids in split["response_ids"]} for split in splits)
+    assert len(train | others[0] | others[1]) == 40
+    assert not train & (others[0] | others[1])
+
+
 def test_infill_says_what_it_leaves_out(tmp_path, tokenizer, caplog):
     texts = ["w6 w7", None, " ", "w6", "w6 [MASK]", "w6 " * 9]
     assert len(loaded(tokenizer, tmp_path, [{"text": text} for text in texts], task="infill")) == 1
