@@ -143,6 +143,21 @@ class TestCompiled:
         attach(model, scorer_for(tiny_model("llama"), **options), mask_token_id=MASK)
         decodes_as(model, plain("llama", **options))
 
+    @pytest.mark.slow  # as above
+    @pytest.mark.parametrize("options", [{"task_type": "CAUSAL_LM"}, {"mixed": True}], ids=str)
+    def test_within_an_adapter(self, options):
+        def adapted(model):
+            torch.manual_seed(0)
+            lora = LoraConfig(
+                r=2, target_modules="all-linear", init_lora_weights=False, task_type=options.get("task_type")
+            )
+            wrapped = get_peft_model(model, lora, mixed=options.get("mixed", False)).eval()
+            return attach(wrapped, scorer_for(tiny_model("llama")), mask_token_id=MASK)
+
+        model = adapted(torch.compile(tiny_model("llama"), backend="eager"))
+        decodes_as(model, adapted(tiny_model("llama")))
+        assert model.generate(input_ids=torch.tensor([[5, 6]]), max_new_tokens=2).shape == (1, 4)
+
     def test_hidden_states_that_are_not_returned(self):
         model = tiny_model("llama")
         forward = model.forward
