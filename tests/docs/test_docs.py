@@ -210,3 +210,11 @@ def test_blocks_share_names_and_files(tmp_path, monkeypatch):
 def test_a_block_that_does_not_hold(tmp_path, text, error, message):
     with pytest.raises(error, match=re.escape(message)):
         run_page(page_of(tmp_path, text), tmp_path)
+
+
+def test_what_is_said_to_work_has_its_test():
+    """Every cell of `docs/works_with.md` that names a test names one that there is."""
+    page = (ROOT / "docs" / "works_with.md").read_text(encoding="utf-8")
+    for file, _, name in re.findall(r"`([a-z_]+/test_\w+\.py)(::(test_\w+))?`", page):
+        text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert not name or f"def {name}(" in text, f"{file}::{name}"
