@@ -134,7 +134,7 @@ class LearnedOrderLM(TemplateLM):
         """Those of all processes, one behind the other."""
         return tensor if self._processes is None else accelerate.utils.gather(tensor)
 
-    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:  # pyrefly: ignore[bad-override]
         """Those of all processes, in process `dst`; None elsewhere."""
         every = [obj] if self._processes is None else accelerate.utils.gather_object([obj])
         return every if self.rank == dst else None

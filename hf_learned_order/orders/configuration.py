@@ -261,9 +261,11 @@ def _family(facts: dict[str, Any] | None) -> Family | None:
     """Raises `ValueError` where a fact is unknown or out of range."""
     if facts is None:
         return None
+    given: dict[str, Any] = {  # JSON knows no tuples
+        name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()
+    }
     try:
-        # JSON knows no tuples
-        return Family(**{name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()})
+        return Family(**given)
     except (TypeError, ValueError) as error:
         raise ValueError(f"denoiser_family must hold the fields of a Family, got {facts!r}: {error}") from error
 
