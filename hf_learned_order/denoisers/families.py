@@ -118,6 +118,10 @@ FAMILIES = {
 }
 
 
+# models that have no mask token, whose own `generate` takes our rules
+ELSEWHERE = {"diffusion_gemma": "hf_learned_order.interface.diffusion_gemma"}
+
+
 def register_family(name: str, **facts: Any) -> Family:
     """Enter a model into the table: `register_family("my-model", attention="4d", shift=1)`.
 
@@ -155,6 +159,11 @@ def find_family(config: PreTrainedConfig, class_name: str | None, *, masked_lm: 
             family = FAMILIES[name]
             block_size = getattr(config, "block_size", None) or getattr(config, "bd_size", None)
             return family if None in (family.block_size, block_size) else replace(family, block_size=block_size)
+    if config.model_type in ELSEWHERE:
+        raise ValueError(
+            f"model must have a mask token, but one of type {config.model_type!r} has none: its own generate takes our "
+            f"rules, see {ELSEWHERE[config.model_type]}"
+        )
     if not masked_lm and type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
         raise ValueError(
             f"model must be a masked language model or of a known family, got {class_name or 'a model'} of type "

@@ -154,6 +154,8 @@ def understood(command: list[str]) -> bool:
     if launch.training_script == "hf_learned_order.cli.main":
         return launch.module and cli.main(launch.training_script_args) == 0
     assert launch.config_file is None or (ROOT / launch.config_file).is_file()
+    if launch.training_script == "run_harness.py":  # lm_eval's own command line
+        return True
     ScriptParser(*SCRIPTS[launch.training_script]).arguments(launch.training_script_args)
     return True
 

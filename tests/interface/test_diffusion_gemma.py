@@ -19,6 +19,7 @@ from hf_learned_order.decoding.samplers.adaptive import (
 )
 from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
 from hf_learned_order.decoding.samplers.scheduled import TopProbSampler
+from hf_learned_order.interface.attach import attach
 from hf_learned_order.interface.diffusion_gemma import (
     ACCEPTANCE,
     AcceptanceConfig,
@@ -158,3 +159,8 @@ def test_a_static_cache_is_refused():
     rule = ThresholdSampler()
     with pytest.raises(ValueError, match="cache_implementation must not be a static one"):
         generated(AcceptanceConfig(sampler=rule), cache_implementation="static")
+
+
+def test_attach_says_where_to_look():
+    with pytest.raises(ValueError, match=r"model must have a mask token, .* see hf_learned_order\.interface\.d"):
+        attach(tiny(stock=True))

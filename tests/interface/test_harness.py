@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -116,19 +117,17 @@ def test_simple_evaluate(lm, tasks, tmp_path):
 
 
 @pytest.mark.slow  # processes that import everything
-def test_a_yaml_of_ones_own_on_a_csv_in_two_processes(model, tmp_path):
+def test_a_yaml_of_ones_own_on_a_csv_in_two_processes(model, tmp_path, monkeypatch):
     """As `docs/evaluation.md` has it; the number of processes changes no response."""
     model.save_pretrained(tmp_path / "denoiser")
     equation_tokenizer().save_pretrained(tmp_path / "denoiser")
     rows = [f"{i}*2;a+{i},x" for i in range(5)]  # for two processes one is filled up
-    (tmp_path / "rows.csv").write_text("\n".join(["question,answer", *rows]))
+    (tmp_path / "problems.csv").write_text("\n".join(["question,answer", *rows]))
+    monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "evaluation.md").read_text()
-    task = page.partition("```yaml\n")[2].partition("```")[0]
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "my_task.yaml").write_text(task.replace("/path/to/problems.csv", str(tmp_path / "rows.csv")))
-    script = page.partition("printf '")[2].partition("'")[0].replace("\\n", "\n")
-    (tmp_path / "run_harness.py").write_text(script)
-    command = ["--model", "hf_learned_order", "--tasks", "my_task", "--include_path", str(tmp_path / "tasks")]
+    (block,) = (code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "run_harness.py" in code)
+    exec(block, {})
+    command = ["--model", "hf_learned_order", "--tasks", "my_task", "--include_path", "tasks"]
     command += ["--model_args", f"pretrained={tmp_path / 'denoiser'},sampler=random,max_gen_toks=8", "--log_samples"]
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
     launch += ["--dynamo_backend", "no", "--main_process_port", "0"]
@@ -137,7 +136,7 @@ def test_a_yaml_of_ones_own_on_a_csv_in_two_processes(model, tmp_path):
         out = tmp_path / count
         where = ["--output_path", str(out)]
         done = subprocess.run(
-            [sys.executable, *launch, "--num_processes", count, str(tmp_path / "run_harness.py"), *command, *where],
+            [sys.executable, *launch, "--num_processes", count, "run_harness.py", *command, *where],
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hub")},
