@@ -190,11 +190,16 @@ def _report(results: list, evaluators: dict, scorers: list, folder: Path, *, gre
     console = Console(width=120)
     for task, (_, test) in evaluators.items():
         rows = [result for result in results if result.task == task]
-        picture = folder / ("order_map.png" if len(titles) == 1 else f"order_map_{task}.png")
+        picture = folder / ("order_map.png" if len(titles) == 1 else f"order_map_{_file_name(task)}.png")
         order_map_of(test, scorers, picture, greedy=greedy)
         tables = (table(rows), order_table(rows), sample_table(rows), aup_table(rows))
         console.print(titles[task], *(view for view in tables if view is not None), sep="\n")
     print(f"Written to {folder}: results.json, results.csv, trade_off.png, order_map.png")
+
+
+def _file_name(task: str) -> str:
+    """Of a task, which may be `path/to/file.py:NAME`."""
+    return task.rpartition("/")[2].replace(".py:", "_")
 
 
 def _names(given: Sequence[str] | None, scorers: Sequence) -> list[str]:
