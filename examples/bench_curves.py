@@ -121,7 +121,7 @@ def drawn(row: dict, count: int) -> Result:
     return Result(sampler=name, accuracy=row["right"], nfe=row["nfe"], count=count, **unseen)
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="the denoiser")
     parser.add_argument("--scorer", nargs="*", default=[], help="one or more that differ in seed")
@@ -147,8 +147,11 @@ def main() -> None:
     parser.add_argument("--bound", action="store_true", help="measure the bound, which costs as much again")
     parser.add_argument("--output", default="runs/curves.jsonl", help="where points are added")
     parser.add_argument("--figure", help="where to draw the share that is right over the NFE, a PNG")
-    options = parser.parse_args()
+    return parser.parse_args()
 
+
+def evaluator_of(options: argparse.Namespace) -> tuple[Evaluator, str]:
+    """Of the problems, and what their split is called."""
     tokenizer, task = load_tokenizer(options.model), find_task(options.task)
     how: dict[str, Any] = {"attn_implementation": "eager"} if "dapd" in options.samplers else {}
     model = load_denoiser(options.model, dtype=options.dtype, **how).eval()
@@ -160,26 +163,15 @@ def main() -> None:
         split = f"{split} without {options.without_prompts}"
         prompts = read_prompts(options.without_prompts, tokenizer)
         problems = without_prompts(problems, prompts, why=f"those of {options.without_prompts}")
-    evaluator = Evaluator(
-        denoiser,
-        tokenizer,
-        problems,
-        canvas_length=task.canvas_length,
-        is_right=task.is_right,
-        temperature=options.temperature,
-    )
-    path = Path(options.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
+    how = {"canvas_length": task.canvas_length, "is_right": task.is_right, "temperature": options.temperature}
+    return Evaluator(denoiser, tokenizer, problems, **how), split
+
+
+def measure(options: argparse.Namespace, evaluator: Evaluator, split: str, path: Path) -> None:
+    """Adds the points that are missing to the file."""
     there = {row["label"] for row in map(json.loads, path.read_text().splitlines())}
     for name in options.samplers:
-        settings = points(
-            name,
-            options.scorer,
-            options.bounds,
-            options.budgets,
-            greedy=options.greedy,
-        )
+        settings = points(name, options.scorer, options.bounds, options.budgets, greedy=options.greedy)
         for setting, sampler, budget in settings:
             if budget is None and options.max_denoising_steps is not None:
                 budget = options.max_denoising_steps
@@ -194,16 +186,26 @@ def main() -> None:
             row["split"] = split
             with path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
+
+
+def main() -> None:
+    options = arguments()
+    evaluator, split = evaluator_of(options)
+    path = Path(options.output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    measure(options, evaluator, split, path)
     rows = list(map(json.loads, path.read_text().splitlines()))
     rows = [row for row in rows if (row["task"], row["split"]) == (options.task, split)]
+    count = len(evaluator.dataset)
     for temperature in sorted({row["temperature"] for row in rows}):
         mine = [row for row in rows if row["temperature"] == temperature]
-        title = f"{options.task}, {len(problems)} {split} problems, temperature {temperature:g}"
+        title = f"{options.task}, {count} {split} problems, temperature {temperature:g}"
         Console(width=150).print(table(mine, options.nfe, "right", f"{title}: right"))
         if any(row["bound"] is not None for row in mine):
             Console(width=150).print(table(mine, options.nfe, "bound", f"{title}: bound, nats"))
         if options.figure and temperature == options.temperature:
-            trade_off([drawn(row, len(evaluator.dataset)) for row in mine], options.figure, title=title)
+            trade_off([drawn(row, count) for row in mine], options.figure, title=title)
 
 
 if __name__ == "__main__":

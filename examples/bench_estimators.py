@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.training.objectives.base import Batch
 from hf_learned_order.training.objectives.elbo import OrderELBO
 
 N, CHAINS, DRAWS, FIT = 4, 32, 200, 150
@@ -69,11 +70,11 @@ def variance(scorer: OrderScorer, steps: int, seed: int, chains: int, options: d
         optimizer = torch.optim.AdamW(objective.value.parameters(), lr=3e-3, weight_decay=0.0)
         for _ in range(FIT):
             optimizer.zero_grad()
-            objective.chains(*batch(8)).value_loss().backward()
+            objective.chains(Batch(*batch(8))).value_loss().backward()
             optimizer.step()
     parameters, drawn = list(scorer.parameters()), []
     for _ in range(DRAWS):
-        surrogate = objective.surrogate(objective.chains(*batch(CHAINS // chains)))
+        surrogate = objective.surrogate(objective.chains(Batch(*batch(CHAINS // chains))))
         if surrogate.requires_grad:
             found = torch.autograd.grad(surrogate, parameters, allow_unused=True, materialize_grads=True)
             drawn.append(torch.cat([g.flatten() for g in found]))

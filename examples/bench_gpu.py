@@ -3,9 +3,8 @@
     make gpu
     make gpu ARGS="--size tiny --device cpu --backend eager"
 
-A random denoiser in LLaDA's layout (1.1 billion parameters, 126,464 tokens in the vocabulary, bfloat16) and a scorer
-that was not trained: what they say does not matter here. Every row of a table is one case; what no time is left for is
-named. The first table compares the device with the CPU, in float32, on a small denoiser that is sure of what it says.
+A random denoiser in the layout of LLaDA (1.1 billion parameters, bfloat16) and an untrained scorer. The first table
+compares the device with the CPU, in float32, on a small denoiser that is sure of what it says.
 """
 
 import argparse
@@ -21,15 +20,17 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from pages import markdown
+from torch import Tensor
 
 from hf_learned_order.decoding.loop import decode
 from hf_learned_order.decoding.samplers.table import SAMPLERS, make_sampler
 from hf_learned_order.denoisers.checkpoints import LAYOUTS, native_config
 from hf_learned_order.denoisers.denoiser import Denoiser
-from hf_learned_order.denoisers.layers import layers_of
+from hf_learned_order.denoisers.inside.layers import layers_of
 from hf_learned_order.orders.configuration import LAWS
 from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.training.objectives.base import Objective
 from hf_learned_order.training.objectives.table import OBJECTIVES, make_objective
 
 LAYOUT = "LLaDAModelLM"
@@ -111,8 +112,7 @@ def prompts(batch: int, length: int, device: torch.device) -> Tensor:
 
 
 def scorer_of(denoiser: Denoiser, **options: Any) -> OrderScorer:
-    scorer: Any = OrderScorer.for_denoiser(denoiser, **options)
-    return scorer.to(denoiser.device)
+    return OrderScorer.for_denoiser(denoiser, **options).to(denoiser.device)  # pyrefly: ignore[bad-argument-type]
 
 
 def sampler_of(name: str, denoiser: Denoiser, **options: Any) -> Any:
@@ -184,7 +184,7 @@ def decoding(denoiser: Timed, shape: Shape, rule: str, batch: int, cache: str | 
     }
 
 
-def objective_of(name: str, denoiser: Denoiser) -> tuple[nn.Module, OrderScorer]:
+def objective_of(name: str, denoiser: Denoiser) -> tuple[Objective, OrderScorer]:
     """The objective, and a scorer with the first law that it takes."""
     refused = []
     for law in LAWS:
@@ -259,10 +259,9 @@ class Bench:
             decodings(True, (None,))  # a cache is Python's, of which each layer would make a graph of its own
 
 
-def markdown(title: str, rows: list[dict[str, Any]]) -> str:
+def table(title: str, rows: list[dict[str, Any]]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [columns, ["---"] * len(columns), *([_cell(row.get(column)) for column in columns] for row in rows)]
-    return "\n".join([f"{title}\n", *("| " + " | ".join(line) + " |" for line in lines), ""])
+    return f"{title}\n\n{markdown(columns, [[_cell(row.get(column)) for column in columns] for row in rows])}\n"
 
 
 def _cell(value: Any) -> str:
@@ -293,8 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     about |= {"shape": asdict(SHAPES[options.size]), "left_out": bench.left_out}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps({**about, **bench.results}, indent=1) + "\n")
-    for title, rows in bench.results.items():
-        print(markdown(f"{title}; {options.size}, {card}", rows))
+    print(*(table(f"{title}; {options.size}, {card}", rows) for title, rows in bench.results.items()), sep="\n")
     print(f"{len(bench.left_out)} cases left out for want of time", *bench.left_out, sep="\n")
 
 

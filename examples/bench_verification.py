@@ -6,7 +6,7 @@ The slow rule is top probability with one token a step. Its path through each te
 path follows exactly how many calls and canvases a drafter takes with k canvases a call, in a chain as FreeDave's or in
 `branches`: a drafted canvas counts when it lies on the path. That nothing else changes is shown by `--real` problems
 decoded with `verify="top_prob"`: their tokens and orders are those of the path, their calls those that were counted.
-The replica of FreeDave's rule (arXiv 2510.00294) is written from its formula, one row at a time. All of it goes to
+The replica of FreeDave's rule is in freedave.py. All of it goes to
 docs/results/data/verification.json.
 """
 
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from freedave import freedave
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from hf_learned_order.decoding.inputs import start
 from hf_learned_order.decoding.loop import decode
@@ -32,7 +32,6 @@ from hf_learned_order.decoding.samplers.scheduled import TopProbSampler
 from hf_learned_order.decoding.verification import branches
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
-from hf_learned_order.denoisers.predictions import Predictions
 from hf_learned_order.evaluation.evaluator import Evaluator
 from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.tasks.table import Source, find_task
@@ -114,49 +113,6 @@ def counted(path: Path_, drafts: list[Path_], length: int, cells: list[tuple[int
         calls, canvases = calls + 1, canvases + len(tried)
         seen, done = done + right, done + right + 1
     return calls, canvases
-
-
-@torch.no_grad()
-def freedave(denoiser: Denoiser, prompt: Tensor, length: int, d: int, eos: int | None) -> tuple[list[int], int]:
-    """Tokens and calls of FreeDave for one prompt [n] without padding, one token a step.
-
-    With p the last predictions that are known to be on the path, x_t the canvas that follows from them: draft
-    x_t, x_{t+1}, ..., x_{t+d-1} by the slow rule on p; one call says where the slow rule leads from each; the longest
-    match is taken. (Their algorithm, static schedule of one token a step.)
-    """
-
-    def ask(canvases: Tensor) -> Predictions:
-        ids = torch.cat([prompt.expand(len(canvases), -1), canvases], 1)
-        logits, _ = denoiser(ids, torch.ones_like(ids), len(prompt))
-        return Predictions.from_logits(logits, denoiser.mask_token_id)
-
-    def transfer(canvas: Tensor, confidence: Tensor, tokens: Tensor, count: int) -> Tensor:
-        masked = canvas == denoiser.mask_token_id
-        chosen = confidence.masked_fill(~masked, -torch.inf).argsort(descending=True, stable=True)[:count]
-        after = canvas.clone()
-        after[chosen] = tokens[chosen]
-        return after
-
-    def ended(canvas: Tensor) -> bool:
-        masks = (canvas == denoiser.mask_token_id).nonzero().flatten().tolist()
-        ends = (canvas == eos).nonzero().flatten().tolist() if eos is not None else []
-        return not masks or bool(ends and ends[0] < masks[0])
-
-    canvas, calls = torch.full((length,), denoiser.mask_token_id), 1
-    said = ask(canvas[None])
-    confidence, tokens = said.confidence[0], said.tokens[0]
-    while True:
-        left = int((canvas == denoiser.mask_token_id).sum())
-        drafts = [transfer(canvas, confidence, tokens, j) for j in range(1, min(d, left) + 1)]
-        if ended(drafts[0]):
-            return drafts[0].tolist(), calls
-        said, calls, match = ask(torch.stack(drafts)), calls + 1, 0
-        targets = [transfer(x, said.confidence[j], said.tokens[j], 1) for j, x in enumerate(drafts)]
-        while match + 1 < len(drafts) and not ended(targets[match]) and torch.equal(targets[match], drafts[match + 1]):
-            match += 1
-        canvas, confidence, tokens = drafts[match], said.confidence[match], said.tokens[match]
-        if ended(targets[match]):
-            return targets[match].tolist(), calls
 
 
 def batches(evaluator: Evaluator, count: int | None, **options: Any) -> list[LearnedOrderOutput]:

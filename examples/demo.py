@@ -16,6 +16,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from transformers.utils import logging
+
 from hf_learned_order.cli.main import main as command_line
 from hf_learned_order.evaluation.results import Result, load_results
 from hf_learned_order.tasks.gsm8k import Chain, chains_of, read_rows
@@ -42,6 +44,31 @@ def _row(chain: Chain) -> dict[str, str]:
     return {"question": "drawn", "answer": "\n".join(f"<<{line}>>" for line in lines) + f"\n#### {answer[1:]}"}
 
 
+def problems(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
+    """GSM8K's files, or where they are missing files of our own in `folder`; says which."""
+    files = {"train": Path(options.train_file), "test": Path(options.test_file)}
+    if all(file.exists() for file in files.values()):
+        print(f"GSM8K equations: the first {options.limit} test problems")
+        return files
+    print(f"No GSM8K at {files['test']}: problems drawn from examples/problems.jsonl instead")
+    for seed, (split, count) in enumerate((("train", 1000), ("test", 400))):
+        files[split] = folder / f"{split}.jsonl"
+        write_rows(files[split], count, seed)
+    return files
+
+
+def evaluation(options: argparse.Namespace, files: dict[str, Path]) -> list[str]:
+    """The command line of `hf-learned-order` that measures."""
+    scorers = sorted(str(path) for path in HERE.glob("scorer*") if path.is_dir())
+    return [
+        *("evaluate", "--model", str(HERE / "denoiser"), "--scorer", *scorers),
+        *("--train_file", str(files["train"]), "--test_file", str(files["test"])),
+        *("--limit", options.limit, "--tuning_limit", options.tuning_limit, "--seeds", "1"),
+        *("--budget_shares", "--no_bound", "--samplers", *SAMPLERS),
+        *("--nfe", *options.nfe, "--output_dir", options.output_dir),
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--train_file", default=str(GSM8K / "train.jsonl"))
@@ -51,39 +78,13 @@ def main() -> int:
     parser.add_argument("--nfe", nargs="+", default=["2", "4", "8"], help="denoiser calls per sequence, on average")
     parser.add_argument("--output_dir", default="runs/demo")
     options = parser.parse_args()
+    logging.disable_progress_bar()  # of loading: the one of the demo is enough
     for name in ("results.json", "settings.json"):  # a demo begins anew instead of going on with the last one
         (Path(options.output_dir) / name).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        files = {"train": Path(options.train_file), "test": Path(options.test_file)}
-        if all(file.exists() for file in files.values()):
-            print(f"GSM8K equations: the first {options.limit} test problems")
-        else:
-            print(f"No GSM8K at {files['test']}: problems drawn from examples/problems.jsonl instead")
-            for seed, (split, count) in enumerate((("train", 1000), ("test", 400))):
-                files[split] = Path(folder) / f"{split}.jsonl"
-                write_rows(files[split], count, seed)
-        scorers = sorted(str(path) for path in HERE.glob("scorer*") if path.is_dir())
-        arguments = [
-            "evaluate",
-            "--model",
-            str(HERE / "denoiser"),
-            "--scorer",
-            *scorers,
-            "--limit",
-            options.limit,
-            "--seeds",
-            "1",
-            "--tuning_limit",
-            options.tuning_limit,
-            "--budget_shares",
-            "--no_bound",
-            "--samplers",
-            *SAMPLERS,
-        ]
-        arguments += ["--train_file", str(files["train"]), "--test_file", str(files["test"])]
-        arguments += ["--nfe", *options.nfe, "--output_dir", options.output_dir]
+        files = problems(options, Path(folder))
         with contextlib.redirect_stdout(io.StringIO()):  # its tables have more columns than a first look needs
-            status = command_line(arguments)
+            status = command_line(evaluation(options, files))
     if status == 0:
         print(summary(load_results(Path(options.output_dir) / "results.json")))
         print(f"Pictures: {options.output_dir}/trade_off.png and {options.output_dir}/order_map.png")

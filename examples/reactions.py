@@ -27,7 +27,7 @@ from transformers import AlbertForMaskedLM, PreTrainedTokenizerFast
 
 from hf_learned_order.cli.main import main as command_line
 from hf_learned_order.tasks.answers import Response
-from hf_learned_order.tasks.own_data import load_infill, same_text
+from hf_learned_order.tasks.own.data import load_infill, same_text
 from hf_learned_order.tasks.table import Task
 
 PACKAGE = "rxnmapper==0.4.3"

@@ -14,6 +14,7 @@ import shlex
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import EarlyStoppingCallback, set_seed
 
@@ -95,6 +96,37 @@ class ScriptArguments:
     )
 
 
+def adapter_of(script: ScriptArguments) -> Any:
+    """The LoRA adapter of the denoiser, if one is to be trained."""
+    if not script.use_lora:
+        return None
+    from peft import LoraConfig
+
+    targets = script.lora_target_modules
+    return LoraConfig(
+        r=script.lora_rank,
+        lora_alpha=2 * script.lora_rank,
+        target_modules=targets if targets == "all-linear" else targets.split(","),
+    )
+
+
+def scorer_of(script: ScriptArguments, denoiser: Denoiser) -> OrderScorer:
+    """The scorer to go on from, or a new one."""
+    if script.scorer_name_or_path is not None:
+        scorer = OrderScorer.from_pretrained(script.scorer_name_or_path)
+        bring_up(denoiser, scorer.config, script.scorer_name_or_path)
+        return scorer
+    return OrderScorer.for_denoiser(
+        denoiser,
+        law=script.law,
+        law_temperature=script.law_temperature,
+        bound=script.bound,
+        hidden_size=script.scorer_size,
+        num_hidden_layers=script.scorer_layers,
+        hidden_layers=script.hidden_layers,
+    )
+
+
 def main() -> None:
     parser = ScriptParser(ScriptArguments, OwnData, OrderTrainingArguments)
     script, own, training = parser.arguments()
@@ -117,29 +149,7 @@ def main() -> None:
     with training.main_process_first():
         train = task.load(tokenizer, source)
         validation = task.load(tokenizer, replace(source, split="validation", count=400))
-    peft_config = None
-    if script.use_lora:
-        from peft import LoraConfig
-
-        targets = script.lora_target_modules
-        peft_config = LoraConfig(
-            r=script.lora_rank,
-            lora_alpha=2 * script.lora_rank,
-            target_modules=targets if targets == "all-linear" else targets.split(","),
-        )
-    if script.scorer_name_or_path is not None:
-        scorer = OrderScorer.from_pretrained(script.scorer_name_or_path)
-        bring_up(Denoiser(model, mask_token_id=tokenizer.mask_token_id), scorer.config, script.scorer_name_or_path)
-    else:
-        scorer = OrderScorer.for_denoiser(
-            Denoiser(model, mask_token_id=tokenizer.mask_token_id),
-            law=script.law,
-            law_temperature=script.law_temperature,
-            bound=script.bound,
-            hidden_size=script.scorer_size,
-            num_hidden_layers=script.scorer_layers,
-            hidden_layers=script.hidden_layers,
-        )
+    scorer = scorer_of(script, Denoiser(model, mask_token_id=tokenizer.mask_token_id))
     judges = (training.objective or DEFAULTS.get(scorer.config.law)) in JUDGING
     reward = script.reward or ("task" if judges and task.many_answers else "exact")
     files = [Path(file).name for file in script.train_file or ()]
@@ -153,7 +163,7 @@ def main() -> None:
         processing_class=tokenizer,
         train_dataset=train,
         eval_dataset=validation,
-        peft_config=peft_config,
+        peft_config=adapter_of(script),
         is_right=task.is_right if reward == "task" else None,
         compute_metrics=AnswerMetrics(tokenizer, task.is_right),
         callbacks=[EarlyStoppingCallback(patience)] if (patience := script.early_stopping_patience) else None,

@@ -36,7 +36,7 @@ from hf_learned_order.tasks.collator import CanvasCollator
 from hf_learned_order.tasks.data import HELD_OUT
 from hf_learned_order.tasks.sources import OwnData, Source
 from hf_learned_order.tasks.table import find_task
-from hf_learned_order.training.resuming import ResumingTrainer
+from hf_learned_order.training.checkpointing import ResumingTrainer
 from hf_learned_order.training.saved import last_checkpoint
 from hf_learned_order.training.scripts import ScriptParser
 

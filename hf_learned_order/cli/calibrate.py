@@ -12,7 +12,7 @@ from hf_learned_order.cli.options import (
     command_parser,
     evaluator_of,
     load_both,
-    loaded,
+    load_order,
 )
 
 PROMISE = ("risk", "confidence", "on_average", "against", "points")
@@ -60,8 +60,6 @@ def run(options: argparse.Namespace) -> None:
     from hf_learned_order.evaluation.calibration import calibrate
     from hf_learned_order.evaluation.guarantees import check_prompts
     from hf_learned_order.orders.guarantees import write_guarantees
-    from hf_learned_order.orders.scorer import OrderScorer
-    from hf_learned_order.orders.tuned import bring_up
 
     folder = options.output_dir or options.scorer
     if folder is None:
@@ -74,15 +72,9 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError('sampler "learned_order" needs --scorer')
     check_dtype(options.dtype)
     tokenizer, model = load_both(options, samplers=[options.sampler])
-    scorer, family = None, None
-    if options.scorer is not None:
-        scorer = loaded("scorer", options.scorer, OrderScorer.from_pretrained).eval()
-        family = scorer.config.family
-    denoiser = Denoiser(model, mask_token_id=tokenizer.mask_token_id, family=family)
-    if scorer is not None:
-        scorer.check_fits(denoiser)
-        bring_up(denoiser, scorer.config, options.scorer)
-        scorer.to(denoiser.device)
+    scorer_paths = [] if options.scorer is None else [options.scorer]
+    denoiser, scorers = load_order(scorer_paths, model, tokenizer)
+    scorer = next(iter(scorers), None)
     held_out = evaluator_of(options, options.task, "validation", options.prompts, denoiser, tokenizer)
     found = calibrate(
         held_out,

@@ -13,9 +13,10 @@ from hf_learned_order.cli.options import (
     add_own_data,
     check_dtype,
     command_parser,
+    evaluator_of,
     load_both,
-    loaded,
-    own_data,
+    load_order,
+    taken,
     words,
 )
 from hf_learned_order.cli.progress import Progress
@@ -73,41 +74,35 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from hf_learned_order.denoisers.denoiser import Denoiser
-    from hf_learned_order.evaluation.comparison import BUDGET_SHARES, compare, planned
+    from hf_learned_order.evaluation.comparison import BUDGET_SHARES
     from hf_learned_order.evaluation.plotting import trade_off  # noqa: F401 (if it cannot be imported, that is told now)
-    from hf_learned_order.evaluation.results import Sweep
-    from hf_learned_order.orders.scorer import OrderScorer
-    from hf_learned_order.orders.tuned import bring_up
 
     _check_numbers(options)
     processes = started_processes()
     options.samplers = _names(options.samplers, options.scorer)
     tokenizer, model = load_both(options, processes, samplers=options.samplers)
-    scorers = [loaded("scorer", path, OrderScorer.from_pretrained).eval() for path in options.scorer]
-    family = next((scorer.config.family for scorer in scorers), None)
-    denoiser = Denoiser(model, mask_token_id=tokenizer.mask_token_id, family=family)
-    for path, scorer in zip(options.scorer, scorers, strict=True):
-        scorer.check_fits(denoiser)
-        if scorer.config.denoiser_tuning is not None and len(scorers) > 1:
-            raise ValueError(
-                f"--scorer must be one where the denoiser was tuned along, as with {path}, got {len(scorers)}: "
-                "each has a denoiser of its own"
-            )
-        bring_up(denoiser, scorer.config, path)
-        scorer.to(denoiser.device)
+    denoiser, scorers = load_order(options.scorer, model, tokenizer)
     options.budget_shares = list(BUDGET_SHARES) if options.budget_shares is None else options.budget_shares
     with in_turn(processes):
         evaluators = _evaluators(options, denoiser, tokenizer, processes)
-    folder = Path(options.output_dir)
     if options.risk is not None:
         _at_risk(options, evaluators, scorers, shown=is_first(processes))
         return finish(processes)
+    _sweep(options, denoiser, scorers, evaluators, processes)
+    finish(processes)
+
+
+def _sweep(options: argparse.Namespace, denoiser: Any, scorers: list, evaluators: dict, processes: Any) -> None:
+    """Every sampler at every target on every task; goes on with the rows that are there."""
+    from hf_learned_order.evaluation.comparison import compare, planned
+    from hf_learned_order.evaluation.results import Sweep
+
+    folder, targets = Path(options.output_dir), sorted(options.nfe)
     # one process writes; all of them must know which rows are there, for they measure the others together
     sweep = Sweep(folder, _settings(options, denoiser, scorers, evaluators)) if is_first(processes) else None
     finished = from_first(processes, sweep and sweep.results)
     if sweep is not None and finished:
         print(f"{folder}: going on behind the {len(finished)} rows that are there", file=sys.stderr)
-    targets = sorted(options.nfe)
     rows = planned(options.samplers, targets, scorers=scorers, budget_shares=options.budget_shares)
     there = {(row.task, row.sampler, row.target) for row in finished}
     left = [(task, label, target) for task in evaluators for _, label, target in rows]
@@ -118,15 +113,12 @@ def run(options: argparse.Namespace) -> None:
             comparison = compare(
                 tuning,
                 test,
-                samplers=options.samplers,
                 targets=targets,
                 scorers=scorers,
-                greedy=options.greedy,
-                seeds=options.seeds,
-                budget_shares=options.budget_shares,
                 with_bound=not options.no_bound,
                 task=task,
                 finished=finished,
+                **taken(options, "samplers", "greedy", "seeds", "budget_shares"),
             )
             for result in comparison:
                 if sweep is not None:
@@ -136,7 +128,6 @@ def run(options: argparse.Namespace) -> None:
                 results.append(result)
     if sweep is not None:
         _report(results, evaluators, scorers, folder, greedy=options.greedy)
-    finish(processes)
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
@@ -217,43 +208,17 @@ def _names(given: Sequence[str] | None, scorers: Sequence) -> list[str]:
 
 def _evaluators(
     options: argparse.Namespace, denoiser: Any, tokenizer: Any, processes: Any
-) -> dict[str, tuple[Any, Any]]:
+) -> dict[str, tuple[Any, ...]]:
     """For each task what settings are tuned on and what is measured."""
-    from hf_learned_order.evaluation.evaluator import Evaluator
-    from hf_learned_order.tasks.held_out import read_prompts, without_prompts
-    from hf_learned_order.tasks.table import Source, Task, find_task
+    from hf_learned_order.tasks.table import find_task
 
-    def evaluator(task: Task, split: str, count: int | None) -> Evaluator:
-        length = options.canvas_length or task.canvas_length
-        source = Source(
-            split=split,
-            count=count,
-            canvas_length=length,
-            dataset_name=options.dataset_name,
-            train_file=options.train_file,
-            test_file=options.test_file,
-            own=own_data(options),
-        )
-        rows = task.load(tokenizer, source)
-        if split == "test" and options.without_prompts:
-            prompts = read_prompts(options.without_prompts, tokenizer)
-            rows = without_prompts(rows, prompts, why=f"those of {options.without_prompts}")
-        return Evaluator(
-            denoiser,
-            tokenizer,
-            rows,
-            canvas_length=length,
-            batch_size=options.batch_size,
-            is_right=task.is_right,
-            score=task.score,
-            temperature=options.temperature,
-            processes=processes,
-        )
-
-    tasks = {name: find_task(name) for name in options.tasks}
+    for name in options.tasks:
+        find_task(name)  # before the first one is loaded, which takes a while
+    how = {"temperature": options.temperature, "processes": processes}
+    sizes = (("validation", options.tuning_limit), ("test", options.limit))
     return {
-        name: (evaluator(task, "validation", options.tuning_limit), evaluator(task, "test", options.limit))
-        for name, task in tasks.items()
+        name: tuple(evaluator_of(options, name, *size, denoiser, tokenizer, **how) for size in sizes)
+        for name in options.tasks
     }
 
 

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_learned_order.cli.options import RULES, add_model, check_dtype, command_parser, load_both, loaded
+from hf_learned_order.cli.options import RULES, add_model, check_dtype, command_parser, load_both, loaded, taken
 
 if TYPE_CHECKING:
     from hf_learned_order.evaluation.order_maps import OrderMap
+
+# to `generate`, as they are
+PASSED_ON = ("max_denoising_steps", "block_length", "kv_cache", "infill", "verify", "num_assistant_tokens", "seed")
 
 
 def add_command(commands: Any) -> None:
@@ -81,14 +84,8 @@ def run(options: argparse.Namespace) -> None:
             sampler=sampler,
             sampler_config=config,
             max_new_tokens=length,
-            max_denoising_steps=options.max_denoising_steps,
-            block_length=options.block_length,
-            kv_cache=options.kv_cache,
-            infill=options.infill,
-            verify=options.verify,
-            num_assistant_tokens=options.num_assistant_tokens,
-            seed=options.seed,
             return_dict_in_generate=True,
+            **taken(options, *PASSED_ON),
         )
         response = output.sequences[0] if options.infill else output.sequences[0, -length:]
         print(tokenizer.decode(response, skip_special_tokens=True))

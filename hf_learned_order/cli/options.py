@@ -77,20 +77,28 @@ def add_data(parser: argparse.ArgumentParser) -> Any:
     return group
 
 
+def taken(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the options, to be handed on by their names."""
+    return {name: getattr(options, name) for name in names}
+
+
 def evaluator_of(
-    options: argparse.Namespace, name: str, split: str, count: int | None, denoiser: Any, tokenizer: Any
+    options: argparse.Namespace, name: str, split: str, count: int | None, denoiser: Any, tokenizer: Any, **how: Any
 ) -> Any:
-    """Decodes the problems of a task, greedily."""
+    """The `Evaluator` of a task, its test problems without the `--without_prompts`; `how` are more of its arguments."""
     from hf_learned_order.evaluation.evaluator import Evaluator
+    from hf_learned_order.tasks.held_out import read_prompts, without_prompts
     from hf_learned_order.tasks.table import Source, find_task
 
     task = find_task(name)
     length = options.canvas_length or task.canvas_length
-    files = {name: getattr(options, name) for name in ("dataset_name", "train_file", "test_file")}
-    source = Source(split=split, count=count, canvas_length=length, own=own_data(options), **files)
-    how: dict[str, Any] = {"canvas_length": length, "batch_size": options.batch_size}
-    how |= {"is_right": task.is_right, "score": task.score}
-    return Evaluator(denoiser, tokenizer, task.load(tokenizer, source), **how)
+    files = taken(options, "dataset_name", "train_file", "test_file")
+    rows = task.load(tokenizer, Source(split=split, count=count, canvas_length=length, own=own_data(options), **files))
+    left_out = getattr(options, "without_prompts", None)
+    if split == "test" and left_out:
+        rows = without_prompts(rows, read_prompts(left_out, tokenizer), why=f"those of {left_out}")
+    how |= {"canvas_length": length, "batch_size": options.batch_size, "is_right": task.is_right, "score": task.score}
+    return Evaluator(denoiser, tokenizer, rows, **how)
 
 
 def check_dtype(dtype: str) -> None:
@@ -129,6 +137,31 @@ def load_both(options: argparse.Namespace, processes: Any = None, *, samplers: S
     )
     model = loaded("model", options.model, lambda name: load_denoiser(name, **how)).eval()
     return tokenizer, model if device is None else model.to(device)
+
+
+def load_order(paths: Sequence[str], model: Any, tokenizer: Any) -> tuple[Any, list[Any]]:
+    """A model as the denoiser of scorers, each from a folder or repository; it gets the adapter that one was trained with.
+
+    Raises:
+        ValueError: a scorer does not fit, or is one of several and has a denoiser of its own.
+    """
+    from hf_learned_order.denoisers.denoiser import Denoiser
+    from hf_learned_order.orders.scorer import OrderScorer
+    from hf_learned_order.orders.tuned import bring_up
+
+    scorers = [loaded("scorer", path, OrderScorer.from_pretrained).eval() for path in paths]
+    family = next((scorer.config.family for scorer in scorers), None)
+    denoiser = Denoiser(model, mask_token_id=tokenizer.mask_token_id, family=family)
+    for path, scorer in zip(paths, scorers, strict=True):
+        scorer.check_fits(denoiser)
+        if scorer.config.denoiser_tuning is not None and len(scorers) > 1:
+            raise ValueError(
+                f"--scorer must be one where the denoiser was tuned along, as with {path}, got {len(scorers)}: "
+                "each has a denoiser of its own"
+            )
+        bring_up(denoiser, scorer.config, path)
+        scorer.to(denoiser.device)
+    return denoiser, scorers
 
 
 def loaded(option: str, name: str | None, load: Callable[[Any], Any]) -> Any:

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from hf_learned_order.cli.options import command_parser
+from hf_learned_order.cli.options import command_parser, taken
 
 
 def add_command(commands: Any) -> None:
@@ -35,15 +35,8 @@ def run(options: argparse.Namespace) -> None:
     from hf_learned_order.sharing.hub import push_folder
 
     card = Card(
-        results=options.results,
-        task=options.task,
-        plot=options.plot,
-        data=options.data,
         command=options.train_command,
-        limits=options.limits,
-        license=options.license,
-        base_model=options.base_model,
-        prompt=options.prompt,
+        **taken(options, "results", "task", "plot", "data", "limits", "license", "base_model", "prompt"),
     )
     push_folder(options.folder, options.repo_id, card=card, private=options.private or None)
     print(f"Pushed {options.folder} to {options.repo_id}")

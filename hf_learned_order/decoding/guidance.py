@@ -33,8 +33,8 @@ class Guidance:
         scale: float,
         canvas: Canvas,
         denoiser: WindowedDenoiser,
-        negative_prompt_ids: Tensor | None = None,
-        negative_prompt_attention_mask: Tensor | None = None,
+        negative_prompt_ids: Tensor | None,
+        negative_prompt_attention_mask: Tensor | None,
     ):
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not scale >= 0:
             raise ValueError(f"guidance_scale must be a number, 0 or more, got {scale!r}")
@@ -46,6 +46,23 @@ class Guidance:
             self.negative = self._checked(negative_prompt_ids, negative_prompt_attention_mask)
         elif not self.known.any(-1).all():
             raise ValueError("guidance_scale needs a prompt in each row, or negative_prompt_ids, but a row has none")
+
+    @classmethod
+    def of(
+        cls, scale: float | None, canvas: Canvas, denoiser: WindowedDenoiser, ids: Tensor | None, mask: Tensor | None
+    ) -> "Guidance | None":
+        """Of the same arguments in this order, or None where `scale` is 1 or None.
+
+        Raises:
+            ValueError: a negative prompt would not be used, or its mask has no ids.
+        """
+        if mask is not None and ids is None:
+            raise ValueError("negative_prompt_ids must be given with negative_prompt_attention_mask, got None")
+        if scale is not None and scale != 1:
+            return cls(scale, canvas, denoiser, ids, mask)
+        if ids is not None:
+            raise ValueError(f"guidance_scale must be given and not be 1 with negative_prompt_ids, got {scale!r}")
+        return None
 
     def __call__(
         self,
@@ -81,24 +98,3 @@ class Guidance:
         limit, before = self.denoiser.denoiser.max_length, self.denoiser.denoiser.family.tokens_before
         check_room("negative prompt", mask, self.canvas.length, limit=limit, before=before)
         return left_padded(ids, mask)
-
-
-def guidance_of(
-    scale: float | None,
-    canvas: Canvas,
-    denoiser: WindowedDenoiser,
-    negative_prompt_ids: Tensor | None,
-    negative_prompt_attention_mask: Tensor | None,
-) -> Guidance | None:
-    """`Guidance`, or None where `scale` is 1 or None.
-
-    Raises:
-        ValueError: a negative prompt would not be used, or its mask has no ids.
-    """
-    if negative_prompt_attention_mask is not None and negative_prompt_ids is None:
-        raise ValueError("negative_prompt_ids must be given with negative_prompt_attention_mask, got None")
-    if scale is not None and scale != 1:
-        return Guidance(scale, canvas, denoiser, negative_prompt_ids, negative_prompt_attention_mask)
-    if negative_prompt_ids is not None:
-        raise ValueError(f"guidance_scale must be given and not be 1 with negative_prompt_ids, got {scale!r}")
-    return None

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.families import Family
-from hf_learned_order.denoisers.hooks import evaluating
+from hf_learned_order.denoisers.inside.hooks import evaluating
 from hf_learned_order.denoisers.sharding import is_split
 
 # of each model that was asked, called as of a family: whether it ignores what its attention mask rules out

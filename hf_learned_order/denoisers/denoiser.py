@@ -10,19 +10,16 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    Cache,
-    PreTrainedModel,
-)
+from transformers import Cache, PreTrainedModel
 
 from hf_learned_order.denoisers.causal_context import reading
 from hf_learned_order.denoisers.checkpoints import LAYOUTS
 from hf_learned_order.denoisers.families import Family, find_family, refuse_what_cannot_denoise
-from hf_learned_order.denoisers.hooks import Seen
-from hf_learned_order.denoisers.layers import LAST, layer_numbers, layers_of
-from hf_learned_order.denoisers.maps import check_maps, mean_attention
+from hf_learned_order.denoisers.inside.hooks import Seen
+from hf_learned_order.denoisers.inside.layers import LAST, layer_numbers, layers_of
+from hf_learned_order.denoisers.inside.maps import check_maps, mean_attention
+from hf_learned_order.denoisers.inside.wrappers import base_of, class_of, device_of, dtype_of, is_compiled, uncompiled
 from hf_learned_order.denoisers.predictions import Predictions
-from hf_learned_order.denoisers.wrappers import base_of, class_of, device_of, dtype_of, is_compiled, uncompiled
 
 
 class Denoiser(nn.Module):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from hf_learned_order.denoisers.denoiser import Denoiser
-from hf_learned_order.denoisers.hooks import evaluating
+from hf_learned_order.denoisers.inside.hooks import evaluating
 
 PROMPT, CANVAS, TOKENS = 8, 8, 4
 

@@ -4,18 +4,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from hf_learned_order.decoding.samplers.adaptive import (
-    EntropyBoundSampler,
-    FactorSampler,
-    FrechetSampler,
-    KLASSSampler,
-    LocalLeapSampler,
-    ThresholdSampler,
-)
 from hf_learned_order.decoding.samplers.base import Sampler
-from hf_learned_order.decoding.samplers.dapd import DAPDSampler
 from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
-from hf_learned_order.decoding.samplers.remasking import WINOSampler
 from hf_learned_order.decoding.samplers.table import make_sampler
 from hf_learned_order.evaluation.evaluator import Evaluator
 from hf_learned_order.evaluation.results import Result, over_runs, over_samples
@@ -24,27 +14,27 @@ from hf_learned_order.orders.scorer import OrderScorer
 BUDGET_SHARES = (1.0, 1.25, 1.5)
 
 
+# of the rules with a knob, their options at each of its settings
+KNOBS: dict[str, Callable[[float], dict[str, float]]] = {
+    "threshold": lambda x: {"threshold": 1.0 - x},
+    "factor": lambda x: {"factor": _log_scale(x)},
+    "frechet": lambda x: {"margin": 1.0 - _log_scale(x)},
+    # through the published pair of thresholds, 0.9 and 0.75
+    "local_leap": lambda x: {"threshold": 1.0 - x, "relaxed": max(0.0, 1.0 - 2.5 * x)},
+    "dapd": lambda x: {"threshold": 10.0 ** (4.0 * x - 4.0), "confidence": 1.0 - x},
+    "klass": lambda x: {"threshold": 1.0 - x},
+    "wino": lambda x: {"draft": 1.0 - x},
+    "entropy_bound": lambda x: {"gamma": _log_scale(x)},
+}
+
+
 def knob(name: str, scorer: OrderScorer | None = None, *, greedy: bool = False) -> Callable[[float], Sampler] | None:
     """A sampler of that name for each setting in [0, 1], from slow to fast; None if it has no such knob."""
-    if name == "threshold":
-        return lambda x: ThresholdSampler(threshold=1.0 - x)
-    if name == "factor":
-        return lambda x: FactorSampler(factor=_log_scale(x))
-    if name == "frechet":
-        return lambda x: FrechetSampler(margin=1.0 - _log_scale(x))
-    if name == "local_leap":  # through the published pair of thresholds, 0.9 and 0.75
-        return lambda x: LocalLeapSampler(threshold=1.0 - x, relaxed=max(0.0, 1.0 - 2.5 * x))
-    if name == "dapd":
-        return lambda x: DAPDSampler(threshold=10.0 ** (4.0 * x - 4.0), confidence=1.0 - x)
-    if name == "klass":
-        return lambda x: KLASSSampler(threshold=1.0 - x)
-    if name == "wino":
-        return lambda x: WINOSampler(draft=1.0 - x)
-    if name == "entropy_bound":
-        return lambda x: EntropyBoundSampler(gamma=_log_scale(x))
     if name == "learned_order" and scorer is not None:
         return lambda x: LearnedOrderSampler(scorer=scorer, bias=12.0 * x - 6.0, greedy=greedy)
-    return None
+    if name not in KNOBS:
+        return None
+    return lambda x: make_sampler(name, KNOBS[name](x))
 
 
 def planned(

@@ -17,7 +17,6 @@ from transformers import (
     GenerationMixin,
     LogitsProcessor,
     PrefixConstrainedLogitsProcessor,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
@@ -32,10 +31,10 @@ from hf_learned_order.denoisers.attention import check_attention
 from hf_learned_order.denoisers.checkpoints import check_inv_freq
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.families import Family
-from hf_learned_order.denoisers.wrappers import base_of, uncompiled
+from hf_learned_order.denoisers.inside.wrappers import base_of, uncompiled
 from hf_learned_order.interface.arguments import by_name, foreign, mask_of
 from hf_learned_order.interface.calls import run
-from hf_learned_order.interface.settings import Settings, merged
+from hf_learned_order.interface.settings import Settings, merged, saved_settings
 from hf_learned_order.interface.tokenizers import Ending, check_tokenizer, ending_of, warn_of_ending
 from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.orders.tuned import bring_up
@@ -256,7 +255,7 @@ def attach(
         model.__class__ = _attached_class(type(model))
     if getattr(model, "generation_config", None) is None:
         # pyrefly: ignore[bad-argument-type]
-        model.generation_config = _generation_config(model.config)
+        model.generation_config = saved_settings(model.config)
     # with this mark, which a configuration made from the model's carries, loading would drop the settings that are ours
     settings: Any = model.generation_config
     settings._from_model_config = False
@@ -299,11 +298,3 @@ def _base_class(model: object) -> type:
 def _rebuild(base: type) -> PreTrainedModel:
     kind = _attached_class(base)
     return kind.__new__(kind)  # pyrefly: ignore[no-matching-overload]
-
-
-def _generation_config(config: PreTrainedConfig) -> GenerationConfig:
-    """What was saved beside the model. transformers loads it for models with a `generate` of their own only."""
-    try:
-        return GenerationConfig.from_pretrained(config.name_or_path or "")
-    except OSError:  # not a folder or a repository, or one that has no such file
-        return GenerationConfig.from_model_config(config)

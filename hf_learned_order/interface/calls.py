@@ -25,8 +25,9 @@ from hf_learned_order.decoding.loop import decode
 from hf_learned_order.decoding.outputs import LearnedOrderOutput
 from hf_learned_order.decoding.samplers.base import Sampler
 from hf_learned_order.denoisers.denoiser import Denoiser
-from hf_learned_order.denoisers.hooks import evaluating
-from hf_learned_order.interface.settings import WARPERS, Settings
+from hf_learned_order.denoisers.inside.hooks import evaluating
+from hf_learned_order.interface.processors import WARPERS
+from hf_learned_order.interface.settings import Settings
 from hf_learned_order.orders.scorer import OrderScorer
 
 

@@ -30,7 +30,7 @@ from hf_learned_order.decoding.outputs import LearnedOrderOutput
 from hf_learned_order.decoding.samplers.base import Sampler
 from hf_learned_order.decoding.samplers.table import make_sampler
 from hf_learned_order.denoisers.denoiser import Denoiser
-from hf_learned_order.denoisers.hooks import evaluating
+from hf_learned_order.denoisers.inside.hooks import evaluating
 from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
 from hf_learned_order.interface.calls import run, steps_of
 from hf_learned_order.interface.settings import Settings

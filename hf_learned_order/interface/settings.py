@@ -7,67 +7,29 @@ Four are ours, and a `GenerationConfig` holds them as it holds any attribute: `m
 without a word.
 """
 
-import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from transformers import (
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    ExponentialDecayLengthPenalty,
-    ForcedEOSTokenLogitsProcessor,
     GenerationConfig,
     LogitsProcessorList,
-    MinLengthLogitsProcessor,
-    MinNewTokensLengthLogitsProcessor,
-    MinPLogitsWarper,
-    NoBadWordsLogitsProcessor,
-    NoRepeatNGramLogitsProcessor,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
-    RepetitionPenaltyLogitsProcessor,
-    SequenceBiasLogitsProcessor,
     StoppingCriteria,
     StopStringCriteria,
-    SuppressTokensAtBeginLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    TopHLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
 )
 
 from hf_learned_order.common.checks import check_positive
-from hf_learned_order.decoding.loop import DEFAULT_LENGTH
+from hf_learned_order.decoding.inputs import DEFAULT_LENGTH
 from hf_learned_order.decoding.samplers.base import Sampler
 from hf_learned_order.decoding.samplers.table import SAMPLERS, make_sampler
 from hf_learned_order.interface.arguments import as_ids, is_neutral, understood, warn_unused
+from hf_learned_order.interface.processors import PROCESSORS, WARPERS, processor_of
 from hf_learned_order.orders.scorer import OrderScorer
 
-# setting -> (class, the value that means "off"), in the order in which transformers applies them
-WARPERS: dict[str, tuple[Any, Any]] = {
-    "top_h": (TopHLogitsWarper, None),
-    "top_k": (TopKLogitsWarper, 0),
-    "top_p": (TopPLogitsWarper, 1.0),
-    "min_p": (MinPLogitsWarper, None),
-    "typical_p": (TypicalLogitsWarper, 1.0),
-    "epsilon_cutoff": (EpsilonLogitsWarper, 0.0),
-    "eta_cutoff": (EtaLogitsWarper, 0.0),
-}
-PROCESSORS: dict[str, tuple[Any, Any]] = {
-    "sequence_bias": (SequenceBiasLogitsProcessor, None),
-    "repetition_penalty": (RepetitionPenaltyLogitsProcessor, 1.0),
-    "no_repeat_ngram_size": (NoRepeatNGramLogitsProcessor, 0),
-    "bad_words_ids": (NoBadWordsLogitsProcessor, None),
-    "min_length": (MinLengthLogitsProcessor, 0),
-    "min_new_tokens": (MinNewTokensLengthLogitsProcessor, 0),
-    "forced_eos_token_id": (ForcedEOSTokenLogitsProcessor, None),
-    "exponential_decay_length_penalty": (ExponentialDecayLengthPenalty, None),
-    "suppress_tokens": (SuppressTokensLogitsProcessor, None),
-    "begin_suppress_tokens": (SuppressTokensAtBeginLogitsProcessor, None),
-}
-# these read what stands before a position, which most rules do not know: only who asks for them in the call gets them
+# these read what comes before a position, which most rules do not know: only who asks for them in the call gets them
 CALL_ONLY = {"sequence_bias", "no_repeat_ngram_size", "bad_words_ids"}
 ABOUT_EOS = {"min_length", "min_new_tokens", "exponential_decay_length_penalty"}
 # what is said of canvases; infilling takes it from the call only
@@ -259,7 +221,9 @@ class Settings:
     def warpers(self, device: torch.device | str = "cpu") -> LogitsProcessorList:
         """What narrows the choice of tokens when they are drawn."""
         wanted = self._wanted(WARPERS) if self.do_sample else {}
-        return LogitsProcessorList([_made(WARPERS[name][0], value, device=device) for name, value in wanted.items()])
+        return LogitsProcessorList(
+            [processor_of(WARPERS[name][0], value, device=device) for name, value in wanted.items()]
+        )
 
     def processors(self, prompt_length: int, device: torch.device | str = "cpu") -> LogitsProcessorList:
         """What changes the denoiser's beliefs behind prompts of this length, padding included.
@@ -280,17 +244,12 @@ class Settings:
                 "exponential_decay_length_penalty": (eos, prompt_length),
                 "begin_suppress_tokens": (prompt_length,),
             }.get(name, ())
-            made.append(_made(PROCESSORS[name][0], *before, value, *behind, device=device))
+            made.append(processor_of(PROCESSORS[name][0], *before, value, *behind, device=device))
         return made
 
     def _wanted(self, table: dict[str, tuple[Any, Any]]) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in table}
         return {name: value for name, value in values.items() if value is not None and value != table[name][1]}
-
-
-def _made(kind: Any, *arguments: Any, device: torch.device | str) -> Any:
-    """A processor; some of them hold ids, which have to be where the scores are."""
-    return kind(*arguments, **({"device": str(device)} if "device" in inspect.signature(kind).parameters else {}))
 
 
 def merged(configs: Iterable[dict[str, Any] | None]) -> dict[str, Any]:
@@ -307,3 +266,11 @@ def merged(configs: Iterable[dict[str, Any] | None]) -> dict[str, Any]:
             result = {}
         result |= options
     return result
+
+
+def saved_settings(config: PreTrainedConfig) -> GenerationConfig:
+    """What was saved beside the model. transformers loads it for models with a `generate` of their own only."""
+    try:
+        return GenerationConfig.from_pretrained(config.name_or_path or "")
+    except OSError:  # not a folder or a repository, or one that has no such file
+        return GenerationConfig.from_model_config(config)

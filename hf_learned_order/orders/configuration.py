@@ -14,7 +14,7 @@ from transformers.utils import CONFIG_NAME
 from hf_learned_order.common.files import read_json, reading
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.families import Family
-from hf_learned_order.denoisers.layers import LAST
+from hf_learned_order.denoisers.inside.layers import LAST
 from hf_learned_order.denoisers.probe import check_probe
 from hf_learned_order.orders.features import FEATURES
 

@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from hf_learned_order.common.files import fingerprint, read_json, read_weights
-from hf_learned_order.denoisers.layers import LAST
+from hf_learned_order.denoisers.inside.layers import LAST
 from hf_learned_order.evaluation.results import PROBE, SETTINGS, Result
 from hf_learned_order.orders.configuration import OrderScorerConfig
 from hf_learned_order.orders.tuned import is_tuned

@@ -8,14 +8,14 @@ import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from datasets import Dataset, load_dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_learned_order.tasks.gsm8k import ALPHABET, Chain, ChainError, answer_of
-from hf_learned_order.tasks.own_files import problems_of, read_problems
+from hf_learned_order.tasks.own.files import problems_of, read_problems
 from hf_learned_order.tasks.report import report
 from hf_learned_order.tasks.resampler import Resampler
 from hf_learned_order.tasks.sources import Files
@@ -196,20 +196,24 @@ def drawn(
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    options = {"canvas_length": canvas_length, "count": count, "seed": seed, "split": split}
+    wanted = _Wanted(canvas_length, count, seed, split)
     # the generator's own errors come wrapped in one of `datasets`
-    next(_drawn(draw, tokenizer, **{**options, "count": 1}), None)
-    return _nonempty(Dataset.from_generator(_drawn, gen_kwargs={"draw": draw, "tokenizer": tokenizer, **options}))
+    next(_drawn(draw, tokenizer, wanted._replace(count=1)), None)
+    inputs = {"draw": draw, "tokenizer": tokenizer, "request": wanted}
+    return _nonempty(Dataset.from_generator(_drawn, gen_kwargs=inputs))
 
 
-def _drawn(
-    draw: Draw,
-    tokenizer: PreTrainedTokenizerBase,
-    canvas_length: int,
-    count: int,
-    seed: int,
-    split: str,
-) -> Iterator[dict[str, Any]]:
+class _Wanted(NamedTuple):
+    """What `drawn` was asked for."""
+
+    canvas_length: int
+    count: int
+    seed: int
+    split: str
+
+
+def _drawn(draw: Draw, tokenizer: PreTrainedTokenizerBase, request: _Wanted) -> Iterator[dict[str, Any]]:
+    canvas_length, count, seed, split = request
     rng, failed = random.Random(seed), 0
 
     def wanted(text: str) -> bool:

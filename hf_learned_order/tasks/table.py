@@ -31,8 +31,8 @@ from hf_learned_order.tasks.data import (
 )
 from hf_learned_order.tasks.gsm8k import answered, chains_of
 from hf_learned_order.tasks.held_out import THOSE_HELD_OUT, without_prompts
-from hf_learned_order.tasks.own_data import load_infill, load_responses, recovered, same_text
-from hf_learned_order.tasks.own_files import alone
+from hf_learned_order.tasks.own.data import load_infill, load_responses, recovered, same_text
+from hf_learned_order.tasks.own.files import alone
 from hf_learned_order.tasks.sources import Source
 
 logger = logging.getLogger(__name__)

@@ -45,7 +45,9 @@ class OrderTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "mean denoiser calls that generation without a knob is to take"}
     )
     num_chains: int = field(default=8, metadata={"help": "K, chains of each response (leave-one-out needs 2)"})
-    canvas_length: int = field(default=64, metadata={"help": "positions of a response, EOS included; train.py: the task's"})
+    canvas_length: int = field(
+        default=64, metadata={"help": "positions of a response, EOS included; train.py: the task's"}
+    )
     posterior: str | None = field(
         default=None,
         metadata={

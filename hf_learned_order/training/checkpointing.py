@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitInfo, HfApi
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer
 
 from hf_learned_order.common.files import replacing, saving
 from hf_learned_order.denoisers.probe import probe
@@ -17,9 +17,37 @@ from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.sharing.cards import TRAINING_FILE, Card, training_file
 from hf_learned_order.sharing.hub import generation_config, push_folder
 from hf_learned_order.training.arguments import OrderTrainingArguments
-from hf_learned_order.training.resuming import ResumingTrainer
 from hf_learned_order.training.rows import rows_of
 from hf_learned_order.training.saved import load_weights, save_weights
+
+
+class ResumingTrainer(Trainer):
+    """What transformers' `Trainer` lacks where a run is given again, after a kill or when it is done.
+
+    From a checkpoint with all its updates done, `train` loads and makes no more; patience outlasts a kill.
+    """
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Trainer looks whether training is done behind an update only, so a finished run given once more would go on
+        impatient = any(
+            each.early_stopping_patience_counter >= each.early_stopping_patience for each in self._early_stopping()
+        )
+        if self.state.global_step >= self.state.max_steps or (self.state.global_step > 0 and impatient):
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _load_callback_state(self) -> None:
+        """The evaluations in a row that were no better: Trainer's own starts to count anew, or drops a new patience."""
+        super()._load_callback_state()
+        saved: Any = self.state.stateful_callbacks
+        for callback in self._early_stopping():
+            if EarlyStoppingCallback.__name__ in saved:
+                attributes = saved[EarlyStoppingCallback.__name__]["attributes"]
+                callback.early_stopping_patience_counter = attributes["early_stopping_patience_counter"]
+
+    def _early_stopping(self) -> list[EarlyStoppingCallback]:
+        return [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
 
 
 class CheckpointingTrainer(ResumingTrainer):

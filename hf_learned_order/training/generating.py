@@ -11,12 +11,12 @@ from torch import Tensor
 from hf_learned_order.decoding.inputs import start
 from hf_learned_order.decoding.loop import decode
 from hf_learned_order.denoisers.denoiser import Denoiser
-from hf_learned_order.denoisers.hooks import evaluating
+from hf_learned_order.denoisers.inside.hooks import evaluating
 from hf_learned_order.training.checkpointing import CheckpointingTrainer
-from hf_learned_order.training.judging import Judge
-from hf_learned_order.training.rollouts import OrderByRow
+from hf_learned_order.training.objectives.judging import Judge
+from hf_learned_order.training.objectives.rollouts import OrderByRow
+from hf_learned_order.training.objectives.updates import Draws, seeds_of
 from hf_learned_order.training.rows import rows_of
-from hf_learned_order.training.updates import Draws, seeds_of
 
 CALIBRATION_ROWS = 256
 

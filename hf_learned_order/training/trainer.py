@@ -25,16 +25,15 @@ from hf_learned_order.sharing.cards import Card
 from hf_learned_order.tasks.collator import CanvasCollator
 from hf_learned_order.training.arguments import OBJECTIVE_SETTINGS, OrderTrainingArguments
 from hf_learned_order.training.generating import GeneratingTrainer
-from hf_learned_order.training.judging import Judge
-from hf_learned_order.training.measured import Measured
 from hf_learned_order.training.objectives.elbo import UNREACHED, OrderELBO, remaining
+from hf_learned_order.training.objectives.judging import Judge
 from hf_learned_order.training.objectives.regret import RegretObjective
 from hf_learned_order.training.objectives.table import DEFAULTS, make_objective
+from hf_learned_order.training.objectives.updates import seeds_of
 from hf_learned_order.training.pace import EVERY, Pace
-from hf_learned_order.training.progress import OrderProgress
+from hf_learned_order.training.progress import Measured, OrderProgress
 from hf_learned_order.training.refusals import check_arguments, check_batch, check_objective, check_tuning
 from hf_learned_order.training.tuning import to_be_trained_with
-from hf_learned_order.training.updates import seeds_of
 from hf_learned_order.training.weighing import choose_weights
 
 logger = logging.getLogger(__name__)
@@ -104,14 +103,8 @@ class OrderTrainer(GeneratingTrainer):
         name = args.objective or DEFAULTS.get(law, "elbo")
         tuned = peft_config is not None or args.train_denoiser
         check_objective(name, args, tuned=tuned, judged=is_right is not None)
-        posterior = args.posterior or ("prior" if law in UNREACHED else "clean")
-        if name == "elbo" and posterior != "prior":
-            self.posterior = CleanPosterior(
-                scorer.config,
-                law=args.posterior_law,
-                temperature=args.posterior_temperature,
-                once=posterior == "clean_once",
-            )
+        if name == "elbo":
+            self.posterior = _posterior_of(scorer, args)
         self.judge = Judge.of_text(processing_class, is_right)
         objective = make_objective(
             name,
@@ -129,25 +122,21 @@ class OrderTrainer(GeneratingTrainer):
         if isinstance(objective, OrderELBO):
             objective.holds_speed = self.pace is not None
         self._objective = objective
-        self._unasked = () if name == "reward" and is_right is not None else ("answer",)
         self._lend_to(objective)
         self._trained, self._evaluated = Measured(), Measured()  # since the last log; in this evaluation
         self._calls = 0  # sequences that the denoiser was called with in this batch
         self._update: int | None = None  # the one that batches are counted in; -1: an evaluation
         self._batch = 0
+        if data_collator is None:
+            sizes = {"canvas_length": args.canvas_length, "vocab_size": scorer.config.vocab_size}
+            data_collator = CanvasCollator(tokenizer=processing_class, with_answers=True, **sizes)
         super().__init__(
             model=objective,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            data_collator=data_collator
-            or CanvasCollator(
-                tokenizer=processing_class,
-                canvas_length=args.canvas_length,
-                with_answers=True,
-                vocab_size=scorer.config.vocab_size,
-            ),
+            data_collator=data_collator,
             **kwargs,
         )
         check_wrapping(getattr(self.accelerator.state, "fsdp_plugin", None))
@@ -183,8 +172,7 @@ class OrderTrainer(GeneratingTrainer):
             left = remaining(update / self.state.max_steps) if training else 0.0
             self._objective.exploration = self.args.exploration * left
         self._calls = 0
-        asked = {name: value for name, value in inputs.items() if name not in self._unasked}
-        outputs = model(**asked, seeds=self._seeds(rows, training=training))
+        outputs = model(**inputs, seeds=self._seeds(rows, training=training))
         outputs = {**outputs, "denoiser_calls": torch.tensor(self._calls / rows)}
         for name, value in outputs.items():
             if name != "loss":
@@ -269,3 +257,12 @@ class OrderTrainer(GeneratingTrainer):
             if self.pace is not None:
                 logs[f"law_{self.pace.setting.removeprefix('law_')}"] = round(self.pace.value, 4)
         super().log(logs, *args, **kwargs)
+
+
+def _posterior_of(scorer: OrderScorer, args: OrderTrainingArguments) -> CleanPosterior | None:
+    """None where the scorer's law is shared."""
+    kind = args.posterior or ("prior" if scorer.config.law in UNREACHED else "clean")
+    if kind == "prior":
+        return None
+    how = {"law": args.posterior_law, "temperature": args.posterior_temperature}
+    return CleanPosterior(scorer.config, once=kind == "clean_once", **how)  # pyrefly: ignore[bad-argument-type]

@@ -16,8 +16,9 @@ from hf_learned_order.denoisers.predictions import Predictions
 from hf_learned_order.tasks.answers import AnswerMetrics, decoded, encoded
 from hf_learned_order.tasks.data import equation_tokenizer, equations
 from hf_learned_order.tasks.gsm8k import answered, chains_of, read_rows
+from hf_learned_order.training.objectives.base import Batch
+from hf_learned_order.training.objectives.updates import Draws, mean_of, seeds_of
 from hf_learned_order.training.progress import OrderProgress, trend
-from hf_learned_order.training.updates import Draws, mean_of, seeds_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SGD = {"optim": "sgd", "learning_rate": 0.3}
@@ -145,9 +146,8 @@ def test_repeated_predictions_are_those_of_repeated_rows():
 def test_budgets_are_drawn_from_the_range(tmp_path, tokenizer, dataset):
     trainer = trainer_of(tmp_path, tokenizer, dataset, min_denoising_steps=2, max_denoising_steps=4)
     batch = trainer.data_collator(list(dataset.select(range(2))))
-    del batch["answer"]
     with torch.no_grad():
-        active = [trainer.model.chains(**batch, seeds=seeds_of(0, n, first=0, rows=2)).active for n in range(40)]
+        active = [trainer.model.chains(Batch(**batch, seeds=seeds_of(0, n, first=0, rows=2))).active for n in range(40)]
     steps = (4 - torch.cat(active, 1).int().argmax(0)).tolist()  # the first call of a chain says how many are left
     assert all(len(set(chains)) == 1 for chains in steps)
     steps = [chains[0] for chains in steps]
@@ -156,7 +156,7 @@ def test_budgets_are_drawn_from_the_range(tmp_path, tokenizer, dataset):
     assert any(first != second for first, second in zip(steps[::2], steps[1::2], strict=True))
     assert trainer.scorer.config.max_denoising_steps == 4
     fixed = trainer_of(tmp_path, tokenizer, dataset, max_denoising_steps=4)
-    assert len(fixed.model.chains(**batch).step_terms) == 4
+    assert len(fixed.model.chains(Batch(**batch)).step_terms) == 4
 
 
 @pytest.mark.parametrize("case", ["clean", "prior", "count"])

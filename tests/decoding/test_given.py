@@ -24,6 +24,7 @@ from hf_learned_order.evaluation.evaluator import Evaluator
 from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.tasks.answers import AnswerMetrics
 from hf_learned_order.tasks.table import TASKS, Source
+from hf_learned_order.training.objectives.base import Batch
 from hf_learned_order.training.objectives.regret import LARGEST_REGRET, RegretObjective
 from hf_learned_order.training.trainer import OrderTrainer
 
@@ -36,7 +37,7 @@ LOG2 = math.log(2)
 @pytest.mark.parametrize("posterior", [None, "non_empty"])
 def test_the_bound_counts_what_is_not_given(posterior):
     objective = elbo_of(ExactPairs(3), "non_empty", posterior, max_denoising_steps=1, num_chains=2)
-    bound = objective.chains(EMPTY, EMPTY, CLEAN, given=GIVEN).bound
+    bound = objective.chains(Batch(EMPTY, EMPTY, CLEAN, given=GIVEN)).bound
     # a given one settles its partner; with one step both of another pair are guessed
     torch.testing.assert_close(bound, torch.tensor([[-4 * LOG2] * 2, [-2 * LOG2] * 2]))
     assert objective(EMPTY, EMPTY, CLEAN, given=GIVEN)["bound"].item() == pytest.approx(-3 * LOG2)

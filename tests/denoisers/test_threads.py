@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.families import Family
-from hf_learned_order.denoisers.hooks import Seen
+from hf_learned_order.denoisers.inside.hooks import Seen
 from hf_learned_order.interface.attach import attach
 from hf_learned_order.orders.scorer import OrderScorer
 

@@ -67,7 +67,16 @@ def blocks_of(text: str) -> list[Block]:
 
 
 def run_page(page: Path, folder: Path) -> list[int]:
-    """Runs the blocks of a page in `folder`, which is also the working folder; the lines of those that ran."""
+    """Runs the blocks of a page in `folder`; the lines of those that ran."""
+    before = Path.cwd()
+    os.chdir(folder)  # whatever a block writes, it writes there
+    try:
+        return run_blocks(page, folder)
+    finally:
+        os.chdir(before)
+
+
+def run_blocks(page: Path, folder: Path) -> list[int]:
     names = {"__name__": "__main__"}
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     lines = []
@@ -119,7 +128,6 @@ def project(tmp_path_factory):
 
 @pytest.mark.parametrize("page", sorted({*PAGES} - ELSEWHERE), ids=lambda page: str(page.relative_to(ROOT)))
 def test_page(page, project, hub, monkeypatch):
-    monkeypatch.chdir(project)
     monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
     run_page(page, project)
 
@@ -186,8 +194,7 @@ def page_of(folder: Path, text: str) -> Path:
     return folder / "page.md"
 
 
-def test_blocks_share_names_and_files(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_blocks_share_names_and_files(tmp_path):
     page = page_of(
         tmp_path,
         '```python\nfrom pathlib import Path\nx = Path("a").write_text("b")\n```\n'
@@ -195,7 +202,9 @@ def test_blocks_share_names_and_files(tmp_path, monkeypatch):
         "<!-- not run: no network -->\n```bash\nexit 1\n```\nwords\n```text\n1 / 0\n```\n```python\nprint(x + 1)\n```\n"
         "\n```text\n2\n```\n",
     )
+    before = Path.cwd()
     assert run_page(page, tmp_path) == [2, 7, 22]
+    assert Path.cwd() == before
 
 
 @pytest.mark.parametrize(

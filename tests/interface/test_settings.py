@@ -17,7 +17,8 @@ from transformers import (
 from hf_learned_order.decoding.loop import decode
 from hf_learned_order.decoding.samplers.scheduled import TopProbSampler
 from hf_learned_order.interface.attach import attach
-from hf_learned_order.interface.settings import PROCESSORS, WARPERS, Settings, merged
+from hf_learned_order.interface.processors import PROCESSORS, WARPERS
+from hf_learned_order.interface.settings import Settings, merged
 
 
 def resolve(given=None, config=None, own=None, **options) -> Settings:

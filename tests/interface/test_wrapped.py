@@ -11,8 +11,8 @@ from transformers import LlamaForCausalLM
 
 from hf_learned_order.denoisers.checkpoints import check_inv_freq
 from hf_learned_order.denoisers.denoiser import Denoiser
+from hf_learned_order.denoisers.inside.wrappers import base_of, device_of, dtype_of, is_compiled
 from hf_learned_order.denoisers.loading import load_denoiser
-from hf_learned_order.denoisers.wrappers import base_of, device_of, dtype_of, is_compiled
 from hf_learned_order.interface.attach import attach, detach
 
 FAMILIES = ("bert", "llama")

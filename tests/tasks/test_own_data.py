@@ -12,7 +12,7 @@ from models import EOS, MASK, tiny_tokenizer
 from hf_learned_order.tasks.answers import Response
 from hf_learned_order.tasks.data import equations, load_gsm8k, words
 from hf_learned_order.tasks.gsm8k import chains_of
-from hf_learned_order.tasks.own_files import own_splits, read_files
+from hf_learned_order.tasks.own.files import own_splits, read_files
 from hf_learned_order.tasks.report import report
 from hf_learned_order.tasks.sources import OwnData, Source
 from hf_learned_order.tasks.table import TASKS, Task, find_task

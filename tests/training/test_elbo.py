@@ -18,8 +18,9 @@ from hf_learned_order.denoisers.families import ENCODER
 from hf_learned_order.denoisers.predictions import Predictions, Step
 from hf_learned_order.orders.posterior import CleanPosterior
 from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.training.objectives.base import Batch
 from hf_learned_order.training.objectives.elbo import OrderELBO
-from hf_learned_order.training.updates import seeds_of
+from hf_learned_order.training.objectives.updates import seeds_of
 
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 # law of the prior, law of the posterior (None: it shares the prior's)
@@ -149,7 +150,7 @@ class Enumeration:
 
 def chains_of(objective: OrderELBO, clean: list[int], rows: int):
     empty = torch.zeros(rows, 0, dtype=torch.long)
-    return objective.chains(empty, empty, torch.tensor([clean] * rows))
+    return objective.chains(Batch(empty, empty, torch.tensor([clean] * rows)))
 
 
 def gradient(value: Tensor, objective: OrderELBO) -> Tensor:
@@ -247,10 +248,10 @@ class TestGradient:
         objective = objective_of(ExactPairs(2), "non_empty", "max_normalized", **kinds)
         clean, seeds = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 1]]), seeds_of(0, 0, first=0, rows=3)
         empty = torch.zeros(3, 0, dtype=torch.long)
-        together = objective.chains(empty, empty, clean, seeds)
+        together = objective.chains(Batch(empty, empty, clean, seeds))
         assert together.nfe.unique().numel() > 1
         for row in range(3):
-            alone = objective.chains(empty[:1], empty[:1], clean[row, None], seeds[row, None])
+            alone = objective.chains(Batch(empty[:1], empty[:1], clean[row, None], seeds[row, None]))
             torch.testing.assert_close(together.log_q[:, row, None], alone.log_q)
             torch.testing.assert_close(together.step_terms[:, row, None], alone.step_terms)
 
@@ -379,7 +380,7 @@ class TestGradient:
         torch.manual_seed(3)
         out = objective(empty, empty, clean)
         torch.manual_seed(3)
-        chains = objective.chains(empty, empty, clean)
+        chains = objective.chains(Batch(empty, empty, clean))
         torch.testing.assert_close(out["loss"], -chains.surrogate() / 4)
         torch.testing.assert_close(out["bound"], chains.bound.mean())
         torch.testing.assert_close(out["kl"], chains.kl.sum(0).mean())

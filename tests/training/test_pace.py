@@ -19,6 +19,7 @@ from hf_learned_order.orders.posterior import CleanPosterior
 from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.tasks.data import equation_tokenizer, equations
 from hf_learned_order.tasks.gsm8k import chains_of, read_rows
+from hf_learned_order.training.objectives.base import Batch
 from hf_learned_order.training.objectives.elbo import OrderELBO
 from hf_learned_order.training.pace import EVERY, Pace
 
@@ -81,7 +82,7 @@ def test_the_price_is_the_multiplier():
     objective = OrderELBO(problem, scorer, max_denoising_steps=6, num_chains=4)
     prompt, clean = problem.examples(64, generator)
     scorer.tilt = torch.zeros((), requires_grad=True)
-    chains = objective.chains(prompt, torch.ones_like(prompt), clean)
+    chains = objective.chains(Batch(prompt, torch.ones_like(prompt), clean))
     price = objective._price(chains, scorer.tilt)
     total = objective.surrogate(chains) - price * chains.calls_surrogate()
     (slope,) = torch.autograd.grad(total, scorer.tilt)
@@ -99,9 +100,9 @@ def test_calls_of_a_faster_law():
     mask, nfe = torch.ones_like(prompt), []
     for bias in (-0.2, 0.2):
         scorer.config.law_bias = bias
-        nfe.append(objective.chains(prompt, mask, clean).nfe.float().mean().item())
+        nfe.append(objective.chains(Batch(prompt, mask, clean)).nfe.float().mean().item())
     scorer.config.law_bias, scorer.tilt = 0.0, torch.zeros((), requires_grad=True)
-    (slope,) = torch.autograd.grad(objective.chains(prompt, mask, clean).calls_surrogate(), scorer.tilt)
+    (slope,) = torch.autograd.grad(objective.chains(Batch(prompt, mask, clean)).calls_surrogate(), scorer.tilt)
     assert slope.item() == pytest.approx((nfe[1] - nfe[0]) / 0.4, rel=0.1)
 
 

@@ -13,7 +13,7 @@ from hf_learned_order.orders.configuration import OrderScorerConfig
 from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.training.objectives import regret
 from hf_learned_order.training.objectives.regret import RegretObjective
-from hf_learned_order.training.updates import seeds_of
+from hf_learned_order.training.objectives.updates import seeds_of
 
 RIGHT, WRONG = Scripted.RIGHT, Scripted.WRONG
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "denoiser_hidden_size": 0}

@@ -21,8 +21,8 @@ from hf_learned_order.tasks.answers import AnswerMetrics
 from hf_learned_order.tasks.table import TASKS, Source
 from hf_learned_order.training.objectives import reward
 from hf_learned_order.training.objectives.reward import RewardObjective
+from hf_learned_order.training.objectives.updates import Draws, seeds_of
 from hf_learned_order.training.trainer import OrderTrainer
-from hf_learned_order.training.updates import Draws, seeds_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MASK = Scripted.mask_token_id

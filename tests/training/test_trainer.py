@@ -21,9 +21,9 @@ from hf_learned_order.tasks.data import equation_tokenizer, equations
 from hf_learned_order.tasks.gsm8k import chains_of, read_rows
 from hf_learned_order.training import weighing
 from hf_learned_order.training.arguments import OrderTrainingArguments
+from hf_learned_order.training.objectives.updates import seeds_of
 from hf_learned_order.training.saved import last_checkpoint
 from hf_learned_order.training.trainer import OrderTrainer
-from hf_learned_order.training.updates import seeds_of
 
 PROBLEMS = Path(__file__).parents[2] / "examples" / "problems.jsonl"
 CANVAS = 32

@@ -12,11 +12,11 @@ from hf_learned_order.evaluation.evaluator import Evaluator
 from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.tasks.answers import AnswerMetrics
 from hf_learned_order.tasks.collator import CanvasCollator
-from hf_learned_order.tasks.own_data import recovered
+from hf_learned_order.tasks.own.data import recovered
 from hf_learned_order.training.arguments import OrderTrainingArguments
 from hf_learned_order.training.objectives.table import OBJECTIVES, make_objective
+from hf_learned_order.training.objectives.updates import seeds_of
 from hf_learned_order.training.trainer import OrderTrainer
-from hf_learned_order.training.updates import seeds_of
 
 
 @pytest.fixture(scope="module")

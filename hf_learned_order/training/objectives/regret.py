@@ -27,10 +27,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from hf_learned_order.decoding.canvas import left_padded, padding_behind
+from hf_learned_order.decoding.canvas import padding_behind
 from hf_learned_order.decoding.inputs import start
 from hf_learned_order.decoding.loop import decode
 from hf_learned_order.decoding.samplers.base import Proposal, State
@@ -39,7 +39,8 @@ from hf_learned_order.denoisers.denoiser import Denoiser, predict
 from hf_learned_order.denoisers.predictions import Predictions, Step
 from hf_learned_order.orders.laws.base import largest
 from hf_learned_order.orders.scorer import OrderScorer
-from hf_learned_order.training.updates import Draws, mean_of
+from hf_learned_order.training.objectives.base import Batch, Objective
+from hf_learned_order.training.objectives.updates import Draws, mean_of
 
 BIASES = (-1.5, 1.0)  # of the decodings: from slow, where little goes wrong, to about as fast as is of use
 LARGEST_REGRET = 10.0  # nats; a token that has been ruled out would otherwise outweigh a batch
@@ -62,8 +63,8 @@ def regret(before: Predictions, after: Predictions) -> Tensor:
     return (after.confidence.log() - after.log_prob(before.tokens)).clamp(0.0, LARGEST_REGRET)
 
 
-class RegretObjective(nn.Module):
-    """Fits a scorer with the "regret" law. Batch in, loss and measurements out, as `OrderELBO`.
+class RegretObjective(Objective):
+    """Fits a scorer with the "regret" law.
 
     How much doubt and pairs weigh against each other is not learned here: `weighing.choose_weights` does it afterwards.
 
@@ -89,7 +90,7 @@ class RegretObjective(nn.Module):
         min_denoising_steps: int | None = None,
         eos_token_id: int | None = None,
     ):
-        super().__init__()
+        super().__init__(denoiser, scorer, max_denoising_steps=max_denoising_steps, eos_token_id=eos_token_id)
         if scorer.config.law != "regret":
             raise ValueError(f'law must be "regret", got {scorer.config.law!r}: use another objective for it')
         if max_denoising_steps < 2:
@@ -102,49 +103,34 @@ class RegretObjective(nn.Module):
                 "min_denoising_steps must be 2 or more and at most max_denoising_steps, "
                 f"got {least} and {max_denoising_steps}"
             )
-        self.denoiser = denoiser
-        self.scorer = scorer
-        self.max_denoising_steps = max_denoising_steps
         self.min_denoising_steps = least
-        self.eos_token_id = eos_token_id
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        clean: Tensor,
-        seeds: Tensor | None = None,
-        given: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def measured(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, the sum of `doubt_loss` and `pair_loss` (nats a position), the mean `observed` and `predicted` regret
         (nats), `exact` (share of responses) and `nfe` of the decodings.
-
-        `seeds` are those of `updates.Draws`; `given` bool [batch, canvas] are positions of `clean` that are known from
-        the start.
 
         Raises:
             ValueError: `clean` has one position, which leaves nothing to choose.
         """
-        if clean.shape[1] < 2:
-            raise ValueError(f"clean must have 2 or more positions, got {clean.shape[1]}: one leaves nothing to choose")
-        draws = Draws(seeds, rows=len(clean), device=clean.device)
-        doubt = self._doubt(input_ids, attention_mask, clean, given, draws)
-        pairs = self._pairs(input_ids, attention_mask, clean, given, draws)
+        length = batch.clean.shape[1]
+        if length < 2:
+            raise ValueError(f"clean must have 2 or more positions, got {length}: one leaves nothing to choose")
+        doubt = self._doubt(batch)
+        pairs = self._pairs(batch)
         return {"loss": doubt["doubt_loss"] + pairs["pair_loss"], **doubt, **pairs}
 
-    def _doubt(
-        self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor, given: Tensor | None, draws: Draws
-    ) -> dict[str, Tensor]:
+    def _doubt(self, batch: Batch) -> dict[str, Tensor]:
         """From one decoding of each row."""
+        clean, draws, block_size = batch.clean, batch.draws, self.denoiser.family.block_size
         steps = draws.integer(self.min_denoising_steps, self.max_denoising_steps)
-        if self.denoiser.family.block_size is not None:  # blocks share a budget, and in the last step nothing is chosen
-            steps *= 1 + math.ceil((clean.shape[1] - 1) / self.denoiser.family.block_size)
-        sampler = _Observed(
-            scorer=self.scorer, bias=draws.number(*BIASES), clean=torch.cat([input_ids, clean], 1), seen=[]
-        )
+        if block_size is not None:  # blocks share a budget, and in the last step nothing is chosen
+            steps *= 1 + math.ceil((clean.shape[1] - 1) / block_size)
+        whole = torch.cat([batch.input_ids, clean], 1)
+        sampler = _Observed(scorer=self.scorer, bias=draws.number(*BIASES), clean=whole, seen=[])
+        prompt = batch.input_ids, batch.attention_mask
         output = decode(
             self.denoiser,
-            **start(input_ids, attention_mask, clean, given, mask_token_id=self.denoiser.mask_token_id),
+            **start(*prompt, clean, batch.given, mask_token_id=self.denoiser.mask_token_id),
             sampler=sampler,
             max_denoising_steps=min(steps, clean.shape[1]),
             eos_token_id=self.eos_token_id,
@@ -156,19 +142,16 @@ class RegretObjective(nn.Module):
             "nfe": output.nfe.float().mean(),
         }
 
-    def _pairs(
-        self, input_ids: Tensor, attention_mask: Tensor, clean: Tensor, given: Tensor | None, draws: Draws
-    ) -> dict[str, Tensor]:
+    def _pairs(self, batch: Batch) -> dict[str, Tensor]:
         """From each response at two states: where its decoding starts, and one that is reached from there by unmasking
         a random share of the positions, those of low entropy first.
         """
-        prompt = left_padded(input_ids, attention_mask)
-        masked = torch.ones_like(clean, dtype=torch.bool) if given is None else ~given
-        step = self._step(*prompt, clean, masked)
-        first = self._observe(*prompt, clean, step, draws)
+        place, masked, draws = (batch.prompt, batch.prompt_mask, batch.clean), batch.masked, batch.draws
+        step = self._step(*place, masked)
+        first = self._observe(*place, step, draws)
         remaining = (draws.uniform(1) * masked.sum(-1, keepdim=True)).long().clamp(min=2)
         kept = largest(_noisy(step.predictions.entropy, draws), masked, remaining)
-        second = self._observe(*prompt, clean, self._step(*prompt, clean, kept), draws)
+        second = self._observe(*place, self._step(*place, kept), draws)
         means = ((a + b) / 2 for a, b in zip(first, second, strict=True))
         return dict(zip(("pair_loss", "observed", "predicted"), means, strict=True))
 

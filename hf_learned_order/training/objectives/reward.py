@@ -30,9 +30,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hf_learned_order.decoding.canvas import left_padded
 from hf_learned_order.decoding.loop import decode
 from hf_learned_order.decoding.samplers.base import Proposal, State
 from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
@@ -40,18 +39,19 @@ from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.predictions import Step
 from hf_learned_order.denoisers.sharding import in_step
 from hf_learned_order.orders.scorer import OrderScorer
-from hf_learned_order.training.chains import leave_one_out
-from hf_learned_order.training.judging import Judge
+from hf_learned_order.training.objectives.base import Batch, Objective
+from hf_learned_order.training.objectives.chains import leave_one_out
+from hf_learned_order.training.objectives.judging import Judge
 from hf_learned_order.training.objectives.regret import doubt_loss
-from hf_learned_order.training.rollouts import OrderByRow
-from hf_learned_order.training.updates import Draws, mean_of
+from hf_learned_order.training.objectives.rollouts import OrderByRow
+from hf_learned_order.training.objectives.updates import Draws, mean_of
 
 BIASES = (-0.1, 7.0)  # times T, and divided by it: a batch's bias is drawn between the two
 CORRECTNESS = 0.1  # the share of `doubt_loss`
 
 
-class RewardObjective(nn.Module):
-    """Maximises the expected reward of the scorer's own decodings. Batch in, loss and measurements out, as `OrderELBO`.
+class RewardObjective(Objective):
+    """Maximises the expected reward of the scorer's own decodings.
 
     Args:
         denoiser: p_theta, never trained by this objective.
@@ -79,39 +79,24 @@ class RewardObjective(nn.Module):
         speed_exponent: float = 1.0,
         is_right: Callable[[Tensor, Tensor], Tensor] | None = None,
     ):
-        super().__init__()
+        super().__init__(denoiser, scorer, max_denoising_steps=max_denoising_steps, eos_token_id=eos_token_id)
         for name, value in (("max_denoising_steps", max_denoising_steps), ("num_chains", num_chains)):
             if value < 2:
                 raise ValueError(f"{name} must be 2 or more, got {value}")
         if not speed_exponent >= 0:
             raise ValueError(f"speed_exponent must be 0 or more, got {speed_exponent}")
-        self.denoiser = denoiser
-        self.scorer = scorer
-        self.max_denoising_steps = max_denoising_steps
         self.num_chains = num_chains
-        self.eos_token_id = eos_token_id
         self.speed_exponent = speed_exponent
         self.judge = Judge(eos_token_id=eos_token_id, is_right=is_right)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        clean: Tensor,
-        seeds: Tensor | None = None,
-        given: Tensor | None = None,
-        answer: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def measured(self, batch: Batch) -> dict[str, Tensor]:
         """`loss` (to be minimised), the means of `reward` over the draws, `exact` (share of responses that come out
-        right without exploring; with a judge its name is `right`) and `nfe`. `seeds` are those of `updates.Draws`;
-        `given` bool [batch, canvas] are positions of `clean` that are known from the start; `answer` int
-        [batch, width] is what a judge takes.
+        right without exploring; with a judge its name is `right`) and `nfe`.
 
         Raises:
-            ValueError: there is a judge and no `answer`.
+            ValueError: there is a judge and the batch has no `answer`.
         """
-        draws = Draws(seeds, rows=len(clean), device=clean.device)
-        prompt = left_padded(input_ids, attention_mask)
+        clean, draws = batch.clean, batch.draws
         steps, bias = self._budget(draws)
         branch = draws.integer(2, steps)
         # before any decoding, which is as long as the slowest row of the batch: [batch, K, branch, canvas + 1], of the
@@ -128,13 +113,13 @@ class RewardObjective(nn.Module):
             seen=[],
             states=[],
         )
-        asked = torch.ones_like(clean, dtype=torch.bool) if given is None else ~given
+        canvas = clean.masked_fill(batch.masked, self.denoiser.mask_token_id)
         surrogate, reward = clean.new_zeros((), dtype=torch.float), clean.new_zeros((), dtype=torch.float)
         with in_step(self.denoiser, clean.device):
-            output = self._decode(*prompt, clean.masked_fill(asked, self.denoiser.mask_token_id), sampler, steps)
+            output = self._decode(batch.prompt, batch.prompt_mask, canvas, sampler, steps)
             if sampler.states:  # else every row had finished before
-                surrogate, reward = self._explore(*prompt, clean, answer, sampler, numbers)
-        right = self.judge.right(output.sequences[:, -clean.shape[1] :], clean, answer)
+                surrogate, reward = self._explore(batch, sampler, numbers)
+        right = self.judge.right(output.sequences[:, -clean.shape[1] :], clean, batch.answer)
         loss = -(steps - 1) * surrogate
         if sampler.seen:
             observed, counts = (torch.stack(parts).sum() for parts in zip(*sampler.seen, strict=True))
@@ -144,22 +129,14 @@ class RewardObjective(nn.Module):
         name = "exact" if self.judge.is_right is None else "right"
         return {"loss": loss, "reward": reward, name: right.float().mean(), "nfe": output.nfe.float().mean()}
 
-    def _explore(
-        self,
-        prompt: Tensor,
-        prompt_mask: Tensor,
-        clean: Tensor,
-        answer: Tensor | None,
-        sampler: "_Branching",
-        numbers: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def _explore(self, batch: Batch, sampler: "_Branching", numbers: Tensor) -> tuple[Tensor, Tensor]:
         """The sum of log q(r) times its advantage over rows and draws, and that of rewards, both divided by B K."""
         ((step, values),) = sampler.states
         rows = step.rows
         chains = self.num_chains
         # a judge knows no end of the right response: what counts is that of the response as it looks here
         looks = (
-            clean[rows]
+            batch.clean[rows]
             if self.judge.is_right is None
             else torch.where(step.masked, step.predictions.tokens, step.canvas)
         )
@@ -171,7 +148,7 @@ class RewardObjective(nn.Module):
         canvas = torch.where(unmask, step.predictions.tokens, step.canvas).flatten(0, 1)
         masked = (step.masked & ~unmask).flatten(0, 1)
         rows = rows.repeat(chains)
-        clean, answer = clean[rows], None if answer is None else answer[rows]
+        clean, answer = batch.clean[rows], None if batch.answer is None else batch.answer[rows]
         taken = torch.full_like(rows, sampler.calls)
         unfinished = (masked & self.judge.response(canvas)).any(-1)
         if self.judge.is_right is None:
@@ -181,12 +158,12 @@ class RewardObjective(nn.Module):
         if len(going_on):
             rest = _Rest(scorer=self.scorer, bias=sampler.bias, numbers=numbers.flatten(0, 1)[going_on])
             at = rows[going_on]
-            output = self._decode(prompt[at], prompt_mask[at], canvas[going_on], rest, sampler.branch - 1)
+            output = self._decode(batch.prompt[at], batch.prompt_mask[at], canvas[going_on], rest, sampler.branch - 1)
             canvas[going_on] = output.sequences[:, -clean.shape[1] :]
             taken[going_on] += output.nfe
         right = self.judge.right(canvas, clean, answer)
         reward = (right * (1 - (taken - 1) / clean.shape[1]) ** self.speed_exponent).view(chains, -1)
-        draws = len(prompt) * chains
+        draws = len(batch.clean) * chains
         return (log_q * leave_one_out(reward.T).T).sum() / draws, reward.sum() / draws
 
     def _budget(self, draws: Draws) -> tuple[int, float]:

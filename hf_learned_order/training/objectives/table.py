@@ -1,21 +1,16 @@
-"""The objectives by name.
-
-Each is a module: a batch (`input_ids`, `attention_mask`, `clean`) in, a dict out, with `loss` to be minimised and the
-means of what there is to watch.
-"""
+"""The objectives by name."""
 
 import inspect
 from typing import Any
 
-from torch import nn
-
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.orders.scorer import OrderScorer
+from hf_learned_order.training.objectives.base import Objective
 from hf_learned_order.training.objectives.elbo import OrderELBO
 from hf_learned_order.training.objectives.regret import RegretObjective
 from hf_learned_order.training.objectives.reward import RewardObjective
 
-OBJECTIVES: dict[str, type[nn.Module]] = {
+OBJECTIVES: dict[str, type[Objective]] = {
     "elbo": OrderELBO,
     "regret": RegretObjective,
     "reward": RewardObjective,
@@ -29,7 +24,7 @@ def settings_of(name: str) -> set[str]:
     return {*inspect.signature(OBJECTIVES[name]).parameters}
 
 
-def make_objective(name: str, denoiser: Denoiser, scorer: OrderScorer, **settings: Any) -> nn.Module:
+def make_objective(name: str, denoiser: Denoiser, scorer: OrderScorer, **settings: Any) -> Objective:
     """The objective of that name, with those of the `settings` that it has.
 
     A scorer with the regret law and a `pair_weight` of 0 gets 1, unless the objective chooses it itself.

@@ -7,7 +7,7 @@ from torch import Tensor
 from hf_learned_order.decoding.samplers.base import Proposal, State
 from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
 from hf_learned_order.denoisers.predictions import Step
-from hf_learned_order.training.updates import Draws
+from hf_learned_order.training.objectives.updates import Draws
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hf_learned_order.training.updates import mean_of
+from hf_learned_order.training.objectives.updates import mean_of
 
 
 class Chains(NamedTuple):

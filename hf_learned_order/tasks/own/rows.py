@@ -11,7 +11,7 @@ from datasets import Sequence as ListOf
 from datasets import Value
 from transformers import PreTrainedTokenizerBase
 
-from hf_learned_order.tasks.own_files import NUMBER
+from hf_learned_order.tasks.own.files import NUMBER
 from hf_learned_order.tasks.sources import OwnData, Source
 
 # columns that are looked for where none is given

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_learned_order.tasks.answers import Response
 from hf_learned_order.tasks.held_out import THOSE_HELD_OUT, prompts_of, without_prompts
-from hf_learned_order.tasks.own_files import NUMBER, own_splits
-from hf_learned_order.tasks.own_rows import GIVEN, ROW, encode_infill, encode_response, present, response_columns
+from hf_learned_order.tasks.own.files import NUMBER, own_splits
+from hf_learned_order.tasks.own.rows import GIVEN, ROW, encode_infill, encode_response, present, response_columns
 from hf_learned_order.tasks.report import report
 from hf_learned_order.tasks.sources import Source
 
