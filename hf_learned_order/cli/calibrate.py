@@ -56,7 +56,6 @@ def add_command(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from hf_learned_order.denoisers.denoiser import Denoiser
     from hf_learned_order.evaluation.calibration import calibrate
     from hf_learned_order.evaluation.guarantees import check_prompts
     from hf_learned_order.orders.guarantees import write_guarantees

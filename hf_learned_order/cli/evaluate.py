@@ -73,7 +73,6 @@ def add_command(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from hf_learned_order.denoisers.denoiser import Denoiser
     from hf_learned_order.evaluation.comparison import BUDGET_SHARES
     from hf_learned_order.evaluation.plotting import trade_off  # noqa: F401 (if it cannot be imported, that is told now)
 

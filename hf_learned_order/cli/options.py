@@ -140,7 +140,7 @@ def load_both(options: argparse.Namespace, processes: Any = None, *, samplers: S
 
 
 def load_order(paths: Sequence[str], model: Any, tokenizer: Any) -> tuple[Any, list[Any]]:
-    """A model as the denoiser of scorers, each from a folder or repository; it gets the adapter that one was trained with.
+    """A model as the denoiser of scorers from folders or repositories; it gets the adapter that one was trained with.
 
     Raises:
         ValueError: a scorer does not fit, or is one of several and has a denoiser of its own.
