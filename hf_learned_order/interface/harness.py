@@ -38,6 +38,7 @@ from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.orders.tuned import bring_up
 
 logger = logging.getLogger(__name__)
+COMMAND_LINE = ("cuda", "cuda:0")  # the devices that the harness's command line names unless told otherwise
 Pair = tuple[Any, list[int], list[int]]  # the texts, and the token ids of context and continuation
 
 
@@ -60,7 +61,8 @@ class LearnedOrderLM(TemplateLM):
         batch_size: requests decoded at once; results do not depend on it, but for what is drawn for equal prompts.
         seed: of rules and tokens that are drawn.
         device: where to put the model; by default, where it is loaded here, the accelerator, if there is one. Several
-            processes have one each.
+            processes have one each. "cuda:0", which the harness's command line gives unless told otherwise, says nothing
+            with a `device_map` or without CUDA.
         dtype: of a model that is loaded.
         device_map: where it is loaded to, as in transformers, e.g. "auto": over all devices; instead of `device`.
         trust_remote_code: run the code that its repository brings.
@@ -90,6 +92,8 @@ class LearnedOrderLM(TemplateLM):
         **sampler_config: Any,
     ):
         super().__init__()
+        if device in COMMAND_LINE and (device_map is not None or not torch.cuda.is_available()):
+            device = None
         if tokenizer is None:
             if not isinstance(pretrained, str):
                 raise ValueError("tokenizer must be given with a pretrained model that is loaded already, got None")

@@ -227,7 +227,7 @@ def test_two_processes_measure_the_same(folder, capsys):
     small = ["--canvas_length", "32", "--limit", "5", "--tuning_limit", "4", "--nfe", "4", "--seeds", "2"]
     rules = ["--samplers", "iid", "factor", "learned_order", "--scorer", str(folder / "scorer-0"), "--batch_size", "2"]
     command = ["evaluate", "--model", str(folder / "denoiser"), *files, *small, *rules]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     done = subprocess.run(
         [sys.executable, *launch, "-m", "hf_learned_order.cli.main", *command, "--output_dir", str(folder / "two")],

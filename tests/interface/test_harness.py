@@ -129,14 +129,15 @@ def test_a_yaml_of_ones_own_on_a_csv_in_two_processes(model, tmp_path, monkeypat
     exec(block, {})
     command = ["--model", "hf_learned_order", "--tasks", "my_task", "--include_path", "tasks"]
     command += ["--model_args", f"pretrained={tmp_path / 'denoiser'},sampler=random,max_gen_toks=8", "--log_samples"]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
+    launch = ["-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
     launch += ["--dynamo_backend", "no", "--main_process_port", "0"]
     said = []
     for count in ("2", "1"):
         out = tmp_path / count
         where = ["--output_path", str(out)]
+        each = ["--multi_gpu"] if count == "2" else ["--cpu"]  # with --cpu there would be one process
         done = subprocess.run(
-            [sys.executable, *launch, "--num_processes", count, "run_harness.py", *command, *where],
+            [sys.executable, *launch, *each, "--num_processes", count, "run_harness.py", *command, *where],
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hub")},
@@ -151,7 +152,7 @@ def test_a_yaml_of_ones_own_on_a_csv_in_two_processes(model, tmp_path, monkeypat
 def test_where_the_model_goes(lm, tmp_path):
     lm.denoiser.model.save_pretrained(tmp_path)
     lm.tokenizer.save_pretrained(tmp_path)
-    mapped = LearnedOrderLM(str(tmp_path), device_map="cpu", dtype="float32", max_gen_toks=10)
+    mapped = LearnedOrderLM(str(tmp_path), device="cuda:0", device_map="cpu", dtype="float32", max_gen_toks=10)
     assert mapped.device == torch.device("cpu")
     assert mapped.denoiser.dtype == torch.float32
     asked = instances("generate_until", [("1+2", {"until": [], "max_gen_toks": 4})])

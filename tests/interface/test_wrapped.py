@@ -149,7 +149,7 @@ class TestCompiled:
         def adapted(model):
             torch.manual_seed(0)
             lora = LoraConfig(
-                r=2, target_modules="all-linear", init_lora_weights=False, task_type=options.get("task_type")
+                r=2, target_modules=["q_proj"], init_lora_weights=False, task_type=options.get("task_type")
             )
             wrapped = get_peft_model(model, lora, mixed=options.get("mixed", False)).eval()
             return attach(wrapped, scorer_for(tiny_model("llama")), mask_token_id=MASK)
