@@ -61,8 +61,8 @@ class LearnedOrderLM(TemplateLM):
         batch_size: requests decoded at once; results do not depend on it, but for what is drawn for equal prompts.
         seed: of rules and tokens that are drawn.
         device: where to put the model; by default, where it is loaded here, the accelerator, if there is one. Several
-            processes have one each. "cuda:0", which the harness's command line gives unless told otherwise, says nothing
-            with a `device_map` or without CUDA.
+            processes have one each. "cuda:0", which the harness's command line gives unless told otherwise, says
+            nothing with a `device_map` or without CUDA.
         dtype: of a model that is loaded.
         device_map: where it is loaded to, as in transformers, e.g. "auto": over all devices; instead of `device`.
         trust_remote_code: run the code that its repository brings.
