@@ -31,7 +31,7 @@ from transformers import (
     set_seed,
 )
 
-from hf_learned_order.denoisers.denoiser import whole_mask
+from hf_learned_order.denoisers.calls import whole_mask
 from hf_learned_order.tasks.collator import CanvasCollator
 from hf_learned_order.tasks.data import HELD_OUT
 from hf_learned_order.tasks.sources import OwnData, Source

@@ -8,7 +8,8 @@ from torch import Tensor
 from hf_learned_order.common.checks import check_positive, check_room
 from hf_learned_order.decoding.canvas import Canvas, left_padded
 from hf_learned_order.decoding.samplers.base import Sampler
-from hf_learned_order.denoisers.denoiser import Denoiser, whole_mask
+from hf_learned_order.denoisers.calls import whole_mask
+from hf_learned_order.denoisers.denoiser import Denoiser
 
 DEFAULT_LENGTH = 128  # of a canvas
 

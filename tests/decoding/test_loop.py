@@ -31,7 +31,8 @@ from hf_learned_order.decoding.samplers.scheduled import IIDSampler, RandomSampl
 from hf_learned_order.decoding.samplers.table import make_sampler
 from hf_learned_order.denoisers import predictions
 from hf_learned_order.denoisers.attention import heeds_padding
-from hf_learned_order.denoisers.denoiser import Denoiser, predict
+from hf_learned_order.denoisers.calls import predict
+from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.predictions import Step
 from hf_learned_order.orders.configuration import LAWS
 from hf_learned_order.orders.scorer import OrderScorer

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hf_learned_order.decoding.loop import decode
 from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
-from hf_learned_order.denoisers.denoiser import Denoiser, predict
+from hf_learned_order.denoisers.calls import predict
+from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
 from hf_learned_order.denoisers.predictions import Step
 from hf_learned_order.orders.configuration import LAWS, OrderScorerConfig

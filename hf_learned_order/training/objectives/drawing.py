@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from hf_learned_order.decoding.canvas import padding_behind, settled
-from hf_learned_order.denoisers.denoiser import predict
+from hf_learned_order.denoisers.calls import predict
 from hf_learned_order.denoisers.predictions import Step
 from hf_learned_order.denoisers.sharding import any_process, idle, is_split
 from hf_learned_order.orders.laws.base import SubsetDistribution, everything

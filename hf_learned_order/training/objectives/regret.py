@@ -35,7 +35,8 @@ from hf_learned_order.decoding.inputs import start
 from hf_learned_order.decoding.loop import decode
 from hf_learned_order.decoding.samplers.base import Proposal, State
 from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
-from hf_learned_order.denoisers.denoiser import Denoiser, predict
+from hf_learned_order.denoisers.calls import predict
+from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.predictions import Predictions, Step
 from hf_learned_order.orders.laws.base import largest
 from hf_learned_order.orders.scorer import OrderScorer
