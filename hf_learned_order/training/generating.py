@@ -54,14 +54,16 @@ class GeneratingTrainer(CheckpointingTrainer):
             )
         return output.sequences[:, -length:], output.nfe
 
-    def _first_rows(self, dataset: Any) -> Iterator[tuple[dict[str, Tensor], Tensor, int]]:
-        """This process's share of the first rows, in batches, their seeds, and how many of each batch count.
+    def _first_rows(
+        self, dataset: Any, count: int = CALIBRATION_ROWS
+    ) -> Iterator[tuple[dict[str, Tensor], Tensor, int]]:
+        """This process's share of the first `count` rows, in batches, their seeds, and how many of each batch count.
 
         Each process has as many as the others, filled up with rows from the front: weights that FSDP has split are
         gathered by all together.
         """
         world, size = self.args.world_size, self.args.eval_batch_size
-        rows = list(itertools.islice(rows_of(dataset), CALIBRATION_ROWS))
+        rows = list(itertools.islice(rows_of(dataset), count))
         seeds = seeds_of(self.args.seed, self.state.global_step, first=0, rows=len(rows))
         mine = range(self.args.process_index, math.ceil(len(rows) / world) * world, world)
         for at in range(0, len(mine), size):

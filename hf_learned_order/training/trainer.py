@@ -34,7 +34,7 @@ from hf_learned_order.training.pace import EVERY, Pace
 from hf_learned_order.training.progress import Measured, OrderProgress
 from hf_learned_order.training.refusals import check_arguments, check_batch, check_objective, check_tuning
 from hf_learned_order.training.tuning import to_be_trained_with
-from hf_learned_order.training.weighing import choose_weights
+from hf_learned_order.training.weighing import choose_weights, rows_to_weigh_on
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +219,9 @@ class OrderTrainer(GeneratingTrainer):
     def _settle(self) -> None:
         """Chooses what is not learned by updates: weights of the regret law, the speed."""
         if isinstance(self._objective, RegretObjective):
-            batches = list(self._first_rows(self.train_dataset if self.eval_dataset is None else self.eval_dataset))
+            at_once = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+            rows = self.train_dataset if self.eval_dataset is None else self.eval_dataset
+            batches = list(self._first_rows(rows, rows_to_weigh_on(self.state.max_steps * at_once)))
             found = choose_weights(self.scorer, lambda bias: self._calls_and_share(batches, bias))
             self.log({f"right_by_weights_{doubt:g}_{pairs:g}": share for (doubt, pairs), share in found.items()})
         if self.pace is not None:

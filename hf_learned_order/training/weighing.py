@@ -18,9 +18,18 @@ from hf_learned_order.orders.scorer import LARGEST, OrderScorer
 # of doubt, of pairs; not without pairs, or rewards could never bring them in
 WEIGHTS = ((1.0, 0.1), (1.0, 0.3), (1.0, 1.0), (0.1, 1.0), (0.0, 1.0))
 BIASES = (-1.5, -0.5, 0.5, 1.5)  # a curve has a point for each
+FEWEST, MOST, ONE_IN = 16, 256, 50  # rows to weigh on: one in so many of those that were trained on
 CALLS = 64  # numbers of calls that curves are compared at
 
 Point = tuple[float, float]  # mean calls, share of right responses
+
+
+def rows_to_weigh_on(trained: int) -> int:
+    """How many rows are decoded, at each pair of weights and bias, after a training on `trained` rows.
+
+    A share of them, so that weighing stays the smaller part: of three updates as of thousands.
+    """
+    return min(MOST, max(FEWEST, trained // ONE_IN))
 
 
 def choose_weights(scorer: OrderScorer, measure: Callable[[float], Point]) -> dict[tuple[float, float], float]:

@@ -139,7 +139,7 @@ def test_bench_of_choices(monkeypatch, capsys):
     [("regret", (), "observed"), ("regret", ("--objective", "reward", "--reward", "task"), "right")],
 )
 def test_train(law, options, logged, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("hf_learned_order.training.generating.CALIBRATION_ROWS", 2)
+    monkeypatch.setattr("hf_learned_order.training.weighing.FEWEST", 2)
     save_all(tmp_path)
     write_rows(tmp_path / "train.jsonl", 404, 0)
     command = [

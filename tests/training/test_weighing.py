@@ -8,7 +8,7 @@ import torch
 from hf_learned_order.orders.configuration import OrderScorerConfig
 from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.training import weighing
-from hf_learned_order.training.weighing import choose_weights, heights, set_weights
+from hf_learned_order.training.weighing import choose_weights, heights, rows_to_weigh_on, set_weights
 
 
 def scorer() -> OrderScorer:
@@ -57,3 +57,7 @@ def test_weights_are_the_same_everywhere():
     set_weights(of, 0.3, 1.0)
     assert (of.network.head.weight[1] == 0).all()
     assert (of.network.head.weight[0] != 0).all()
+
+
+def test_weighing_costs_a_share_of_the_training():
+    assert [rows_to_weigh_on(trained) for trained in (1, 799, 850, 12_800, 10**6)] == [16, 16, 17, 256, 256]
