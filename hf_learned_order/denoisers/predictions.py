@@ -12,16 +12,22 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 # Numbers in one piece: on a CPU what a core's cache holds, elsewhere enough to be worth the launch of a kernel.
 CPU_PIECE, PIECE = 2**18, 2**24
 SMALLEST_LOG = -200.0  # exp of it is 0 in float32
 
 
+def piece_of(logits: Tensor) -> int:
+    """How many positions of `logits` [n, vocab] are looked at together."""
+    numbers = CPU_PIECE * torch.get_num_threads() if logits.device.type == "cpu" else PIECE
+    return max(1, numbers // logits.shape[-1])
+
+
 def pieces(count: int, logits: Tensor) -> list[slice]:
     """Cuts `count` positions of `logits` [n, vocab] into pieces of a bounded size; one empty piece where count is 0."""
-    numbers = CPU_PIECE * torch.get_num_threads() if logits.device.type == "cpu" else PIECE
-    size = max(1, numbers // logits.shape[-1])
+    size = piece_of(logits)
     return [slice(start, start + size) for start in range(0, max(1, count), size)]
 
 
@@ -80,20 +86,15 @@ class Predictions:
         batch, length = shape or logits.shape[:2]
         logits = logits.reshape(-1, logits.shape[-1])
         index = torch.arange(batch * length, device=logits.device) if at is None else at[0] * length + at[1]
-        beliefs = [_beliefs(_ruled_out(logits[piece], mask_token_id)) for piece in pieces(len(logits), logits)]
+        # split, because the gradient of each slice would be as large as the logits
+        beliefs = [_beliefs(part, mask_token_id) for part in logits.split(piece_of(logits))]
         log_peak, margin, entropy, tokens = (torch.cat(parts) for parts in zip(*beliefs, strict=True))
 
         at_positions = [
             _place(values, index, (batch, length), default)
             for values, default in ((log_peak.exp(), torch.nan), (margin, torch.nan), (entropy, torch.nan), (tokens, 0))
         ]
-        return cls(
-            *at_positions,
-            logits=logits,
-            index=index,
-            log_peak=log_peak,
-            mask_token_id=mask_token_id,
-        )
+        return cls(*at_positions, logits=logits, index=index, log_peak=log_peak, mask_token_id=mask_token_id)
 
     @property
     def log_probs(self) -> Tensor:
@@ -145,12 +146,12 @@ class Predictions:
 
     def log_prob(self, tokens: Tensor) -> Tensor:
         """log p_theta of `tokens` [batch, canvas] at their positions, [batch, canvas]; nan where it was not asked."""
-        wanted, best = (of.flatten()[self.index][:, None] for of in (tokens, self.tokens))
+        both = torch.stack([of.flatten()[self.index] for of in (tokens, self.tokens)], -1)
+        wanted, best = self.logits.gather(-1, both).float().unbind(-1)
         # in the order in which log_softmax subtracts, or large logits would lose what is left of them
-        values = (self.logits.gather(-1, wanted).float() - self.logits.gather(-1, best).float()).squeeze(-1)
-        values = values + self.log_peak
+        values = wanted - best + self.log_peak
         if self.mask_token_id is not None:
-            values = values.masked_fill(wanted.squeeze(-1) == self.mask_token_id, -torch.inf)
+            values = values.masked_fill(both[:, 0] == self.mask_token_id, -torch.inf)
         return _place(values, self.index, self.tokens.shape, torch.nan)
 
     def kl(self, log_probs: Tensor) -> Tensor:
@@ -166,10 +167,8 @@ class Predictions:
     def repeated(self, times: int | Tensor) -> "Predictions":
         """Each row `times` times, or as often as int [batch] says; the denoiser was asked about every position."""
         batch, length = self.tokens.shape
-        at_positions = {
-            name: getattr(self, name).repeat_interleave(times, 0)
-            for name in ("confidence", "margin", "entropy", "tokens")
-        }
+        names = ("confidence", "margin", "entropy", "tokens")
+        at_positions = {name: getattr(self, name).repeat_interleave(times, 0) for name in names}
         return replace(
             self,
             **at_positions,
@@ -185,13 +184,19 @@ class Predictions:
         place[rows] = torch.arange(len(rows), device=rows.device)
         place = place[self.index // length]
         kept = (place >= 0).nonzero().squeeze(-1)
+        at_positions = {name: getattr(self, name)[rows] for name in ("confidence", "margin", "entropy", "tokens")}
         return replace(
             self,
-            **{name: getattr(self, name)[rows] for name in ("confidence", "margin", "entropy", "tokens")},
+            **at_positions,
             logits=self.logits[kept],
             index=place[kept] * length + self.index[kept] % length,
             log_peak=self.log_peak[kept],
         )
+
+    def without_logits(self) -> "Predictions":
+        """The same, for where no token's own probability is asked for any more: logits are what takes the memory."""
+        nothing = {name: torch.empty_like(getattr(self, name)[:0]) for name in ("logits", "index", "log_peak")}
+        return replace(self, **nothing)
 
     def detach(self) -> "Predictions":
         """The same beliefs outside the graph."""
@@ -203,21 +208,33 @@ class Predictions:
 
 
 def _ruled_out(logits: Tensor, mask_token_id: int | None) -> Tensor:
-    if mask_token_id is None:
-        return logits.float()
     scores = logits.to(torch.float, copy=True)
-    scores[:, mask_token_id] = -torch.inf
+    if mask_token_id is not None:
+        scores[:, mask_token_id] = -torch.inf
     return scores
 
 
-def _beliefs(scores: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """log c, m, H and the most likely token, each [k], from scores [k, vocab] in float32."""
-    log_probs = scores.log_softmax(-1)
-    log_peak, token = log_probs.max(-1)
-    second = log_probs.scatter(-1, token[:, None], -torch.inf).amax(-1)
+def _beliefs(logits: Tensor, mask_token_id: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """log c, m, H and the most likely token, each [k], from logits [k, vocab].
+
+    For a gradient they are computed a second time: what it needs would be several tensors as large as the logits.
+    """
+    if torch.is_grad_enabled() and logits.requires_grad:
+        return checkpoint(_beliefs_once, logits, mask_token_id, use_reentrant=False, preserve_rng_state=False)
+    return _beliefs_once(logits, mask_token_id)
+
+
+def _beliefs_once(logits: Tensor, mask_token_id: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    scores = _ruled_out(logits, mask_token_id)
+    peak, token = scores.max(-1, keepdim=True)
+    scores.sub_(peak)
+    weights = scores.exp()
+    total = weights.sum(-1)
     # p log p is 0 at p = 0, where the product of 0 and -inf would be nan, in the gradient too
-    entropy = -(scores.softmax(-1) * log_probs.clamp(min=SMALLEST_LOG)).sum(-1)
-    return log_peak, log_peak.exp() - second.exp(), entropy.clamp(min=0.0), token
+    entropy = total.log() - torch.linalg.vecdot(weights, scores.clamp_(min=SMALLEST_LOG)) / total
+    # in place, unless a gradient needs them
+    others = weights.scatter(-1, token, 0.0) if weights.requires_grad else weights.scatter_(-1, token, 0.0)
+    return -total.log(), (1 - others.amax(-1)) / total, entropy.clamp(min=0.0), token.squeeze(-1)
 
 
 def _place(values: Tensor, index: Tensor, shape: tuple[int, ...], default: float) -> Tensor:

@@ -19,6 +19,28 @@ class EachNorm(nn.LayerNorm):
         return super().forward(input.unflatten(-1, (-1, *self.normalized_shape))).flatten(-2)
 
 
+class Layer(nn.TransformerEncoderLayer):
+    """PyTorch's own in its form with norms first. Never are there weights [batch, heads, canvas, canvas] at once, which
+    that one's fast path in evaluation makes.
+    """
+
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """As `nn.TransformerEncoder` calls it: `src` [batch, canvas, size], and -inf [batch, canvas] at padding."""
+        own, padding = self.self_attn, src_key_padding_mask
+        projected = nn.functional.linear(self.norm1(src), own.in_proj_weight, own.in_proj_bias)
+        heads = projected.unflatten(-1, (3, own.num_heads, own.head_dim)).permute(2, 0, 3, 1, 4)
+        mask = None if padding is None else padding[:, None, None, :].to(projected.dtype)
+        attended = nn.functional.scaled_dot_product_attention(*heads.unbind(0), attn_mask=mask)
+        src = src + own.out_proj(attended.transpose(1, 2).flatten(2))
+        return src + self._ff_block(self.norm2(src))
+
+
 class OrderNetwork(nn.Module):
     """From features of the state at each canvas position: projections, a small transformer, a head.
 
@@ -35,7 +57,7 @@ class OrderNetwork(nn.Module):
         if config.layers_seen:
             # a projection of each layer, summed
             self.hidden_states = nn.Sequential(EachNorm(width), nn.Linear(len(config.layers_seen) * width, size))
-        layer = nn.TransformerEncoderLayer(
+        layer = Layer(
             size,
             config.num_attention_heads,
             4 * size,
@@ -74,16 +96,23 @@ class OrderNetwork(nn.Module):
 
         A has no limit above, since regret has none, but is 0 where one of the two positions is certain.
         """
-        encoded = self._encode(features, hidden_states, padding)
-        correction, log_weight = self.head(encoded).float().unbind(-1)
-        pairs = nn.functional.softplus(self._affinity(encoded).float())
-        return correction, log_weight, torch.minimum(entropy[:, :, None], entropy[:, None, :]) * pairs
+        encoded, correction, log_weight = self.doubts(features, hidden_states, padding)
+        places = torch.arange(encoded.shape[1], device=encoded.device)[None]
+        return correction, log_weight, self.pairs(encoded, entropy, places)
 
-    def _affinity(self, encoded: Tensor) -> Tensor:
+    def doubts(
+        self, features: Tensor, hidden_states: Tensor, padding: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What `pairs` are made of, [batch, canvas, size], then `costs` without A."""
+        encoded = self._encode(features, hidden_states, padding)
+        return encoded, *self.head(encoded).float().unbind(-1)
+
+    def pairs(self, encoded: Tensor, entropy: Tensor, places: Tensor) -> Tensor:
+        """A [batch, k, k] of k positions a row: what `doubts` gives of each, its entropy and place, [batch, k]."""
         affinity = self.receives(encoded) @ self.gives(encoded).mT / self.receives.out_features**0.5
-        index = torch.arange(encoded.shape[1], device=encoded.device)
-        apart = (index[:, None] - index).clamp(-REACH, REACH) + REACH
-        return affinity + self.distance(apart).squeeze(-1)
+        apart = (places[:, :, None] - places[:, None, :]).clamp(-REACH, REACH) + REACH
+        affinity = affinity + self.distance(apart).squeeze(-1)
+        return torch.minimum(entropy[:, :, None], entropy[:, None, :]) * nn.functional.softplus(affinity.float())
 
     def _encode(self, features: Tensor, hidden_states: Tensor, padding: Tensor | None) -> Tensor:
         dtype = self.features.weight.dtype

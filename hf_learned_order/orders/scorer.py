@@ -18,11 +18,11 @@ from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.predictions import Predictions, Step
 from hf_learned_order.orders.configuration import OrderScorerConfig
 from hf_learned_order.orders.features import features_of
-from hf_learned_order.orders.laws.base import SubsetDistribution, ancestral_logit
+from hf_learned_order.orders.laws.base import OneSet, SubsetDistribution, ancestral_logit
 from hf_learned_order.orders.laws.counted import CountedBernoulli, log_binomial
 from hf_learned_order.orders.laws.max_normalized import MaxNormalizedBernoulli
 from hf_learned_order.orders.laws.non_empty import NonEmptyBernoulli
-from hf_learned_order.orders.laws.regret import BoundedRegret, RandomRegret, packed
+from hf_learned_order.orders.laws.regret import BoundedRegret, RandomRegret, acceptable, packed
 from hf_learned_order.orders.network import OrderNetwork
 from hf_learned_order.orders.saving import HubMixin
 
@@ -93,6 +93,33 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
             step.padding,
         )
         return confidence_logit(predictions) + correction, log_weights, pairs
+
+    def law_of(self, step: Step, *, bias: float = 0.0) -> SubsetDistribution:
+        """`law` of what `forward` gives. Where no gradient is wanted the regret law gets pairs only of the positions
+        that can be accepted: the same set, without A [batch, canvas, canvas].
+        """
+        if self.config.law != "regret" or torch.is_grad_enabled():
+            return self.law(step, self(step), bias=bias)
+        bound, predictions = self.config.bound * math.exp(bias), step.predictions
+        encoded, correction, log_weights = self.network.doubts(
+            features_of(step, self.config.seen),
+            step.hidden_states,  # pyrefly: ignore[bad-argument-type] (`layers_seen` asks for them)
+            step.padding,
+        )
+        logits = confidence_logit(predictions) + correction
+        weights = log_weights.clamp(-LARGEST, LARGEST).exp()
+        able = acceptable(logits, weights, step.masked, bound=bound)
+        most = max(1, int(able.sum(-1).max()))
+        places = able.byte().argsort(dim=-1, descending=True, stable=True)[:, :most]  # from left to right
+        encoded = encoded.gather(1, places[..., None].expand(-1, -1, encoded.shape[-1]))
+        logits, weights, entropy, able = (
+            part.gather(-1, places) for part in (logits, weights, predictions.entropy, able)
+        )
+        pairs = self.config.pair_weight * self.network.pairs(encoded, entropy, places)
+        few = BoundedRegret(packed(logits, weights, pairs), able, bound=bound)
+        law = OneSet(predictions.confidence, step.masked)
+        law.accepted = torch.zeros_like(step.masked).scatter(-1, places, few.accepted)
+        return law
 
     def law(self, step: Step, values: Tensor, *, bias: float = 0.0) -> SubsetDistribution:
         """The law of the positions to unmask, from `values`, which `forward` gave. A larger `bias` unmasks more.

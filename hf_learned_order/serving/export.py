@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hf_learned_order.denoisers.predictions import Predictions, Step
 from hf_learned_order.orders.configuration import OrderScorerConfig
+from hf_learned_order.orders.laws.base import SubsetDistribution
 from hf_learned_order.orders.scorer import OrderScorer
 
 CONFIG = "config.json"
@@ -64,6 +65,10 @@ class ExportedScorer:
         beliefs = step.predictions
         left = torch.tensor(float(step.steps_left), device=step.masked.device)
         return self._run(beliefs.confidence, beliefs.margin, beliefs.entropy, step.masked, left)
+
+    def law_of(self, step: Step, *, bias: float = 0.0) -> SubsetDistribution:
+        """The law of what the program gives, as `OrderScorer.law_of`."""
+        return self.law(step, self(step), bias=bias)
 
     def to(self, device: torch.device | str) -> "ExportedScorer":
         """The same scorer with its weights on `device`."""

@@ -196,8 +196,10 @@ def test_what_a_scorer_is_shown_in_generate(family, monkeypatch):
     denoiser = Denoiser(model, mask_token_id=MASK)
     scorer = OrderScorer.for_denoiser(denoiser, law="regret", hidden_layers=[1, -1], **SMALL)
     attach(model, scorer, tokenizer=tokenizer)
-    forward = OrderScorer.forward
-    monkeypatch.setattr(OrderScorer, "forward", lambda self, step: seen.append(step) or forward(self, step))
+    law_of = OrderScorer.law_of
+    monkeypatch.setattr(
+        OrderScorer, "law_of", lambda self, step, bias: seen.append(step) or law_of(self, step, bias=bias)
+    )
     inputs = tokenizer("w5 w6 w7", return_tensors="pt")
     caches = (None,) if family in ENCODERS else (None, "prefix")
     for cache in caches:
@@ -391,3 +393,33 @@ def test_generate(law):
             for bias in (-8.0, 20.0)
         )
         assert slow > fast == 2
+
+
+@pytest.mark.parametrize("bias", [-60.0, -1.0, 0.0, 2.0, 60.0])
+@pytest.mark.parametrize("pair_weight", [0.0, 0.7])
+def test_pairs_of_what_can_be_accepted_are_enough(bias, pair_weight):
+    """Also where a row has nothing masked, where positions are equal, and at padding."""
+    scorer, step = scorer_of("regret", pair_weight=pair_weight).eval(), step_of(rows=64)
+    masked, padding = step.masked.clone(), torch.zeros_like(step.masked)
+    masked[0], padding[1:9, -2:] = False, True
+    step = dataclasses.replace(step, masked=masked & ~padding, padding=padding)
+    with torch.no_grad():
+        some = scorer.law_of(step, bias=bias)
+        every = scorer.law(step, scorer(step), bias=bias)
+    assert torch.equal(some.sample(), every.sample())
+    assert torch.equal(some.greedy(), every.greedy())
+
+
+def test_attention_over_a_long_canvas_is_not_kept():
+    """PyTorch's layer has the same weights and says the same, in training and in evaluation."""
+    scorer, inputs = scorer_of("regret"), torch.randn(3, CANVAS, 16, generator=torch.Generator().manual_seed(0))
+    layer = scorer.network.encoder.layers[0]
+    theirs = torch.nn.TransformerEncoderLayer(
+        16, layer.self_attn.num_heads, 64, 0.0, "gelu", batch_first=True, norm_first=True
+    )
+    theirs.load_state_dict(layer.state_dict())
+    padding = torch.zeros(3, CANVAS).index_fill(1, torch.tensor([CANVAS - 1]), -torch.inf)
+    for training in (True, False):
+        for mask in (None, padding):
+            got, expected = (module.train(training)(inputs, src_key_padding_mask=mask) for module in (layer, theirs))
+            torch.testing.assert_close(got, expected)

@@ -49,7 +49,7 @@ class LearnedOrderSampler(Sampler):
             raise ValueError(f"greedy must be True or False, got {self.greedy!r}")
 
     def propose(self, step: Step, state: State) -> Proposal:
-        law = self.scorer.law(step, self.scorer(step), bias=self.bias)
+        law = self.scorer.law_of(step, bias=self.bias)
         return Proposal(law.greedy() if self.greedy else law.draw(step.uniform(1)))
 
     def preference(self, step: Step) -> Tensor:

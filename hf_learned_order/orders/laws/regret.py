@@ -41,6 +41,16 @@ def unpacked(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return values[..., 0], values[..., 1], values[..., 2:]
 
 
+def acceptable(logits: Tensor, weights: Tensor, masked: Tensor, *, bound: float) -> Tensor:
+    """bool [..., canvas]: what `BoundedRegret` can accept whatever the pairs; it is the same among these alone.
+
+    They are the first that it visits, and those whose doubt stays within the bound behind one accepted position.
+    """
+    first = visiting_order(logits, masked)[..., :1]
+    within = 3 * (weights * (-logits).sigmoid()) < bound
+    return within.scatter(-1, first, True) & masked
+
+
 class _Visits:
     """The positions in visiting order, and what each costs by itself."""
 

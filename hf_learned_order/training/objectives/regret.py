@@ -163,8 +163,9 @@ class RegretObjective(Objective):
         taken = self._taken(step, draws)
         others = step.masked & ~taken
         tokens = torch.where(taken, step.predictions.tokens, clean)
-        after = self._step(prompt, prompt_mask, tokens, others).predictions
+        after, _ = self._predict(prompt, prompt_mask, tokens, others)
         observed = regret(step.predictions, after)
+        del after  # its logits, before there is a graph
         _, _, pairs = self.scorer.costs(step)
         predicted = (pairs * taken[:, None]).sum(-1).clamp(min=1e-6)
         terms = (predicted - observed * predicted.log(), observed, predicted.detach())
@@ -183,14 +184,22 @@ class RegretObjective(Objective):
         chance = draws.uniform(masked.shape[1])
         return largest(torch.where(low < 0.5, chance, chance * 1e-3 - _noisy(entropy, draws)), masked, size)
 
-    @torch.no_grad()
     def _step(self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, masked: Tensor) -> Step:
+        predictions, hidden = self._predict(prompt, prompt_mask, clean, masked)
+        return Step(
+            predictions=predictions.without_logits(),  # or they would live beside those of the next call
+            masked=masked,
+            steps_left=1,  # the law knows no budget
+            hidden_states=hidden,
+            padding=padding_behind(prompt, prompt_mask),
+        )
+
+    @torch.no_grad()
+    def _predict(
+        self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, masked: Tensor
+    ) -> tuple[Predictions, Tensor | None]:
         canvas = clean.masked_fill(masked, self.denoiser.mask_token_id)
-        layers = self.scorer.config.layers_seen
-        predictions, hidden = predict(self.denoiser, prompt, prompt_mask, canvas, hidden_states=layers)
-        padding = padding_behind(prompt, prompt_mask)
-        # the law knows no budget
-        return Step(predictions=predictions, masked=masked, steps_left=1, hidden_states=hidden, padding=padding)
+        return predict(self.denoiser, prompt, prompt_mask, canvas, hidden_states=self.scorer.config.layers_seen)
 
 
 def _noisy(entropy: Tensor, draws: Draws) -> Tensor:
