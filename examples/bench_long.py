@@ -31,7 +31,7 @@ def best(*calls: Callable[[], object]) -> list[float]:
 
 
 def beliefs_before(logits: Tensor) -> list[tuple[Tensor, ...]]:
-    found = []
+    found: list[tuple[Tensor, ...]] = []
     for piece in pieces(len(logits), logits):
         scores = logits[piece].to(torch.float, copy=True)
         scores[:, MASK] = -torch.inf

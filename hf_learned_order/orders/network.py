@@ -105,7 +105,8 @@ class OrderNetwork(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What `pairs` are made of, [batch, canvas, size], then `costs` without A."""
         encoded = self._encode(features, hidden_states, padding)
-        return encoded, *self.head(encoded).float().unbind(-1)
+        correction, log_weight = self.head(encoded).float().unbind(-1)
+        return encoded, correction, log_weight
 
     def pairs(self, encoded: Tensor, entropy: Tensor, places: Tensor) -> Tensor:
         """A [batch, k, k] of k positions a row: what `doubts` gives of each, its entropy and place, [batch, k]."""

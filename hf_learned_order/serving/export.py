@@ -68,7 +68,7 @@ class ExportedScorer:
 
     def law_of(self, step: Step, *, bias: float = 0.0) -> SubsetDistribution:
         """The law of what the program gives, as `OrderScorer.law_of`."""
-        return self.law(step, self(step), bias=bias)
+        return self.law(step, self(step), bias=bias)  # pyrefly: ignore[bad-argument-type]
 
     def to(self, device: torch.device | str) -> "ExportedScorer":
         """The same scorer with its weights on `device`."""
