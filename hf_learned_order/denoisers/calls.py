@@ -28,10 +28,14 @@ def predict(
 
     `prompt_mask` as in `whole_mask`.
     """
+    row, position = torch.ones_like(canvas, dtype=torch.bool).nonzero(as_tuple=True)
     logits, hidden = denoiser(
         torch.cat([prompt, canvas], 1),
         whole_mask(prompt_mask, prompt, canvas),
         prompt.shape[1],
         hidden_states=hidden_states,
+        at=(row, position),  # the head is not asked for the prompt
     )
-    return Predictions.from_logits(logits, denoiser.mask_token_id), hidden
+    shape = len(canvas), canvas.shape[1]
+    predictions = Predictions.from_logits(logits, denoiser.mask_token_id, at=(row, position), shape=shape)
+    return predictions, hidden
