@@ -66,6 +66,8 @@ class OrderTrainingArguments(TrainingArguments):
     speed_exponent: float = field(default=1.0, metadata={"help": "reward: how much speed counts, 0 not at all"})
     train_denoiser: bool = field(default=False, metadata={"help": "tune every weight of the denoiser"})
     learning_rate: float = 3e-3
+    num_train_epochs: float = 1.0
+    per_device_train_batch_size: int = 32
     per_device_eval_batch_size: int = 32
     remove_unused_columns: bool = False
     hub_strategy: str = field(default="end", metadata={"help": "'end': a push brings the whole scorer and its card"})

@@ -68,6 +68,11 @@ def test_files_that_do_not_do(tmp_path, text, message):
         parser().arguments([str(tmp_path / "nowhere.yaml")])
 
 
+def test_the_defaults_are_a_run_that_suffices():
+    training = parser().arguments([])[2]
+    assert (training.per_device_train_batch_size, training.num_train_epochs) == (32, 1)
+
+
 def test_names_in_full():
     with pytest.raises(ValueError, match=r"not used by the HfArgumentParser: \['--max_step', '3'\]"):
         parser().arguments(["--max_step", "3"])
