@@ -43,6 +43,9 @@ class OrderProgress(ProgressCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         super().on_log(args, state, control, logs=logs, **kwargs)
+        if state.is_world_process_zero and self.training_bar is None and logs and state.global_step:
+            # behind the training there is no bar to write above
+            print({name: round(value, 4) if isinstance(value, float) else value for name, value in logs.items()})
         if state.is_world_process_zero and self.training_bar is not None and logs is not None and "loss" in logs:
             self.training_bar.set_postfix_str(self.text(logs))
 

@@ -222,7 +222,8 @@ class OrderTrainer(GeneratingTrainer):
             at_once = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
             rows = self.train_dataset if self.eval_dataset is None else self.eval_dataset
             batches = list(self._first_rows(rows, rows_to_weigh_on(self.state.max_steps * at_once)))
-            found = choose_weights(self.scorer, lambda bias: self._calls_and_share(batches, bias))
+            quiet = self.args.disable_tqdm or not self.is_world_process_zero()
+            found = choose_weights(self.scorer, lambda bias: self._calls_and_share(batches, bias), quiet=quiet)
             self.log({f"right_by_weights_{doubt:g}_{pairs:g}": share for (doubt, pairs), share in found.items()})
         if self.pace is not None:
             batches = list(self._first_rows(self.train_dataset))

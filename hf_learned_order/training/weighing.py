@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+from tqdm import tqdm
 
 from hf_learned_order.orders.scorer import LARGEST, OrderScorer
 
@@ -32,18 +33,21 @@ def rows_to_weigh_on(trained: int) -> int:
     return min(MOST, max(FEWEST, trained // ONE_IN))
 
 
-def choose_weights(scorer: OrderScorer, measure: Callable[[float], Point]) -> dict[tuple[float, float], float]:
+def choose_weights(
+    scorer: OrderScorer, measure: Callable[[float], Point], *, quiet: bool = True
+) -> dict[tuple[float, float], float]:
     """Set the scorer to the pair of `WEIGHTS` whose curve is the highest, the first of equals.
 
     Args:
         scorer: its configuration and the bias of w are changed.
         measure: decodes with a bias and the scorer as it is.
+        quiet: no progress bar.
 
     Returns:
         what each pair of weights got, see `heights`.
     """
     curves = []
-    for weights in WEIGHTS:
+    for weights in tqdm(WEIGHTS, desc="doubt against pairs", disable=quiet):
         set_weights(scorer, *weights)
         curves.append([measure(bias) for bias in BIASES])
     found = dict(zip(WEIGHTS, heights(curves), strict=True))

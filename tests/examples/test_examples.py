@@ -150,7 +150,9 @@ def test_train(law, options, logged, tmp_path, monkeypatch, capsys):
     ]
     monkeypatch.setattr(sys, "argv", list(map(str, command)))
     train.main()
-    assert f"'{logged}': " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"'{logged}': " in printed
+    assert ("'right_by_weights_1_1': " in printed) == (logged == "observed")
     scorer = OrderScorer.from_pretrained(tmp_path / "out")
     assert (scorer.config.law, scorer.config.hidden_size) == (law, 16)
     assert scorer.config.layers_seen == (1, -1)
