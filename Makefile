@@ -95,8 +95,9 @@ results: $(STAMP)
 
 # The published code of the serving engines, for tests/serving: no engine is installed.
 engines: $(STAMP)
-	$(BIN)/python -m pip download --no-deps --dest engines sglang==0.5.23
-	cd engines && unzip -qo 'sglang-*.whl' 'sglang/srt/dllm/*' -d sglang && rm -f sglang-*.whl
+	$(BIN)/python -m pip download --no-deps --dest engines sglang==0.5.23 diffusers==0.42.1
+	cd engines && unzip -qo 'sglang-*.whl' 'sglang/srt/dllm/*' -d sglang && unzip -qo 'diffusers-*.whl' -d diffusers
+	rm -f engines/*.whl
 
 clean:
 	rm -rf dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,4 +1,4 @@
-"""The engines' own code, as published: installed, or unpacked in `engines/` by `make engines` (or HLO_ENGINES)."""
+"""The engines' own code, as published: unpacked in `engines/` by `make engines` (or in HLO_ENGINES)."""
 
 import os
 import sys
