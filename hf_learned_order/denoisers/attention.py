@@ -79,7 +79,9 @@ def heeds_padding(denoiser: Denoiser) -> bool:
         start = 1 + denoiser.family.tokens_before
         with evaluating(denoiser.model):
             try:
-                hidden_changes, seen_changes = (_spread(denoiser(ids, mask, start)[0]) for mask in (hidden, seen))
+                hidden_changes, seen_changes = (
+                    _spread(_finite(denoiser(ids, mask, start)[0])) for mask in (hidden, seen)
+                )
                 # rounding, in any dtype, is a small part of what a token changes that is seen
                 known[denoiser.family] = not bool(hidden_changes > 0.1 * seen_changes)
             except (RuntimeError, TypeError, ValueError):  # it takes no such mask at all
@@ -109,7 +111,7 @@ def _first_sees_last(denoiser: Denoiser, length: int, *, start: int | None = Non
     ids[:, -1] = torch.tensor(others, device=denoiser.device)
     # `start` at the shift asks for what the model says at its first place
     start = denoiser.family.shift if start is None else start
-    logits = denoiser(ids, torch.ones_like(ids), start)[0][:, position]
+    logits = _finite(denoiser(ids, torch.ones_like(ids), start)[0][:, position])
     # of kernels that treat rows differently; logits may be of a finer type than what they were computed in
     noise = 8 * max(torch.finfo(dtype).eps for dtype in (logits.dtype, denoiser.dtype)) * logits.abs().max()
     return bool(_spread(logits) > noise)
@@ -123,3 +125,8 @@ def _others(denoiser: Denoiser) -> list[int]:
 def _spread(logits: Tensor) -> Tensor:
     """How far rows are from the first one."""
     return (logits - logits[0]).abs().max()
+
+
+def _finite(logits: Tensor) -> Tensor:
+    """Without the infinite ones of a model that rules tokens out: they are no sign of what it sees."""
+    return logits.masked_fill(logits.isinf(), 0.0)

@@ -389,7 +389,7 @@ def test_what_a_step_says_of_the_canvas():
         new = before.masked & ~after.masked
         assert new.sum(-1).tolist() == [1, 1]
         at_new = before.predictions.log_probs.gather(-1, after.canvas[..., None])[..., 0]
-        assert torch.equal(after.token_log_probs, at_new.masked_fill(~new, 0.0))
+        torch.testing.assert_close(after.token_log_probs, at_new.masked_fill(~new, 0.0))
     assert output.nfe.tolist() == [4, 4]
 
 
