@@ -126,7 +126,13 @@ def project(tmp_path_factory):
     logging.enable_progress_bar()
 
 
-@pytest.mark.parametrize("page", sorted({*PAGES} - ELSEWHERE), ids=lambda page: str(page.relative_to(ROOT)))
+def run_here() -> list:
+    """Pages whose blocks are run; one starts seven processes, each of which imports everything."""
+    slow = ROOT / "docs" / "own_data.md"
+    return [pytest.param(page, marks=pytest.mark.slow if page == slow else ()) for page in sorted({*PAGES} - ELSEWHERE)]
+
+
+@pytest.mark.parametrize("page", run_here(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_page(page, project, hub, monkeypatch):
     monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
     run_page(page, project)
