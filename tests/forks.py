@@ -6,6 +6,7 @@ import json
 import os
 import runpy
 import sys
+import traceback
 
 import train  # noqa: F401  (what examples/train.py imports)
 
@@ -18,6 +19,8 @@ for line in sys.stdin:
             sys.argv = [script, *arguments]
             runpy.run_path(script, run_name="__main__")
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             os._exit(code)

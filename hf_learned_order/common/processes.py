@@ -9,9 +9,11 @@ def started_processes() -> Any:
     """accelerate's `PartialState` where several processes were started, else None."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
+    import torch
     from accelerate import PartialState
 
-    return PartialState()
+    # without an accelerator it would take each process for the only one
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def device_for(processes: Any, device_map: Any) -> Any:

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from engine_files import folder_of, forget
 from models import MASK, VOCAB, tiny_model
-from published import folder_of, forget
 from test_export import exported
 from test_loop import words
 

@@ -4,8 +4,8 @@ import types
 
 import pytest
 import torch
+from engine_files import folder_of, forget, importable
 from models import MASK, tiny_model
-from published import folder_of, forget, importable
 from test_export import exported
 from test_loop import words
 

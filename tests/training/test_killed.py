@@ -18,7 +18,18 @@ pytestmark = pytest.mark.xdist_group("killed")  # one worker: the process that f
 CASES = {
     "elbo": ["--law", "non_empty", "--max_denoising_steps", "3", "--num_chains", "2", "--min_denoising_steps", "2"],
     "count": ["--law", "count", "--max_denoising_steps", "4", "--num_chains", "2", "--target_nfe", "2.5"],
-    "lora": ["--use_lora", "true", "--lora_rank", "2", "--max_denoising_steps", "2", "--num_chains", "2"],
+    "lora": [
+        "--objective",
+        "elbo",
+        "--use_lora",
+        "true",
+        "--lora_rank",
+        "2",
+        "--max_denoising_steps",
+        "2",
+        "--num_chains",
+        "2",
+    ],
     "regret": ["--law", "regret", "--max_denoising_steps", "4", "--target_nfe", "3"],
     "reward": ["--law", "regret", "--objective", "reward", "--max_denoising_steps", "4", "--num_chains", "2"],
 }
