@@ -68,9 +68,7 @@ def test_checkpointed_activations_change_nothing(case, tmp_path, tokenizer, data
     assert_close(whole, checkpointed, rtol=1e-4, atol=2e-6)
 
 
-SLOW = pytest.mark.slow
-
-
+@pytest.mark.slow  # the compiler alone takes half a minute
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of dynamo's, while tracing
 @pytest.mark.parametrize(
     "case", [*(pytest.param(case, marks=pytest.mark.slow) for case in ("clean", "lora")), "regret"]
