@@ -70,9 +70,7 @@ def test_checkpointed_activations_change_nothing(case, tmp_path, tokenizer, data
 
 @pytest.mark.slow  # the compiler alone takes half a minute
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of dynamo's, while tracing
-@pytest.mark.parametrize(
-    "case", [*(pytest.param(case, marks=pytest.mark.slow) for case in ("clean", "lora")), "regret"]
-)
+@pytest.mark.parametrize("case", ["clean", "lora", "regret"])
 def test_compiled_layers_change_nothing(case, tmp_path, tokenizer, dataset, monkeypatch):
     for name in ("BACKEND", "USE_REGIONAL_COMPILATION"):
         monkeypatch.setenv(f"ACCELERATE_DYNAMO_{name}", "no")  # what the arguments set is undone
