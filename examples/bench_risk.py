@@ -12,7 +12,7 @@ random half, 200 times. Where it chooses none, the slow rule is used, as `calibr
 - rest: mean share of bad responses of the other half. Conformal risk control promises at most the risk of this.
 - calls: mean calls of the other half.
 
-Rows go to docs/results/data/risk.json, the tables into docs/results/risk.md.
+Rows go to docs/results/data/risk.json, the tables into the generated part of a `--page`.
 """
 
 import argparse
@@ -41,10 +41,10 @@ SLOW = "top_prob"
 METHODS = {"learn then test": 0.9, "conformal risk control": None}
 
 
-def decoded(evaluator: Evaluator, sampler: Sampler, is_right: Any, budget: int | None = None) -> tuple[Tensor, Tensor]:
+def decoded(evaluator: Evaluator, sampler: Sampler, is_right: Any) -> tuple[Tensor, Tensor]:
     """bool [n], which responses are right, and their calls [n]."""
     right, calls = [], []
-    for output, rows in evaluator.outputs(sampler, max_denoising_steps=budget):
+    for output, rows in evaluator.outputs(sampler):
         texts = evaluator.tokenizer.batch_decode(
             output.sequences[:, -evaluator.canvas_length :], skip_special_tokens=True
         )
@@ -125,7 +125,7 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def page(rows: Sequence[dict[str, Any]]) -> str:
-    """A table for each task, risk and method, the fewest calls first."""
+    """A table for each task and method: a row a rule, a column a risk."""
     parts = []
     for task in dict.fromkeys(row["task"] for row in rows):
         mine = [row for row in rows if row["task"] == task]

@@ -14,6 +14,7 @@ Others are refused (`REFUSED`), because what they read is not there.
 """
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 import transformers
@@ -131,7 +132,7 @@ class Processing:
                         here = position == place
                         before = ids[row[here], : seen.start + place]
                         scores[here] = one(before, scores[here])  # pyrefly: ignore[bad-argument-type]
-                elif isinstance(processor, AROUND):
+                elif reads_around(processor):  # single tokens are left to the class, which adds all at once
                     add_biases(processor.sequence_bias, ids[row], seen.start + position, scores)
                 elif isinstance(processor, PREFIX):
                     # the first masked positions are the only ones whose prefix is known, and go next
@@ -161,7 +162,7 @@ def refusal(processor: LogitsProcessor) -> str | None:
     return next((REFUSED[kind.__name__] for kind in kinds if kind.__name__ in REFUSED), None)
 
 
-def reads_around(processor: LogitsProcessor) -> bool:
+def reads_around(processor: LogitsProcessor) -> TypeGuard[transformers.SequenceBiasLogitsProcessor]:
     """Whether it forbids or favours tokens that stand side by side."""
     return isinstance(processor, AROUND) and any(len(sequence) > 1 for sequence in processor.sequence_bias)
 

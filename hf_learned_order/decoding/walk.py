@@ -113,8 +113,9 @@ class Walk:
         """Which of `rows` are not done with the window; the positions to look at next, int [n] twice, the row among
         these and the position in the window; and which of the n are masked, int.
 
-        The sizes of a step hang on this, so it is the one place where a step waits for the device. What the last one
-        wrote is looked at with it: log-probabilities that are no numbers come of logits that say nothing.
+        The sizes of a step hang on this, so a step waits for the device here, and else only in the regret law
+        (`OrderScorer.law_of`). What the last one wrote is looked at with it: log-probabilities that are no numbers come
+        of logits that say nothing.
 
         Raises:
             ValueError: at a position that was unmasked a logit was nan or inf, or all were -inf.

@@ -28,7 +28,9 @@ def predict(
 
     `prompt_mask` as in `whole_mask`.
     """
-    row, position = torch.ones_like(canvas, dtype=torch.bool).nonzero(as_tuple=True)
+    rows, length = canvas.shape
+    row = torch.arange(rows, device=canvas.device).repeat_interleave(length)
+    position = torch.arange(length, device=canvas.device).repeat(rows)
     logits, hidden = denoiser(
         torch.cat([prompt, canvas], 1),
         whole_mask(prompt_mask, prompt, canvas),
@@ -36,6 +38,5 @@ def predict(
         hidden_states=hidden_states,
         at=(row, position),  # the head is not asked for the prompt
     )
-    shape = len(canvas), canvas.shape[1]
-    predictions = Predictions.from_logits(logits, denoiser.mask_token_id, at=(row, position), shape=shape)
+    predictions = Predictions.from_logits(logits, denoiser.mask_token_id, at=(row, position), shape=(rows, length))
     return predictions, hidden

@@ -89,27 +89,21 @@ class OrderNetwork(nn.Module):
             scores = torch.cat([scores, self.counts(encoded, padding)], -1)
         return scores.squeeze(-1).float()
 
-    def costs(
-        self, features: Tensor, hidden_states: Tensor, entropy: Tensor, padding: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """A correction to the logit of q and the logarithm of w, [batch, canvas]; A [batch, canvas, canvas], nats.
-
-        A has no limit above, since regret has none, but is 0 where one of the two positions is certain.
-        """
-        encoded, correction, log_weight = self.doubts(features, hidden_states, padding)
-        places = torch.arange(encoded.shape[1], device=encoded.device)[None]
-        return correction, log_weight, self.pairs(encoded, entropy, places)
-
     def doubts(
         self, features: Tensor, hidden_states: Tensor, padding: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What `pairs` are made of, [batch, canvas, size], then `costs` without A."""
+        """What `pairs` are made of, [batch, canvas, size]; a correction to the logit of q and the logarithm of w,
+        [batch, canvas].
+        """
         encoded = self._encode(features, hidden_states, padding)
         correction, log_weight = self.head(encoded).float().unbind(-1)
         return encoded, correction, log_weight
 
     def pairs(self, encoded: Tensor, entropy: Tensor, places: Tensor) -> Tensor:
-        """A [batch, k, k] of k positions a row: what `doubts` gives of each, its entropy and place, [batch, k]."""
+        """A [batch, k, k], nats, of k positions a row: what `doubts` gives of each, its entropy and place, [batch, k].
+
+        A has no limit above, since regret has none, but is 0 where one of the two positions is certain.
+        """
         affinity = self.receives(encoded) @ self.gives(encoded).mT / self.receives.out_features**0.5
         apart = (places[:, :, None] - places[:, None, :]).clamp(-REACH, REACH) + REACH
         affinity = affinity + self.distance(apart).squeeze(-1)

@@ -85,14 +85,18 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
 
     def costs(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """Of the regret law: logit of q and log of w [batch, canvas]; A [batch, canvas, canvas] without its weight."""
-        predictions = step.predictions
-        correction, log_weights, pairs = self.network.costs(
+        encoded, logits, log_weights = self._doubts(step)
+        places = torch.arange(encoded.shape[1], device=encoded.device)[None]
+        return logits, log_weights, self.network.pairs(encoded, step.predictions.entropy, places)
+
+    def _doubts(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """`OrderNetwork.doubts`, with the logit of q in the place of its correction."""
+        encoded, correction, log_weights = self.network.doubts(
             features_of(step, self.config.seen),
             step.hidden_states,  # pyrefly: ignore[bad-argument-type] (`layers_seen` asks for them)
-            predictions.entropy,
             step.padding,
         )
-        return confidence_logit(predictions) + correction, log_weights, pairs
+        return encoded, confidence_logit(step.predictions) + correction, log_weights
 
     def law_of(self, step: Step, *, bias: float = 0.0) -> SubsetDistribution:
         """`law` of what `forward` gives. Where no gradient is wanted the regret law gets pairs only of the positions
@@ -101,12 +105,7 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
         if self.config.law != "regret" or torch.is_grad_enabled():
             return self.law(step, self(step), bias=bias)
         bound, predictions = self.config.bound * math.exp(bias), step.predictions
-        encoded, correction, log_weights = self.network.doubts(
-            features_of(step, self.config.seen),
-            step.hidden_states,  # pyrefly: ignore[bad-argument-type] (`layers_seen` asks for them)
-            step.padding,
-        )
-        logits = confidence_logit(predictions) + correction
+        encoded, logits, log_weights = self._doubts(step)
         weights = log_weights.clamp(-LARGEST, LARGEST).exp()
         able = acceptable(logits, weights, step.masked, bound=bound)
         most = max(1, int(able.sum(-1).max()))
