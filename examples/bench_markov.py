@@ -7,23 +7,21 @@ other. Measured is the total variation between the law of two positions at a dis
 chain; at distance 1 these are the transitions. Each rule runs at settings of its own (of a knob, where the NFE changes
 most; else step budgets); nothing is tuned. What the table shows at an NFE lies on the line between the points on either
 side. Points are added to the file: the same command goes on with those that are missing. Scorers are trained here, in
-about a minute each.
+two minutes each, with seeds of their own; of these the table has the mean.
 """
 
 import argparse
 import json
-import math
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from curves import between_points, spread_settings
 from exact_chain import ExactChainForMaskedLM, exact_chain, rows_of
-from pages import between_points, markdown, replace_part
+from pages import markdown, replace_part
 
 from hf_learned_order.decoding.loop import decode
 from hf_learned_order.decoding.samplers.base import Sampler
@@ -45,9 +43,9 @@ EXACT = "the chain itself"
 RULES = [n for n, rule in SAMPLERS.items() if n != "learned_order" and not rule.needs_attentions]
 
 
-def train(chain: ExactChainForMaskedLM, tokenizer: Any, law: str, settings: dict[str, Any]) -> OrderScorer:
+def train(chain: ExactChainForMaskedLM, tokenizer: Any, law: str, settings: dict[str, Any], seed: int) -> OrderScorer:
     """A scorer of that law, by its own objective. No draw of the chain is wrong: doubt has no part in a regret law."""
-    torch.manual_seed(settings["seed"])
+    torch.manual_seed(seed)
     denoiser = Denoiser(chain, mask_token_id=tokenizer.mask_token_id)
     scorer = OrderScorer.for_denoiser(denoiser, law=law, hidden_size=32, num_hidden_layers=2)
     with tempfile.TemporaryDirectory() as folder:
@@ -61,9 +59,10 @@ def train(chain: ExactChainForMaskedLM, tokenizer: Any, law: str, settings: dict
             save_strategy="no",
             use_cpu=True,
             report_to=[],
-            seed=settings["seed"],
+            seed=seed,
+            temperature=1.0 if law == "regret" else 0.0,
         )
-        data = rows_of(chain, 32 * settings["updates"], settings["length"], seed=settings["seed"] + 1)
+        data = rows_of(chain, 32 * settings["updates"], settings["length"], seed=seed + 1)
         trainer = OrderTrainer(
             model=chain, scorer=scorer, args=arguments, processing_class=tokenizer, train_dataset=data
         )
@@ -73,21 +72,22 @@ def train(chain: ExactChainForMaskedLM, tokenizer: Any, law: str, settings: dict
     return scorer.eval()
 
 
-def settings_of(make: Any, nfe_of: Callable[[Sampler, str], float]) -> None:
-    """Measure a rule with a knob at both ends and, again and again, in the middle of the widest gap in log NFE."""
-    measured = {x: nfe_of(make(x), f"x={x:g}") for x in (0.0, 1.0)}
-    while len(measured) < KNOBS:
-        gaps = [
-            (abs(math.log(measured[low] / measured[high])) * (high - low > 1e-4), (low + high) / 2)
-            for low, high in pairwise(sorted(measured))
-        ]
-        _, x = max(gaps)
-        measured[x] = nfe_of(make(x), f"x={x:g}")
+def curve_of(rows: Sequence[dict[str, Any]], rule: str, distance: int) -> tuple[np.ndarray, np.ndarray]:
+    """The variation at each of `NFES`: the mean over the scorers of a rule, and their standard deviation."""
+    curves = {}
+    for row in rows:
+        if row["rule"] == rule:
+            curves.setdefault(row.get("scorer"), []).append((row["nfe"], row["variation"][str(distance)]))
+    values = np.array([between_points(curve, NFES) for curve in curves.values()])
+    return values.mean(0), values.std(0, ddof=1) if len(curves) > 1 else np.zeros(len(NFES))
 
 
-def cell(value: float, best: float) -> str:
+def cell(value: float, spread: float, best: float) -> str:
     """In %; the best of a column is bold."""
-    return "-" if np.isnan(value) else f"**{100 * value:.1f}**" if value == best else f"{100 * value:.1f}"
+    if np.isnan(value):
+        return "-"
+    text = f"**{100 * value:.1f}**" if value == best else f"{100 * value:.1f}"
+    return f"{text} ± {100 * spread:.1f}" if spread else text
 
 
 def tables(rows: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
@@ -103,13 +103,12 @@ def tables(rows: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
     for distance in SHOWN:
         body = []
         for rule in dict.fromkeys(row["rule"] for row in rows if row["rule"] != EXACT):
-            curve = [(row["nfe"], row["variation"][str(distance)]) for row in rows if row["rule"] == rule]
-            values = between_points(curve, NFES)
+            values, spread = curve_of(rows, rule, distance)
             if not np.isnan(values).all():
-                body.append((rule, values))
+                body.append((rule, values, spread))
         body.sort(key=lambda item: np.nan_to_num(item[1], nan=1.0).mean())
-        best = np.nan_to_num([values for _, values in body], nan=np.inf).min(0)
-        cells = [[rule, *map(cell, values, best)] for rule, values in body]
+        best = np.nan_to_num([values for _, values, _ in body], nan=np.inf).min(0)
+        cells = [[rule, *map(cell, values, spread, best)] for rule, values, spread in body]
         title = "Transitions" if distance == 1 else f"Pairs at distance {distance}"
         parts.append(f"{title}, by the mean NFE:\n\n" + markdown(["rule", *map(str, NFES)], cells))
     for rule in dict.fromkeys(row["rule"] for row in rows if row["rule"] != EXACT):
@@ -121,9 +120,19 @@ def tables(rows: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
             parts.append(
                 f"{rule}: {calls:.1f} calls at most, at every setting, with transitions {100 * worst:.1f} off."
             )
-    trained = {row["rule"]: row["seconds"] for row in rows if row.get("seconds")}
+    trained: dict[str, set[int]] = {}
+    for row in rows:
+        if "scorer" in row:
+            trained.setdefault(row["rule"], set()).add(row["scorer"])
     if trained:
-        parts.append("Trained: " + ", ".join(f"{rule} in {s:.0f} seconds" for rule, s in trained.items()) + ".")
+        updates = f"{settings['updates']} updates of 32 sequences"
+        parts.append(
+            "Scorers of "
+            + updates
+            + ": "
+            + ", ".join(f"{rule}: {len(seeds)}, ± their standard deviation" for rule, seeds in trained.items())
+            + "."
+        )
     return "\n\n".join(parts)
 
 
@@ -161,19 +170,22 @@ class Bench:
             found[str(distance)] = 0.5 * (share - self.chain.pairs(distance).flatten()).abs().sum().item()
         return found
 
-    def measure(self, rule: str, scorer: OrderScorer | None = None, **more: Any) -> None:
+    def measure(self, rule: str, trained: OrderScorer | None = None, **more: Any) -> None:
         """The points of a rule that are missing."""
-        make = knob(rule if scorer is None else "learned_order", scorer)
+        make = knob(rule if trained is None else "learned_order", trained)
         if make is None:
             for budget in BUDGETS:
                 self.nfe_of(rule, make_sampler(rule), f"T={budget}", max_denoising_steps=budget)
         else:
-            settings_of(make, lambda sampler, setting: self.nfe_of(rule, sampler, setting, more))
+            spread_settings(lambda x: self.nfe_of(rule, make(x), f"x={x:g}", more), KNOBS)
+
+    def done(self, rule: str, seed: int) -> bool:
+        return sum(row["rule"] == rule and row.get("scorer") == seed for row in self.rows) >= KNOBS
 
     def nfe_of(self, rule: str, sampler: Sampler, setting: str, more: Any = None, **options: Any) -> float:
         """The mean NFE of a point, which is measured if it is missing."""
         for row in self.rows:
-            if (row["rule"], row["setting"]) == (rule, setting):
+            if (row["rule"], row["setting"]) == (rule, setting) and row.get("scorer") == (more or {}).get("scorer"):
                 return row["nfe"]
         output = decode(
             self.denoiser,
@@ -189,13 +201,11 @@ class Bench:
         self.add({"rule": rule, "setting": setting, "nfe": nfe, "variation": variation, **(more or {})})
         return nfe
 
-    def measure_trained(self, law: str) -> None:
+    def measure_trained(self, law: str, seed: int) -> None:
         """A scorer of that law, trained if points of it are missing."""
         rule = f"learned order, {law}"
-        if sum(row["rule"] == rule for row in self.rows) < KNOBS:
-            begin = time.perf_counter()
-            scorer = train(self.chain, self.tokenizer, law, self.settings)
-            self.measure(rule, scorer, seconds=time.perf_counter() - begin)
+        if not self.done(rule, seed):
+            self.measure(rule, train(self.chain, self.tokenizer, law, self.settings, seed), scorer=seed)
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -212,7 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=2000, help="sequences decoded for a point")
     parser.add_argument("--rules", nargs="+", help="by default all that need no attention maps, which it has not")
     parser.add_argument("--laws", nargs="*", default=TRAINED, help="of the scorers that are trained")
-    parser.add_argument("--updates", type=int, default=100, help="of a scorer, of 32 sequences")
+    parser.add_argument("--updates", type=int, default=1000, help="of a scorer, of 32 sequences")
+    parser.add_argument("--scorer_seeds", nargs="+", type=int, default=[0, 1, 2], help="of the scorers of a law")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="runs/markov.json", help="where points are added")
     parser.add_argument("--page", help="a page whose generated part is written anew")
@@ -225,7 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.rules or RULES:
         bench.measure(name)
     for law in options.laws:
-        bench.measure_trained(law)
+        for seed in options.scorer_seeds:
+            bench.measure_trained(law, seed)
     text = tables(bench.rows, bench.settings)
     if options.page:
         replace_part(options.page, "markov", text)

@@ -1,40 +1,44 @@
 r"""The scoreboard: each task at each number of calls, the learned order against the best rule of any kind there.
 
-    python examples/bench_scoreboard.py --tasks equations --limit 200 --output_dir runs/scoreboard
+    python examples/bench_scoreboard.py --tasks sudoku --output_dir runs/scoreboard
     python examples/bench_scoreboard.py --data docs/results/data/scoreboard.json --page docs/results/scoreboard.md
 
-Each rule with a knob is tuned to the number of calls on held-out problems, once as published and once with a step
-budget as well (`evaluation.comparison`). Of the two rows of the learned order the one that was better on held-out
-problems counts. The rule that it is compared with is the best one *on the test problems*, which favours the rules. A
-cell is ahead or behind where the 95 % interval of the paired bootstrap over problems is on one side of 0, else level.
+Every rule and every scorer is decoded on the test problems at settings of its own: those of a knob, where the NFE
+changes most, or step budgets. Nothing is tuned. At a number of calls between two settings a rule is the mixture of the
+two that takes so many (`curves.mixed`), so that all are compared at the same NFE. The learned order is the mean of its
+scorers; what it is compared with is the best rule *on the test problems*, which favours the rules. A cell is ahead or
+behind where the 95 % interval of the paired bootstrap over problems is on one side of 0, else level.
 
-Rows are on disk as soon as they are measured: the same command goes on, several may run at once, and `--tasks`,
-`--rules` and `--nfe` measure in pieces. `--limit 0` measures nothing and writes data and page. Rules and scorers are
-kept apart, so other scorers (`--scorer sudoku=runs/a,runs/b`) do not measure the rules again.
+Points are on disk as soon as they are measured: the same command goes on, several may run at once, and `--tasks` and
+`--rules` measure in pieces. `--limit 0` measures nothing and writes data and page. A line that leaves prompts out is
+made from the points of the line with all of them.
 """
 
 import argparse
 import json
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from curves import mixed, spread_settings
 from pages import markdown, replace_part
 
-from hf_learned_order.decoding.samplers.table import SAMPLERS
+from hf_learned_order.decoding.samplers.table import SAMPLERS, make_sampler
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
-from hf_learned_order.evaluation.comparison import BUDGET_SHARES, compare
+from hf_learned_order.evaluation.comparison import knob
 from hf_learned_order.evaluation.evaluator import Evaluator, fingerprint
-from hf_learned_order.evaluation.results import Result, Sweep, lead, load_results
-from hf_learned_order.evaluation.tables import LEARNED
 from hf_learned_order.orders.scorer import OrderScorer
-from hf_learned_order.tasks.held_out import read_prompts, without_prompts
+from hf_learned_order.tasks.held_out import prompts_of, read_prompts
 from hf_learned_order.tasks.table import Source, find_task
 
-TOLERANCE = 1.05  # a row that takes more calls than so many times the target does not count
+LEARNED = "learned_order"
+RULES = [name for name in SAMPLERS if name != LEARNED]
+DRAWS = 2000  # of the bootstrap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,7 @@ class Line:
         scorers: folders, one a seed.
         nfe: numbers of calls.
         temperature: of the tokens.
-        without: a file of prompts that are left out of the test problems.
+        of: the line whose points it is made from, without the prompts of the file `without`.
     """
 
     task: str
@@ -55,6 +59,7 @@ class Line:
     scorers: tuple[str, ...] = ()
     nfe: tuple[float, ...]
     temperature: float = 0.0
+    of: str | None = None
     without: str | None = None
 
 
@@ -69,163 +74,256 @@ SUDOKU = Line(
 )
 NINE = Line(task="sudoku_9x9", model="runs/sudoku9", nfe=(4, 5, 6, 7, 8.5, 10, 13))
 COUNTDOWN = Line(task="countdown", model="runs/countdown-denoiser", nfe=(2, 3, 4, 5, 6, 8))
-LISTS = ("copy", "replace", "replace_random", "reverse", "shuffle", "sort")
+LISTS = {
+    **dict.fromkeys(("copy", "replace", "reverse"), (1,)),  # nothing is lost at once
+    "replace_random": (2, 3, 4, 5, 6, 7, 8),
+    "shuffle": (4, 5, 6, 7, 8),
+    "sort": (1.5, 2, 3, 4),
+}
 LINES: dict[str, Line] = {
     "equations": EQUATIONS,
-    "equations, prompts never seen": replace(EQUATIONS, without="examples/denoiser/seen_prompts.txt"),
+    "equations, prompts never seen": replace(EQUATIONS, of="equations", without="examples/denoiser/seen_prompts.txt"),
     "sudoku": SUDOKU,
     "sudoku_12": replace(SUDOKU, task="sudoku_12", nfe=(2.5, 3, 3.5, 4)),
     "sudoku_unique": replace(SUDOKU, task="sudoku_unique", nfe=(2, 2.1, 2.2, 2.3, 2.4)),
     "sudoku_9x9": NINE,
     "sudoku_9x9_unique": replace(NINE, task="sudoku_9x9_unique", nfe=(2, 2.5, 3, 4, 5)),
     "countdown": COUNTDOWN,
-    **{name: Line(task=name, model="runs/lists-denoiser", nfe=(2, 3, 4, 5, 6, 7, 8)) for name in LISTS},
+    **{name: Line(task=name, model="runs/lists", nfe=nfe) for name, nfe in LISTS.items()},
 }
 MANY_ANSWERS = ("sudoku", "sudoku_12", "sudoku_9x9", "countdown", "replace_random", "shuffle")
 LINES |= {f"{name}, temperature 1": replace(LINES[name], temperature=1.0) for name in MANY_ANSWERS}
 
 
-def measure(name: str, line: Line, folder: Path, options: argparse.Namespace) -> None:
-    """The rows of a line that are missing, into `folder`."""
+def evaluator_of(line: Line, options: argparse.Namespace) -> Evaluator:
+    """Of the test problems."""
     eager: dict[str, Any] = {"attn_implementation": "eager"} if needs_maps(options.rules) else {}
-    tokenizer = load_tokenizer(line.model)
-    model = load_denoiser(line.model, **eager).eval()
-    denoiser, task = Denoiser(model, mask_token_id=tokenizer.mask_token_id), find_task(line.task)
-
-    def evaluator(split: str, count: int | None) -> Evaluator:
-        source = Source(
-            split=split,
-            count=count,
-            canvas_length=task.canvas_length,
-            **{key: getattr(options, key) for key in ("dataset_name", "train_file", "test_file")},
-        )
-        problems = task.load(tokenizer, source)
-        if split == "test" and line.without:
-            problems = without_prompts(problems, read_prompts(line.without, tokenizer), why=f"those of {line.without}")
-        return Evaluator(
-            denoiser,
-            tokenizer,
-            problems,
-            canvas_length=task.canvas_length,
-            is_right=task.is_right,
-            temperature=line.temperature,
-        )
-
-    tuning, test = evaluator("validation", options.tuning_limit), evaluator("test", options.limit)
-    settings = {
-        "model": fingerprint(model),
-        "problems": [tuning.fingerprint(), test.fingerprint()],
-        "temperature": line.temperature,
-        "seeds": options.seeds,
-        "budget_shares": options.budget_shares,
-    }
-
-    def run(part: str, samplers: Sequence[str], scorers: Sequence[OrderScorer]) -> None:
-        sweep = Sweep(folder / part, {**settings, "scorers": [fingerprint(scorer) for scorer in scorers]})
-        for result in compare(
-            tuning,
-            test,
-            samplers=samplers,
-            targets=options.nfe or line.nfe,
-            scorers=scorers,
-            greedy=any(scorer.is_random for scorer in scorers),
-            seeds=options.seeds,
-            budget_shares=options.budget_shares,
-            with_bound=False,
-            task=name,
-            finished=sweep.results,
-        ):
-            sweep.add(result)
-            print(f"{name} at {result.target:g}: {result.sampler} {100 * result.accuracy:.1f} % @{result.nfe:.2f}")
-
-    scorers = [OrderScorer.from_pretrained(path).eval() for path in line.scorers]
-    if scorers:
-        run("learned", ["learned_order"], scorers)
-    run("rules", options.rules, [])
+    tokenizer, task = load_tokenizer(line.model), find_task(line.task)
+    model = load_denoiser(line.model, dtype=options.dtype, **eager).eval()
+    files = {key: getattr(options, key) for key in ("dataset_name", "train_file", "test_file")}
+    source = Source(split="test", count=options.limit, canvas_length=task.canvas_length, **files)
+    return Evaluator(
+        Denoiser(model, mask_token_id=tokenizer.mask_token_id),
+        tokenizer,
+        task.load(tokenizer, source),
+        canvas_length=task.canvas_length,
+        is_right=task.is_right,
+        temperature=line.temperature,
+    )
 
 
 def needs_maps(rules: Sequence[str]) -> bool:
     return any(SAMPLERS[name].needs_attentions for name in rules)
 
 
-def cells(name: str, rows: Sequence[Result]) -> Iterator[dict[str, Any]]:
+class Points:
+    """The points of a line: a file of one JSON object a line, the first of which says what they were measured on.
+
+    Args:
+        path: the file.
+        settings: what it was measured on; None: whatever it says.
+
+    Raises:
+        ValueError: the file was measured on something else.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any] | None = None):
+        self.path = path
+        if settings is not None and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._append(settings)
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.settings, *self.rows = map(json.loads, lines) if lines else [{}]
+        changed = [] if settings is None else [key for key in settings if self.settings.get(key) != settings[key]]
+        if changed:
+            raise ValueError(f"{path}: was measured with another {', '.join(changed)}; give another --output_dir")
+
+    def add(self, **row: Any) -> None:
+        self.rows.append(row)
+        self._append(row)
+
+    def _append(self, row: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def measure(name: str, line: Line, options: argparse.Namespace) -> None:
+    """The points of a line that are missing."""
+    evaluator = evaluator_of(line, options)
+    settings = {
+        "model": fingerprint(evaluator.denoiser.model),
+        "problems": evaluator.fingerprint(),
+        "prompts": prompts_of(evaluator.dataset),
+        "temperature": line.temperature,
+        "seeds": options.seeds,
+    }
+    points = Points(Path(options.output_dir) / f"{name}.jsonl", settings)
+    for path in line.scorers:
+        scorer = OrderScorer.from_pretrained(path).eval()
+        measure_rule(LEARNED, line, evaluator, points, options, scorer=scorer)
+    for rule in options.rules:
+        measure_rule(rule, line, evaluator, points, options)
+
+
+def measure_rule(
+    rule: str,
+    line: Line,
+    evaluator: Evaluator,
+    points: Points,
+    options: argparse.Namespace,
+    scorer: OrderScorer | None = None,
+) -> None:
+    """The missing points of one rule, or of the learned order with one scorer."""
+    print_of = None if scorer is None else fingerprint(scorer)
+    there = {row["setting"]: row for row in points.rows if (row["rule"], row["scorer"]) == (rule, print_of)}
+    make = knob(rule, scorer)
+
+    def nfe_of(x: float, budget: int | None = None) -> float:
+        setting = f"x={x:g}" if budget is None else f"T={budget}"
+        if setting not in there:
+            sampler = make_sampler(rule) if make is None else make(x)
+            seeds = range(options.seeds if sampler.is_random or line.temperature else 1)
+            runs = [
+                evaluator.measure(sampler, name=rule, max_denoising_steps=budget, seed=seed, with_bound=False)
+                for seed in seeds
+            ]
+            scores, calls = (np.mean([getattr(run, key) for run in runs], 0).tolist() for key in ("scores", "calls"))
+            points.add(rule=rule, scorer=print_of, setting=setting, scores=scores, calls=calls)
+            there[setting] = points.rows[-1]
+            print(f"{points.path.stem}: {rule} {setting}: {100 * np.mean(scores):.1f} % @{np.mean(calls):.2f}")
+        return float(np.mean(there[setting]["calls"]))
+
+    low, high = min(line.nfe), max(line.nfe)
+    if make is not None:
+        spread_settings(nfe_of, options.settings, low=low, high=high)
+        return
+    for budget in sorted({whole for nfe in line.nfe for whole in (math.floor(nfe), math.ceil(nfe))}):
+        nfe_of(0.0, budget)
+
+
+def curves_of(line: Line, rows: Sequence[dict[str, Any]], kept: np.ndarray) -> dict[str, list[list[tuple]]]:
+    """Of each rule its curves, one for each scorer of the line: mean NFE and what each problem got."""
+    wanted = wanted_of(line)
+    found: dict[tuple[str, str | None], list[tuple]] = defaultdict(list)
+    for row in rows:
+        if row["rule"] != LEARNED or row["scorer"] in wanted:
+            scores, calls = (np.array(row[key])[kept] for key in ("scores", "calls"))
+            found[row["rule"], row["scorer"]].append((float(calls.mean()), scores))
+    curves = defaultdict(list)
+    for (rule, _), curve in found.items():
+        curves[rule].append(curve)
+    return dict(curves)
+
+
+def wanted_of(line: Line) -> list[str | None]:
+    return [fingerprint(OrderScorer.from_pretrained(path)) for path in line.scorers]
+
+
+def kept_of(line: Line, prompts: Sequence[list[int]]) -> np.ndarray:
+    """bool [problems]: those whose prompt is not left out."""
+    if line.without is None:
+        return np.ones(len(prompts), bool)
+    left_out = set(map(tuple, read_prompts(line.without, load_tokenizer(line.model))))
+    return np.array([tuple(prompt) not in left_out for prompt in prompts])
+
+
+def cells(name: str, line: Line, points: Points) -> Iterator[dict[str, Any]]:
     """One for each number of calls at which both sides were measured."""
-    for target in sorted({row.target for row in rows}):
-        fast = [row for row in rows if row.target == target and row.nfe <= TOLERANCE * target]
-        ours = [row for row in fast if row.sampler in LEARNED]
-        theirs = [row for row in fast if row.sampler not in LEARNED]
-        if not ours or not theirs:
+    kept = kept_of(line, points.settings["prompts"])
+    curves = curves_of(line, points.rows, kept)
+    for nfe in line.nfe:
+        at: dict[str, np.ndarray] = {}  # [scorers, problems] of each rule
+        for rule, mine in curves.items():
+            values = [value for curve in mine if (value := mixed(curve, nfe)) is not None]
+            if len(values) == len(mine):
+                at[rule] = np.array(values)
+        ours = at.pop(LEARNED, None)
+        if ours is None or not at:
             continue
-        learned = max(ours, key=lambda row: row.held_out or 0.0)
-        best = max(theirs, key=lambda row: row.accuracy)
-        low, high = lead(learned, best)
+        best = max(at, key=lambda rule: at[rule].mean())
+        low, high = lead(ours.mean(0), at[best].mean(0))
         yield {
             "line": name,
-            "nfe": target,
+            "nfe": nfe,
             "state": "ahead" if low > 0 else "behind" if high < 0 else "level",
             "lead": [low, high],
-            "learned": summary(learned),
-            "rule": summary(best),
-            "rules": len({row.sampler.partition(",")[0] for row in theirs}),
-            "problems": learned.count,
+            "learned": float(ours.mean()),
+            "spread": float(ours.mean(1).std(ddof=1)) if len(ours) > 1 else 0.0,
+            "scorers": len(ours),
+            "rule": best,
+            "rules": {rule: float(values.mean()) for rule, values in at.items()},
+            "problems": int(kept.sum()),
         }
 
 
-def summary(row: Result) -> dict[str, Any]:
-    names = ("sampler", "setting", "accuracy", "spread", "runs", "nfe")
-    return {name: getattr(row, name) for name in names}
+def lead(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean difference, by the paired bootstrap over problems."""
+    difference = ours - theirs
+    drawn = np.random.default_rng(0).integers(len(difference), size=(DRAWS, len(difference)))
+    low, high = np.quantile(difference[drawn].mean(1), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def board(found: Sequence[dict[str, Any]], missing: Sequence[str]) -> str:
     """The part of the page that is made of the data."""
     if not found:
         return "Nothing has been measured yet."
+    by_line: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for cell in found:
+        by_line[cell["line"]].append(cell)
+    states = ("ahead", "level", "behind")
     count = Counter(cell["state"] for cell in found)
+    head = ["line", *states, "problems", "scorers", "rules"]
+    rows = []
+    for name, mine in by_line.items():
+        numbers = [sum(cell["state"] == state for cell in mine) for state in states]
+        numbers += [mine[0]["problems"], mine[0]["scorers"], max(len(cell["rules"]) for cell in mine)]
+        rows.append([name, *map(str, numbers)])
     parts = [
         f"**Of {len(found)} cells {count['ahead']} are ahead, {count['level']} level and {count['behind']} behind.**",
-        markdown(
-            ["line", "ahead", "level", "behind", "problems", "scorers", "rules"],
-            [
-                [
-                    name,
-                    *(str(sum(cell["state"] == state for cell in mine)) for state in ("ahead", "level", "behind")),
-                    *(str(mine[0][key]) for key in ("problems",)),
-                    str(mine[0]["learned"]["runs"]),
-                    str(max(cell["rules"] for cell in mine)),
-                ]
-                for name in dict.fromkeys(cell["line"] for cell in found)
-                for mine in [[cell for cell in found if cell["line"] == name]]
-            ],
-        ),
+        markdown(head, rows),
     ]
-    for name in dict.fromkeys(cell["line"] for cell in found):
-        mine = [cell for cell in found if cell["line"] == name]
+    for name, mine in by_line.items():
         head = ["calls", "learned order, % right", "best rule", "lead, points (95 %)", ""]
-        parts.append(f"## {name}\n\n" + markdown(head, [row_of(cell) for cell in mine]))
+        parts += [f"## {name}", markdown(head, [row_of(cell) for cell in mine]), every_rule(mine)]
     if missing:
         parts.append("Not measured here: " + ", ".join(missing) + ".")
     return "\n\n".join(parts)
 
 
 def row_of(cell: dict[str, Any]) -> list[str]:
-    ours, rule, (low, high) = cell["learned"], cell["rule"], cell["lead"]
-    spread = f" ± {100 * ours['spread']:.1f}" if ours["runs"] > 1 else ""
+    low, high = cell["lead"]
+    spread = f" ± {100 * cell['spread']:.1f}" if cell["scorers"] > 1 else ""
     return [
         f"{cell['nfe']:g}",
-        f"{100 * ours['accuracy']:.1f}{spread} @{ours['nfe']:.2f}",
-        f"{rule['sampler']} {100 * rule['accuracy']:.1f} @{rule['nfe']:.2f}",
+        f"{100 * cell['learned']:.1f}{spread}",
+        f"{cell['rule']} {100 * cell['rules'][cell['rule']]:.1f}",
         f"{100 * low:+.1f} to {100 * high:+.1f}",
         f"**{cell['state']}**" if cell["state"] != "level" else "level",
     ]
+
+
+def every_rule(mine: Sequence[dict[str, Any]]) -> str:
+    """% right of every rule of a line."""
+    names = dict.fromkeys(rule for cell in mine for rule in cell["rules"])
+    ranked = sorted(names, key=lambda rule: -np.mean([cell["rules"].get(rule, 0.0) for cell in mine]))
+    rows = [[rule, *(percent(cell["rules"].get(rule)) for cell in mine)] for rule in ranked]
+    ours = ["**learned_order**", *(percent(cell["learned"]) for cell in mine)]
+    return markdown(["% right, calls", *(f"{cell['nfe']:g}" for cell in mine)], [ours, *rows])
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 def line_of(name: str, options: argparse.Namespace) -> Line:
     """With what the command line says of its scorers and its model."""
     given = {option: dict(text.split("=", 1) for text in getattr(options, option)) for option in ("scorer", "model")}
     line = LINES[name]
-    if name in given["scorer"]:
-        line = replace(line, scorers=tuple(filter(None, given["scorer"][name].split(","))))
-    return replace(line, model=given["model"].get(name, line.model))
+    parent = line.of or name
+    if parent in given["scorer"]:
+        line = replace(line, scorers=tuple(filter(None, given["scorer"][parent].split(","))))
+    return replace(line, model=given["model"].get(parent, line.model))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -235,27 +333,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--scorer", nargs="+", default=[], metavar="LINE=FOLDER,FOLDER", help="in place of a line's own"
     )
     parser.add_argument("--model", nargs="+", default=[], metavar="LINE=FOLDER", help="in place of a line's own")
-    parser.add_argument("--rules", nargs="+", default=[name for name in SAMPLERS if name != "learned_order"])
-    parser.add_argument("--nfe", nargs="+", type=float, help="in place of a line's own")
+    parser.add_argument("--rules", nargs="*", default=RULES)
+    parser.add_argument("--settings", type=int, default=10, help="of a knob, between the fewest and the most calls")
     parser.add_argument("--limit", type=int, help="test problems; 0: nothing is measured; by default all, or 1,000")
-    parser.add_argument("--tuning_limit", type=int, default=200, help="held-out problems")
-    parser.add_argument("--budget_shares", nargs="*", type=float, default=list(BUDGET_SHARES))
-    parser.add_argument("--seeds", type=int, default=3, help="runs of what draws")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of what draws")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--dataset_name", help="GSM8K on the Hub")
     parser.add_argument("--train_file", default="../shared/data/gsm8k/train.jsonl", help="GSM8K's")
     parser.add_argument("--test_file", default="../shared/data/gsm8k/test.jsonl", help="GSM8K's")
-    parser.add_argument("--output_dir", default="runs/scoreboard", help="the rows, a folder a line")
+    parser.add_argument("--output_dir", default="runs/scoreboard", help="the points, a file a line")
     parser.add_argument("--data", help="where the cells are written, JSON")
     parser.add_argument("--page", help="a page whose generated part is written anew")
     options = parser.parse_args(arguments)
+    lines = {name: line_of(name, options) for name in LINES}
     for name in options.tasks:
-        line = line_of(name, options)
-        if options.limit != 0 and Path(line.model).exists():
-            measure(name, line, Path(options.output_dir) / name, options)
+        line = lines[name]
+        if options.limit != 0 and line.of is None and Path(line.model).exists():
+            measure(name, line, options)
     found: list[dict[str, Any]] = []
-    for name in LINES:  # also those that another command measured
-        files = sorted(Path(options.output_dir, name).glob("*/results.json"))
-        found += cells(name, [row for file in files for row in load_results(file)])
+    for name, line in lines.items():  # also those that another command measured
+        path = Path(options.output_dir) / f"{line.of or name}.jsonl"
+        if path.exists():
+            found += cells(name, line, Points(path))
     if options.data:
         Path(options.data).parent.mkdir(parents=True, exist_ok=True)
         Path(options.data).write_text("[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n")

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 
 def replace_part(page: str | Path, name: str, text: str) -> None:
     """Put `text` in the place of the generated part `name` of a page.
@@ -25,9 +23,3 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def between_points(curve: Sequence[tuple[float, float]], at: Sequence[float]) -> np.ndarray:
-    """The values of a curve of (x, value) at each x of `at`, on the line between the points; nan outside of them."""
-    x, values = np.array(sorted(curve)).T
-    return np.interp(at, x, values, left=np.nan, right=np.nan)

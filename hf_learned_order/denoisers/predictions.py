@@ -198,6 +198,14 @@ class Predictions:
         nothing = {name: torch.empty_like(getattr(self, name)[:0]) for name in ("logits", "index", "log_peak")}
         return replace(self, **nothing)
 
+    def tempered(self, temperature: float) -> "Predictions":
+        """Beliefs proportional to p^(1/temperature)."""
+        rows, length = self.tokens.shape
+        at = torch.div(self.index, length, rounding_mode="floor"), self.index % length
+        return Predictions.from_logits(
+            self.logits.float() / temperature, self.mask_token_id, at=at, shape=(rows, length)
+        )
+
     def detach(self) -> "Predictions":
         """The same beliefs outside the graph."""
         names = (field.name for field in fields(self) if field.name != "mask_token_id")

@@ -150,6 +150,7 @@ class Evaluator:
             bound=bound,
             count=len(right),
             scores=[float(x) for x in right],
+            calls=[float(x) for x in nfe],
             texts=texts,
             tokens_per_forward=sum(tokens) / len(tokens),
             **OrderMetrics(keep_in_memory=True).compute(predictions=orders),  # pyrefly: ignore[bad-unpacking]

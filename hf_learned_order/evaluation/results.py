@@ -36,6 +36,7 @@ class Result:
         count: sequences.
         runs: how many seeds or scorers the means are over.
         scores: for each sequence the share of runs that got it right, in the order of the data set.
+        calls: for each sequence its NFE, the mean over runs.
         task: what was measured on.
         tokens_per_forward: mean over sequences of the tokens of the response, first EOS included, a denoiser call.
         kendall_tau, local_ar_ness, global_ar_ness: how much the orders of the responses resemble decoding from left to
@@ -62,6 +63,7 @@ class Result:
     count: int
     runs: int = 1
     scores: list[float] = field(default_factory=list, repr=False)
+    calls: list[float] = field(default_factory=list, repr=False)
     task: str = ""
     tokens_per_forward: float | None = None
     kendall_tau: float | None = None
@@ -105,6 +107,7 @@ def over_runs(runs: Sequence[Result]) -> Result:
         nfe_min=min(run.nfe_min for run in runs),
         nfe_max=max(run.nfe_max for run in runs),
         scores=[sum(scores) / len(runs) for scores in zip(*(run.scores for run in runs), strict=True)],
+        calls=[sum(calls) / len(runs) for calls in zip(*(run.calls for run in runs), strict=True)],
         **{name: _mean([getattr(run, name) for run in runs]) for name in means},
     )
 
@@ -131,7 +134,7 @@ def lead(ours: Result, theirs: Result, *, draws: int = 2000, seed: int = 0) -> t
 def save_results(results: Sequence[Result], folder: str | Path) -> None:
     """`results.json` and `results.csv` in `folder`, the old ones or the new ones whatever happens.
 
-    The CSV has no `scores`.
+    The CSV has neither `scores` nor `calls`.
 
     Raises:
         OSError: `folder` cannot be written to, or the disk is full.
@@ -141,7 +144,7 @@ def save_results(results: Sequence[Result], folder: str | Path) -> None:
     with replacing(folder) as temporary:
         (temporary / JSON).write_text(f"[{lines}]\n", encoding="utf-8")
         with open(temporary / "results.csv", "w", newline="", encoding="utf-8") as file:
-            names = [field.name for field in fields(Result) if field.name not in ("scores", "texts")]
+            names = [field.name for field in fields(Result) if field.name not in ("scores", "calls", "texts")]
             writer = csv.DictWriter(file, names, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)

@@ -14,7 +14,7 @@ POSTERIORS = ("clean", "clean_once", "prior")
 # arguments of some objectives only; what is asked of another is refused
 OWN_SETTINGS = (
     *("min_denoising_steps", "baseline", "returns", "gradient_steps"),
-    *("exploration", "speed_exponent"),
+    *("exploration", "speed_exponent", "temperature"),
 )
 # of nearly all
 OBJECTIVE_SETTINGS = ("max_denoising_steps", "num_chains", *OWN_SETTINGS)
@@ -64,6 +64,9 @@ class OrderTrainingArguments(TrainingArguments):
         default=0.0, metadata={"help": "elbo: weight at the start of the KL to the untrained law, falling to 0; nats"}
     )
     speed_exponent: float = field(default=1.0, metadata={"help": "reward: how much speed counts, 0 not at all"})
+    temperature: float = field(
+        default=0.0, metadata={"help": "regret: of the decodings that the scorer is for; 0: the most likely tokens"}
+    )
     train_denoiser: bool = field(default=False, metadata={"help": "tune every weight of the denoiser"})
     learning_rate: float = 3e-3
     num_train_epochs: float = 1.0

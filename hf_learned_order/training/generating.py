@@ -40,7 +40,7 @@ class GeneratingTrainer(CheckpointingTrainer):
     ) -> tuple[Tensor, Tensor]:
         """Responses [batch, canvas] and NFE [batch] of the scorer as it is, by generation with no knob but a bias.
 
-        Of `clean` it sees what is `given`.
+        Of `clean` it sees what is `given`. Tokens are drawn at the `temperature` of the training.
         """
         length, steps = clean.shape[1], self.scorer.config.max_denoising_steps
         draws = Draws(seeds, rows=len(clean), device=clean.device)
@@ -51,6 +51,8 @@ class GeneratingTrainer(CheckpointingTrainer):
                 sampler=OrderByRow(scorer=self.scorer, draws=draws, bias=bias),
                 max_denoising_steps=None if steps is None else min(steps, length),
                 eos_token_id=self.processing_class.eos_token_id,
+                temperature=self.args.temperature,
+                generator=torch.Generator().manual_seed(int(seeds[0, 1])),
             )
         return output.sequences[:, -length:], output.nfe
 

@@ -86,7 +86,7 @@ def test_results_round_trip(tmp_path):
     with open(folder / "results.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["sampler"] for row in rows] == ["entropy", "learned_order"]
-    assert rows[0].keys() == vars(RESULT).keys() - {"scores", "texts"}
+    assert rows[0].keys() == vars(RESULT).keys() - {"scores", "calls", "texts"}
     assert (rows[0]["accuracy"], rows[0]["bound"], rows[1]["bound"]) == ("0.25", "-9.5", "")
 
 

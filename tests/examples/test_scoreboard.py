@@ -1,80 +1,104 @@
-"""The scoreboard: which row counts, when a cell is ahead, and a small board from its command."""
+"""The scoreboard: when a cell is ahead, what a rule does between two settings, and a small board from its command."""
 
 import json
 from dataclasses import replace
 
 import bench_scoreboard
+import curves
+import numpy as np
 import pytest
 from files import save_all
 
-from hf_learned_order.evaluation.results import Result, load_results
+from hf_learned_order.denoisers.loading import load_tokenizer
+
+LINE = bench_scoreboard.Line(task="equations", model="none", nfe=(4.0,))
+PROBLEMS = 60
 
 
-def row(sampler, right, *, target=4.0, nfe=None, held_out=None, problems=60) -> Result:
-    """Right on the first so many of the problems."""
-    return Result(
-        sampler=sampler,
-        target=target,
-        budget=9,
-        accuracy=right / problems,
-        nfe=target if nfe is None else nfe,
-        nfe_min=1,
-        nfe_max=9,
-        bound=None,
-        count=problems,
-        scores=[float(i < right) for i in range(problems)],
-        held_out=held_out,
-    )
+class Measured:
+    """Points of rules that take as many calls for each problem."""
+
+    def __init__(self, *points: tuple[str, int, float]):
+        self.settings = {"prompts": [[i] for i in range(PROBLEMS)]}
+        self.rows = [
+            {
+                "rule": rule,
+                "scorer": None,
+                "scores": [float(i < right) for i in range(PROBLEMS)],
+                "calls": [nfe] * PROBLEMS,
+            }
+            for rule, right, nfe in points
+        ]
 
 
 @pytest.mark.parametrize(("right", "state"), [(30, "ahead"), (20, "level"), (21, "level"), (5, "behind")])
-def test_a_cell_is_what_its_interval_says(right, state):
-    (cell,) = bench_scoreboard.cells("task", [row("learned_order", right), row("factor", 20), row("top_prob", 3)])
-    assert (cell["state"], cell["rule"]["sampler"], cell["rules"]) == (state, "factor", 2)
+def test_a_cell_is_what_its_interval_says(right, state, monkeypatch):
+    points = Measured(("learned_order", right, 4.0), ("factor", 20, 4.0), ("top_prob", 3, 4.0))
+    monkeypatch.setattr(bench_scoreboard, "wanted_of", lambda line: [None])
+    (cell,) = bench_scoreboard.cells("line", LINE, points)
+    assert (cell["state"], cell["rule"], len(cell["rules"])) == (state, "factor", 2)
 
 
-def test_the_learned_row_is_chosen_on_held_out_problems_and_the_rule_on_test_problems():
-    rows = [row("learned_order", 30, held_out=0.3), row("learned_order, tuned", 10, held_out=0.4)]
-    rows += [row("factor", 12, held_out=0.9), row("factor, tuned", 25, held_out=0.1)]
-    (cell,) = bench_scoreboard.cells("task", rows)
-    assert cell["learned"]["sampler"] == "learned_order, tuned"
-    assert cell["rule"]["sampler"] == "factor, tuned"
-    assert cell["state"] == "behind"
+def test_between_two_settings_is_their_mixture():
+    fast, slow = np.array([0.0, 1.0, 0.0]), np.array([1.0, 1.0, 0.0])
+    points = [(6.0, slow), (2.0, fast)]
+    assert curves.mixed(points, 3.0).tolist() == [0.25, 1.0, 0.0]
+    assert curves.mixed(points, 2.0).tolist() == fast.tolist()
+    assert curves.mixed(points, 8.0).tolist() == slow.tolist()  # with fewer calls than it might take
+    assert curves.mixed(points, 1.9) is None
 
 
-def test_rows_that_take_more_calls_do_not_count():
-    rows = [row("learned_order", 30), row("klass", 50, nfe=7.5), row("factor", 10)]
-    assert [cell["rule"]["sampler"] for cell in bench_scoreboard.cells("task", rows)] == ["factor"]
-    assert list(bench_scoreboard.cells("task", rows[:2])) == []
-    assert list(bench_scoreboard.cells("task", rows[1:])) == []
+def test_settings_are_where_the_calls_change():
+    asked = []
+
+    def nfe_of(x):
+        asked.append(x)
+        return 1.0 if x > 0.25 else 100.0 - 300 * x  # 100 at 0, 25 at 0.25
+
+    found = curves.spread_settings(nfe_of, 6, low=30, high=90)
+    assert len(found) == len(asked) == 6
+    assert asked[:4] == [0.0, 1.0, 0.5, 0.25]
+    assert all(x < 0.25 for x in asked[4:])
+    assert curves.spread_settings(lambda x: 1.0, 6) == {0.0: 1.0, 1.0: 1.0}
 
 
 def test_a_small_board(tmp_path, monkeypatch, capsys):
     save_all(tmp_path)
     seen = tmp_path / "seen.txt"
     seen.write_text("1+1\n")
-    line = replace(bench_scoreboard.EQUATIONS, model=str(tmp_path / "denoiser"), nfe=(3,), without=str(seen))
-    lines = {"equations": line, "elsewhere": replace(line, model=str(tmp_path / "none"))}
+    line = replace(bench_scoreboard.EQUATIONS, model=str(tmp_path / "denoiser"), nfe=(3, 70))
+    lines = {
+        "equations": line,
+        "others": replace(line, of="equations", without=str(seen)),
+        "elsewhere": replace(line, model=str(tmp_path / "none")),
+    }
     monkeypatch.setattr(bench_scoreboard, "LINES", lines)
-    monkeypatch.setattr(bench_scoreboard, "TOLERANCE", 30.0)  # a random model ends where it ends
-    page = tmp_path / "page.md"
+    page, rows = tmp_path / "page.md", tmp_path / "rows" / "equations.jsonl"
     page.write_text("# Board\n<!-- generated: scoreboard -->\n<!-- end of scoreboard -->\n")
-    files = [f"--{split}_file={tmp_path / split}.jsonl" for split in ("train", "test")]
-    small = ["--limit", "3", "--tuning_limit", "3", "--budget_shares", "1.5", "--seeds", "1"]
-    command = [*files, *small, "--rules", "threshold", "--output_dir", str(tmp_path / "rows"), "--page", str(page)]
-    command += ["--tasks", *lines, "--data", str(tmp_path / "data.json")]
+    command = [f"--{split}_file={tmp_path / split}.jsonl" for split in ("train", "test")]
+    command += ["--limit", "4", "--settings", "3", "--rules", "threshold", "iid", "--seeds", "2"]
+    command += ["--output_dir", str(rows.parent), "--page", str(page), "--tasks", *lines]
+    command += ["--data", str(tmp_path / "data.json")]
     command += ["--scorer", f"equations={tmp_path / 'scorer-0'},{tmp_path / 'scorer-1'}"]
     bench_scoreboard.main(command)
-    learned = load_results(tmp_path / "rows" / "equations" / "learned" / "results.json")
-    assert [(row.sampler, row.runs) for row in learned] == [("learned_order", 2), ("learned_order, tuned", 2)]
-    rules = load_results(tmp_path / "rows" / "equations" / "rules" / "results.json")
-    assert [row.sampler for row in rules] == ["threshold", "threshold, tuned"]
-    assert all(0 <= row.held_out <= 1 for row in [*learned, *rules])
+    settings, *points = map(json.loads, rows.read_text().splitlines())
+    assert settings["seeds"] == 2
+    assert {(point["rule"], point["setting"]) for point in points} >= {("threshold", "x=0"), ("iid", "T=3")}
+    assert len({point["scorer"] for point in points if point["rule"] == "learned_order"}) == 2
+    prompts = len(settings["prompts"])
+    assert all(len(point["scores"]) == len(point["calls"]) == prompts for point in points)
     capsys.readouterr()
-    bench_scoreboard.main([*command, "--limit", "0"])  # of what is there, without measuring
-    assert " at 3: " not in capsys.readouterr().out
-    text = page.read_text()
-    assert "Not measured here: elsewhere." in text
-    (cell,) = json.loads((tmp_path / "data.json").read_text())
-    assert (cell["line"], cell["nfe"], cell["learned"]["runs"]) == ("equations", 3, 2)
-    assert f"| **{cell['state']}** |" in text or "| level |" in text
+    bench_scoreboard.main(command)  # what is there is not measured again
+    seen.write_text(load_tokenizer(line.model).decode(settings["prompts"][0], skip_special_tokens=True) + "\n")
+    bench_scoreboard.main([*command, "--limit", "0"])
+    assert "equations: " not in capsys.readouterr().out
+    assert "Not measured here: elsewhere." in page.read_text()
+    found = json.loads((tmp_path / "data.json").read_text())
+    assert {(cell["line"], cell["nfe"]) for cell in found} >= {("equations", 70), ("others", 70)}
+    counts = {cell["line"]: cell["problems"] for cell in found}
+    assert counts["equations"] == prompts
+    assert counts["others"] == prompts - settings["prompts"].count(settings["prompts"][0]) < prompts
+    assert {cell["scorers"] for cell in found} == {2}
+    assert {*found[0]["rules"]} == {"threshold", "iid"}
+    with pytest.raises(ValueError, match=r"equations\.jsonl: was measured with another seeds; give another"):
+        bench_scoreboard.main([*command, "--seeds", "1"])

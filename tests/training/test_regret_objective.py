@@ -1,6 +1,7 @@
 """What a batch teaches the regret law: by hand on scripted denoisers, and problems that confidence gets wrong."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -92,6 +93,11 @@ def test_what_is_given_is_not_observed(monkeypatch):
     assert outputs["doubt_loss"].item() == pytest.approx(sum(entropies(0.9, 0.6)) / 2, rel=1e-4)
 
 
+def softened(probabilities: Sequence[float]) -> list[float]:
+    roots = [p**0.5 for p in probabilities]
+    return [root / sum(roots) for root in roots]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
@@ -105,18 +111,45 @@ def test_regret_of_what_was_taken(before, after, expected):
     assert regret.regret(*of).item() == pytest.approx(expected, abs=1e-5)
 
 
+BEFORE, AFTER = (0.5, 0.4, 0.1), (0.3, 0.6, 0.1)
+
+
 @pytest.mark.parametrize(
-    ("denoiser", "expected"),
+    ("temperature", "expected"),
     [
-        (ExactShuffle(2), regret.LARGEST_REGRET),  # both places would take the same word, and it is there once
-        (ExactPairs(1), 0.0),  # both places would take the same bit, and it is there twice
+        (0.0, math.log(0.6 / 0.3)),
+        (0.005, math.log(0.6 / 0.3)),  # the limit
+        (1.0, 0.5 * math.log(0.5 / 0.3) + 0.4 * math.log(0.4 / 0.6)),
+        (2.0, 2 * sum(p * math.log(p / q) for p, q in zip(softened(BEFORE), softened(AFTER), strict=True))),
     ],
 )
-def test_pairs_are_fitted_to_their_regret(denoiser, expected):
+def test_regret_of_what_is_drawn(temperature, expected):
+    """The second position was not asked about, nor is the last token ever drawn: it is the mask token."""
+    where = {"at": (torch.tensor([0]), torch.tensor([0])), "shape": (1, 2)}
+    before, after = (
+        Predictions.from_logits(torch.tensor([[*p, 5.0]]).log(), mask_token_id=3, **where) for p in (BEFORE, AFTER)
+    )
+    found = regret.regret(before, after, temperature)
+    assert found[0, 0].item() == pytest.approx(expected, abs=1e-4)
+    assert found[0, 1].isnan()
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "temperature", "expected"),
+    [
+        (ExactShuffle(2), 0.0, regret.LARGEST_REGRET),  # both places would take the same word, and it is there once
+        (ExactPairs(1), 0.0, 0.0),  # both places would take the same bit, and it is there twice
+        (ExactPairs(1), 1.0, regret.LARGEST_REGRET),  # each would draw a bit of its own, and there is one for both
+    ],
+)
+def test_pairs_are_fitted_to_their_regret(denoiser, temperature, expected):
     torch.manual_seed(0)
     sizes = {"denoiser_hidden_size": denoiser.hidden_size, "vocab_size": denoiser.vocab_size}
     objective = RegretObjective(
-        denoiser, OrderScorer(OrderScorerConfig(law="regret", **{**SMALL, **sizes})), max_denoising_steps=2
+        denoiser,
+        OrderScorer(OrderScorerConfig(law="regret", **{**SMALL, **sizes})),
+        max_denoising_steps=2,
+        temperature=temperature,
     )
     optimizer = torch.optim.Adam(objective.parameters(), lr=2e-2)
     generator = torch.Generator().manual_seed(0)
@@ -165,6 +198,11 @@ def test_another_law_is_refused():
 def test_one_step_is_refused():
     with pytest.raises(ValueError, match=r"^max_denoising_steps must be 2 or more, got 1: one step leaves nothing"):
         objective_of(fixed((RIGHT, 0.9)), max_denoising_steps=1)
+
+
+def test_a_temperature_below_zero_is_refused():
+    with pytest.raises(ValueError, match=r"^temperature must be 0 or more, got -1\.0$"):
+        objective_of(fixed((RIGHT, 0.9)), temperature=-1.0)
 
 
 @pytest.mark.parametrize("least", [1, 4])

@@ -452,6 +452,10 @@ def test_arguments_are_checked(options, message, tmp_path):
             {"speed_exponent": 2.0},
             r"speed_exponent must be 1\.0 with objective .elbo., which has no such .*, got 2\.0",
         ),
+        (
+            {"temperature": 1.0},
+            r"temperature must be 0\.0 with objective .elbo., which has no such setting, got 1\.0",
+        ),
         ({"objective": "reward", "num_chains": 1}, "num_chains must be 2 or more, got 1"),
         (
             {"law": "max_normalized", "posterior": "clean"},
@@ -500,3 +504,15 @@ def test_scorer_has_to_fit(tmp_path, tokenizer, dataset):
         OrderTrainer(
             model=denoising_model(tokenizer), scorer=scorer, args=arguments(tmp_path), processing_class=tokenizer
         )
+
+
+def test_an_evaluation_draws_at_the_temperature_of_the_training(tmp_path, tokenizer, dataset):
+    def tokens(temperature):
+        trainer = trainer_of(tmp_path, tokenizer, dataset, law="regret", temperature=temperature)
+        trainer.compute_metrics = lambda _: {}
+        first, again = (trainer.predict(dataset).predictions.tolist() for _ in range(2))
+        assert first == again
+        return first
+
+    assert tokens(1.0) != tokens(0.0)
+    assert len({*map(tuple, tokens(1.0))}) == len(dataset)

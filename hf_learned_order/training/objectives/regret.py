@@ -18,6 +18,13 @@ has been ruled out. The sum of A_ij over V is fitted to it by a Poisson loss, `A
 mean of what is observed. It needs no labels; with the response's tokens in the place of v_V it would be the mean over
 what might stand there, which says less of a greedy step.
 
+Decoding at a temperature tau above 0 draws its tokens. Then v_V is drawn too, and the regret is that of a draw: with
+p_tau proportional to p_theta^(1/tau), the law that tokens are drawn from,
+
+    regret_i(V) = tau KL(p_tau(. | x_t) || p_tau(. | x_t, v_V))     nats, 0 or more
+
+which for tau -> 0 is the one above, and at tau = 1 the mean log-likelihood that a draw loses by not having waited.
+
 Sources: a filter trained to tell what is final (Learn2PD, arXiv 2509.25188), states of the learner's own decodings
 (DAgger, arXiv 1011.0686), dependence predicted from hidden states (DEMASK, arXiv 2604.02560, there total variation).
 Symbols: `x` clean, `x_t` canvas, `M_t` masked, `V` positions that are taken, `q`, `A` as in `laws.regret`.
@@ -59,9 +66,16 @@ def doubt_loss(step: Step, logits: Tensor, clean: Tensor) -> tuple[Tensor, Tenso
     return binary_cross_entropy_with_logits(logits, right, weight=observed, reduction="sum"), observed.sum()
 
 
-def regret(before: Predictions, after: Predictions) -> Tensor:
-    """[batch, canvas], nats: what the most likely tokens of `before` lose `after` more is known."""
-    return (after.confidence.log() - after.log_prob(before.tokens)).clamp(0.0, LARGEST_REGRET)
+def regret(before: Predictions, after: Predictions, temperature: float = 0.0) -> Tensor:
+    """[batch, canvas], nats: what the tokens that `before` is decoded to lose `after` more is known.
+
+    Those are the most likely ones at temperature 0, else draws: then it is the mean over them.
+    """
+    if temperature == 0.0:
+        lost = after.confidence.log() - after.log_prob(before.tokens)
+    else:
+        lost = temperature * before.tempered(temperature).kl(after.tempered(temperature).log_probs)
+    return lost.clamp(0.0, LARGEST_REGRET)
 
 
 class RegretObjective(Objective):
@@ -76,10 +90,11 @@ class RegretObjective(Objective):
             this.
         min_denoising_steps: the smallest T; None: 2.
         eos_token_id: a row is finished when everything before its first EOS is settled, as in generation.
+        temperature: of the decodings that the scorer is for, tau; 0: greedy.
 
     Raises:
         ValueError: the scorer has another law, `max_denoising_steps` or `min_denoising_steps` is below 2 (one step
-            leaves nothing to choose), or the latter above the former.
+            leaves nothing to choose), the latter above the former, or the temperature below 0.
     """
 
     def __init__(
@@ -90,8 +105,11 @@ class RegretObjective(Objective):
         max_denoising_steps: int = 12,
         min_denoising_steps: int | None = None,
         eos_token_id: int | None = None,
+        temperature: float = 0.0,
     ):
         super().__init__(denoiser, scorer, max_denoising_steps=max_denoising_steps, eos_token_id=eos_token_id)
+        if not temperature >= 0:
+            raise ValueError(f"temperature must be 0 or more, got {temperature}")
         if scorer.config.law != "regret":
             raise ValueError(f'law must be "regret", got {scorer.config.law!r}: use another objective for it')
         if max_denoising_steps < 2:
@@ -105,6 +123,7 @@ class RegretObjective(Objective):
                 f"got {least} and {max_denoising_steps}"
             )
         self.min_denoising_steps = least
+        self.temperature = temperature
 
     def measured(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, the sum of `doubt_loss` and `pair_loss` (nats a position), the mean `observed` and `predicted` regret
@@ -162,9 +181,13 @@ class RegretObjective(Objective):
         """The loss on sums of A over one random set a row, and the means of what was observed and predicted."""
         taken = self._taken(step, draws)
         others = step.masked & ~taken
-        tokens = torch.where(taken, step.predictions.tokens, clean)
+        before = step.predictions
+        chosen = before.tokens
+        if self.temperature > 0:
+            chosen = before.draw(temperature=self.temperature, uniform=draws.uniform(chosen.shape[1]).flatten())
+        tokens = torch.where(taken, chosen, clean)
         after, _ = self._predict(prompt, prompt_mask, tokens, others)
-        observed = regret(step.predictions, after)
+        observed = regret(before, after, self.temperature)
         del after  # its logits, before there is a graph
         _, _, pairs = self.scorer.costs(step)
         predicted = (pairs * taken[:, None]).sum(-1).clamp(min=1e-6)
@@ -186,8 +209,10 @@ class RegretObjective(Objective):
 
     def _step(self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, masked: Tensor) -> Step:
         predictions, hidden = self._predict(prompt, prompt_mask, clean, masked)
+        if self.temperature == 0:
+            predictions = predictions.without_logits()  # or they would live beside those of the next call
         return Step(
-            predictions=predictions.without_logits(),  # or they would live beside those of the next call
+            predictions=predictions,
             masked=masked,
             steps_left=1,  # the law knows no budget
             hidden_states=hidden,
