@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from curves import mixed, spread_settings
+from curves import mixed, settings_between
+from datasets import Dataset
 from pages import markdown, replace_part
 
 from hf_learned_order.decoding.samplers.table import SAMPLERS, make_sampler
@@ -39,6 +40,7 @@ from hf_learned_order.tasks.table import Source, find_task
 LEARNED = "learned_order"
 RULES = [name for name in SAMPLERS if name != LEARNED]
 DRAWS = 2000  # of the bootstrap
+FEW = 48  # problems that show which settings take as many calls as are wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,21 +97,20 @@ MANY_ANSWERS = ("sudoku", "sudoku_12", "sudoku_9x9", "countdown", "replace_rando
 LINES |= {f"{name}, temperature 1": replace(LINES[name], temperature=1.0) for name in MANY_ANSWERS}
 
 
-def evaluator_of(line: Line, options: argparse.Namespace) -> Evaluator:
-    """Of the test problems."""
+def evaluators_of(line: Line, options: argparse.Namespace) -> tuple[Evaluator, Evaluator]:
+    """Of the test problems, and of a few of them."""
     eager: dict[str, Any] = {"attn_implementation": "eager"} if needs_maps(options.rules) else {}
     tokenizer, task = load_tokenizer(line.model), find_task(line.task)
     model = load_denoiser(line.model, dtype=options.dtype, **eager).eval()
     files = {key: getattr(options, key) for key in ("dataset_name", "train_file", "test_file")}
     source = Source(split="test", count=options.limit, canvas_length=task.canvas_length, **files)
-    return Evaluator(
-        Denoiser(model, mask_token_id=tokenizer.mask_token_id),
-        tokenizer,
-        task.load(tokenizer, source),
-        canvas_length=task.canvas_length,
-        is_right=task.is_right,
-        temperature=line.temperature,
-    )
+    problems = task.load(tokenizer, source)
+    # pyrefly: ignore[bad-assignment] (a Dataset's selection is a Dataset)
+    few: Dataset = problems.select(range(0, len(problems), math.ceil(len(problems) / FEW)))
+    denoiser = Denoiser(model, mask_token_id=tokenizer.mask_token_id)
+    how: dict[str, Any] = {"canvas_length": task.canvas_length, "is_right": task.is_right}
+    how["temperature"] = line.temperature
+    return Evaluator(denoiser, tokenizer, problems, **how), Evaluator(denoiser, tokenizer, few, **how)
 
 
 def needs_maps(rules: Sequence[str]) -> bool:
@@ -149,7 +150,7 @@ class Points:
 
 def measure(name: str, line: Line, options: argparse.Namespace) -> None:
     """The points of a line that are missing."""
-    evaluator = evaluator_of(line, options)
+    evaluators = evaluator, _ = evaluators_of(line, options)
     settings = {
         "model": fingerprint(evaluator.denoiser.model),
         "problems": evaluator.fingerprint(),
@@ -160,45 +161,41 @@ def measure(name: str, line: Line, options: argparse.Namespace) -> None:
     points = Points(Path(options.output_dir) / f"{name}.jsonl", settings)
     for path in line.scorers:
         scorer = OrderScorer.from_pretrained(path).eval()
-        measure_rule(LEARNED, line, evaluator, points, options, scorer=scorer)
+        measure_rule(LEARNED, line, evaluators, points, options, scorer=scorer)
     for rule in options.rules:
-        measure_rule(rule, line, evaluator, points, options)
+        measure_rule(rule, line, evaluators, points, options)
 
 
 def measure_rule(
     rule: str,
     line: Line,
-    evaluator: Evaluator,
+    evaluators: tuple[Evaluator, Evaluator],
     points: Points,
     options: argparse.Namespace,
     scorer: OrderScorer | None = None,
 ) -> None:
     """The missing points of one rule, or of the learned order with one scorer."""
+    evaluator, few = evaluators
     print_of = None if scorer is None else fingerprint(scorer)
-    there = {row["setting"]: row for row in points.rows if (row["rule"], row["scorer"]) == (rule, print_of)}
+    there = {row["setting"] for row in points.rows if (row["rule"], row["scorer"]) == (rule, print_of)}
     make = knob(rule, scorer)
-
-    def nfe_of(x: float, budget: int | None = None) -> float:
-        setting = f"x={x:g}" if budget is None else f"T={budget}"
-        if setting not in there:
-            sampler = make_sampler(rule) if make is None else make(x)
-            seeds = range(options.seeds if sampler.is_random or line.temperature else 1)
-            runs = [
-                evaluator.measure(sampler, name=rule, max_denoising_steps=budget, seed=seed, with_bound=False)
-                for seed in seeds
-            ]
-            scores, calls = (np.mean([getattr(run, key) for run in runs], 0).tolist() for key in ("scores", "calls"))
-            points.add(rule=rule, scorer=print_of, setting=setting, scores=scores, calls=calls)
-            there[setting] = points.rows[-1]
-            print(f"{points.path.stem}: {rule} {setting}: {100 * np.mean(scores):.1f} % @{np.mean(calls):.2f}")
-        return float(np.mean(there[setting]["calls"]))
-
-    low, high = min(line.nfe), max(line.nfe)
-    if make is not None:
-        spread_settings(nfe_of, options.settings, low=low, high=high)
-        return
-    for budget in sorted({whole for nfe in line.nfe for whole in (math.floor(nfe), math.ceil(nfe))}):
-        nfe_of(0.0, budget)
+    if make is None:
+        budgets = sorted({whole for nfe in line.nfe for whole in (math.floor(nfe), math.ceil(nfe))})
+        settings = [(f"T={budget}", make_sampler(rule), budget) for budget in budgets]
+    else:
+        found = settings_between(lambda x: few.quick(make(x)).nfe, options.settings, min(line.nfe), max(line.nfe))
+        settings = [(f"x={x:g}", make(x), None) for x in found]
+    for setting, sampler, budget in settings:
+        if setting in there:
+            continue
+        seeds = range(options.seeds if sampler.is_random or line.temperature else 1)
+        runs = [
+            evaluator.measure(sampler, name=rule, max_denoising_steps=budget, seed=seed, with_bound=False)
+            for seed in seeds
+        ]
+        scores, calls = (np.mean([getattr(run, key) for run in runs], 0).tolist() for key in ("scores", "calls"))
+        points.add(rule=rule, scorer=print_of, setting=setting, scores=scores, calls=calls)
+        print(f"{points.path.stem}: {rule} {setting}: {100 * np.mean(scores):.1f} % @{np.mean(calls):.2f}", flush=True)
 
 
 def curves_of(line: Line, rows: Sequence[dict[str, Any]], kept: np.ndarray) -> dict[str, list[list[tuple]]]:

@@ -40,6 +40,20 @@ def spread_settings(
     return measured
 
 
+def settings_between(nfe_of: Callable[[float], float], count: int, low: float, high: float) -> list[float]:
+    """Settings of a knob from `low` to `high` calls and a little beyond, evenly in log NFE.
+
+    Args:
+        nfe_of: measures a setting; a few problems are enough.
+        count: settings, fewer where several would be the same.
+    """
+    found = spread_settings(nfe_of, 2 * count, low=low, high=high)
+    settings = sorted(found)
+    falling = np.minimum.accumulate([found[x] for x in settings])
+    wanted = np.geomspace(0.95 * low, 1.05 * high, count)
+    return sorted({round(float(x), 6) for x in np.interp(-np.log(wanted), -np.log(falling), settings)})
+
+
 def mixed(points: Sequence[tuple[float, np.ndarray]], nfe: float) -> np.ndarray | None:
     """What each problem gets from a rule that takes `nfe` calls in the mean.
 

@@ -62,6 +62,16 @@ def test_settings_are_where_the_calls_change():
     assert curves.spread_settings(lambda x: 1.0, 6) == {0.0: 1.0, 1.0: 1.0}
 
 
+def test_settings_are_spread_evenly_over_the_calls():
+    def nfe_of(x):
+        return 40.0 * 0.01**x
+
+    found = curves.settings_between(nfe_of, 5, 2, 16)
+    calls = [nfe_of(x) for x in reversed(found)]
+    assert calls == pytest.approx(np.geomspace(1.9, 16.8, 5), rel=0.05)
+    assert curves.settings_between(lambda x: 3.0, 5, 2, 16) == [0.0, 1.0]  # both are the same
+
+
 def test_a_small_board(tmp_path, monkeypatch, capsys):
     save_all(tmp_path)
     seen = tmp_path / "seen.txt"
@@ -83,7 +93,8 @@ def test_a_small_board(tmp_path, monkeypatch, capsys):
     bench_scoreboard.main(command)
     settings, *points = map(json.loads, rows.read_text().splitlines())
     assert settings["seeds"] == 2
-    assert {(point["rule"], point["setting"]) for point in points} >= {("threshold", "x=0"), ("iid", "T=3")}
+    assert {(point["rule"], point["setting"]) for point in points} >= {("iid", "T=3"), ("iid", "T=70")}
+    assert any(point["rule"] == "threshold" for point in points)
     assert len({point["scorer"] for point in points if point["rule"] == "learned_order"}) == 2
     prompts = len(settings["prompts"])
     assert all(len(point["scores"]) == len(point["calls"]) == prompts for point in points)
