@@ -36,10 +36,9 @@ from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
 from hf_learned_order.evaluation.evaluator import Evaluator
 from hf_learned_order.evaluation.plotting import trade_off
+from hf_learned_order.evaluation.problems import evaluator_of
 from hf_learned_order.evaluation.results import Result
 from hf_learned_order.orders.scorer import OrderScorer
-from hf_learned_order.tasks.held_out import read_prompts, without_prompts
-from hf_learned_order.tasks.table import Source, find_task
 
 BOUNDS = (30.0, 12.0, 6.0, 4.0, 3.0, 2.0, 1.4, 1.0, 0.7, 0.4, 0.3, 0.2, 0.13, 0.08, 0.05, 0.025, 0.005)
 CONFIDENCES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
@@ -150,21 +149,23 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def evaluator_of(options: argparse.Namespace) -> tuple[Evaluator, str]:
-    """Of the problems, and what their split is called."""
-    tokenizer, task = load_tokenizer(options.model), find_task(options.task)
+def loaded(options: argparse.Namespace) -> tuple[Evaluator, str]:
+    """The model on its problems, and what their split is called."""
+    tokenizer = load_tokenizer(options.model)
     how: dict[str, Any] = {"attn_implementation": "eager"} if "dapd" in options.samplers else {}
     model = load_denoiser(options.model, dtype=options.dtype, **how).eval()
     denoiser = Denoiser(model, mask_token_id=tokenizer.mask_token_id)
-    files = {name: getattr(options, name) for name in ("dataset_name", "train_file", "test_file")}
-    source = Source(split=options.split, count=options.limit, canvas_length=task.canvas_length, **files)
-    problems, split = task.load(tokenizer, source), options.split
-    if options.without_prompts:
-        split = f"{split} without {options.without_prompts}"
-        prompts = read_prompts(options.without_prompts, tokenizer)
-        problems = without_prompts(problems, prompts, why=f"those of {options.without_prompts}")
-    how = {"canvas_length": task.canvas_length, "is_right": task.is_right, "temperature": options.temperature}
-    return Evaluator(denoiser, tokenizer, problems, **how), split
+    evaluator = evaluator_of(
+        options.task,
+        denoiser,
+        tokenizer,
+        split=options.split,
+        count=options.limit,
+        where={name: getattr(options, name) for name in ("dataset_name", "train_file", "test_file")},
+        without=options.without_prompts,
+        temperature=options.temperature,
+    )
+    return evaluator, f"{options.split} without {options.without_prompts}" if options.without_prompts else options.split
 
 
 def measure(options: argparse.Namespace, evaluator: Evaluator, split: str, path: Path) -> None:
@@ -190,7 +191,7 @@ def measure(options: argparse.Namespace, evaluator: Evaluator, split: str, path:
 
 def main() -> None:
     options = arguments()
-    evaluator, split = evaluator_of(options)
+    evaluator, split = loaded(options)
     path = Path(options.output)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()

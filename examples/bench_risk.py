@@ -32,9 +32,9 @@ from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
 from hf_learned_order.evaluation.comparison import knob
 from hf_learned_order.evaluation.evaluator import Evaluator
 from hf_learned_order.evaluation.guarantees import kept
+from hf_learned_order.evaluation.problems import evaluator_of
 from hf_learned_order.orders.scorer import OrderScorer
-from hf_learned_order.tasks.held_out import read_prompts, without_prompts
-from hf_learned_order.tasks.table import Source, find_task
+from hf_learned_order.tasks.table import find_task
 
 RULES = ("learned_order", "factor", "threshold", "entropy_bound", "frechet", "local_leap", "klass")
 SLOW = "top_prob"
@@ -87,19 +87,18 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each rule, risk and method; of the learned order the means over its scorers."""
     tokenizer, task = load_tokenizer(options.model), find_task(options.task)
     denoiser = Denoiser(load_denoiser(options.model).eval(), mask_token_id=tokenizer.mask_token_id)
-    source = Source(
+    evaluator = evaluator_of(
+        options.task,
+        denoiser,
+        tokenizer,
         split="test",
         count=options.limit,
-        canvas_length=task.canvas_length,
-        train_file=options.train_file,
-        test_file=options.test_file,
+        where={"train_file": options.train_file, "test_file": options.test_file},
+        without=options.without_prompts,
+        batch_size=64,
     )
-    problems = task.load(tokenizer, source)
-    if options.without_prompts:
-        problems = without_prompts(problems, read_prompts(options.without_prompts, tokenizer), why="seen")
-    evaluator = Evaluator(denoiser, tokenizer, problems, canvas_length=task.canvas_length, batch_size=64)
     right, slow = decoded(evaluator, make_sampler(SLOW), task.is_right)
-    splits = halves(len(problems), options.splits, options.seed)
+    splits = halves(len(right), options.splits, options.seed)
     scorers = [OrderScorer.from_pretrained(path).eval() for path in options.scorer]
     rows = []
     for rule in options.rules:
@@ -119,7 +118,7 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
                 each = [kept_on(*curve, slow, splits, risk=risk, confidence=confidence) for curve in curves]
                 means = {key: sum(one[key] for one in each) / len(each) for key in each[0]}
                 rows.append({"task": options.task, "rule": rule, "risk": risk, "method": method, **means})
-    facts = {"problems": len(problems), "splits": options.splits, "scorers": len(scorers), "points": options.points}
+    facts = {"problems": len(right), "splits": options.splits, "scorers": len(scorers), "points": options.points}
     slowly = {"slow_calls": float(slow.mean()), "slow_right": float(right.float().mean())}
     return [{**row, **facts, **slowly} for row in rows]
 

@@ -13,7 +13,7 @@ docs/results/data/verification.json.
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ from hf_learned_order.decoding.verification import branches
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
 from hf_learned_order.evaluation.evaluator import Evaluator
+from hf_learned_order.evaluation.problems import evaluator_of
 from hf_learned_order.orders.scorer import OrderScorer
-from hf_learned_order.tasks.table import Source, find_task
 
 HERE = Path(__file__).parent
 GSM8K = HERE.parent.parent / "shared" / "data" / "gsm8k"
@@ -115,8 +115,7 @@ def counted(path: Path_, drafts: list[Path_], length: int, cells: list[tuple[int
     return calls, canvases
 
 
-def batches(evaluator: Evaluator, count: int | None, **options: Any) -> list[LearnedOrderOutput]:
-    rows = evaluator.dataset.to_list()[:count]
+def batches(evaluator: Evaluator, rows: Sequence[dict[str, Any]], **options: Any) -> list[LearnedOrderOutput]:
     outputs = []
     for at in range(0, len(rows), evaluator.batch_size):
         batch = evaluator.collator(rows[at : at + evaluator.batch_size])
@@ -136,30 +135,30 @@ def batches(evaluator: Evaluator, count: int | None, **options: Any) -> list[Lea
 def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """All rows of one task."""
     folder, scored = (HERE / part for part in TASKS[name])
-    tokenizer, task = load_tokenizer(folder), find_task(name)
+    tokenizer = load_tokenizer(folder)
     denoiser = Denoiser(load_denoiser(folder).eval(), mask_token_id=tokenizer.mask_token_id)
     scorer = OrderScorer.from_pretrained(options.scorer.get(name, scored)).eval()
-    files = {"train_file": options.train_file, "test_file": options.test_file}
-    source = Source(split="test", count=options.limit, canvas_length=task.canvas_length, **files)
-    data = task.load(tokenizer, source)
-    test = Evaluator(denoiser, tokenizer, data, canvas_length=task.canvas_length, batch_size=options.batch_size)
+    test = evaluator_of(
+        name,
+        denoiser,
+        tokenizer,
+        split="test",
+        count=options.limit,
+        where={"train_file": options.train_file, "test_file": options.test_file},
+        batch_size=options.batch_size,
+    )
     drafters = {"confidence": SLOW, "learned order": LearnedOrderSampler(scorer=scorer)}
 
+    problems = test.dataset.to_list()
     slow, counts = [], {(*case, k): [] for case in product(drafters, SHAPES) for k in options.k}
-    for at in range(0, len(test.dataset), test.batch_size):
-        part = Evaluator(
-            denoiser,
-            tokenizer,
-            test.dataset.select(range(at, min(at + test.batch_size, len(test.dataset)))),  # pyrefly: ignore
-            canvas_length=task.canvas_length,
-            batch_size=test.batch_size,
-        )
-        trace = Traced(drafters, task.canvas_length)
-        (output,) = batches(part, None, sampler=trace)
+    for at in range(0, len(problems), test.batch_size):
+        part = problems[at : at + test.batch_size]
+        trace = Traced(drafters, test.canvas_length)
+        (output,) = batches(test, part, sampler=trace)
         slow.append(output)
-        masked = part.collator(part.dataset.to_list()).get("given") if "given" in part.dataset.column_names else None
-        for row in range(len(part.dataset)):
-            length = task.canvas_length if masked is None else int((~masked[row]).sum())
+        masked = test.collator(part).get("given")
+        for row in range(len(part)):
+            length = test.canvas_length if masked is None else int((~masked[row]).sum())
             path = path_of(trace, output, row)
             for drafter, shape, k in counts:
                 drafts = trace.drafts[drafter].get(row, [])
@@ -170,7 +169,7 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
         mean, canvases = torch.tensor(pairs, dtype=torch.float).mean(0).tolist()
         what = {"drafter": drafter, "shape": shape, "k": k}
         rows.append({**what, "calls": mean, "canvases": canvases, "share_of_calls": mean / calls.mean().item()})
-    found = {"task": name, "problems": len(test.dataset), "slow_calls": calls.mean().item(), "rows": rows}
+    found = {"task": name, "problems": len(problems), "slow_calls": calls.mean().item(), "rows": rows}
     return found | {"real": real(test, slow, drafters, counts, options), "freedave": replica(test, slow, options)}
 
 
@@ -185,12 +184,13 @@ def real(
         name: torch.cat([output[name][:, -test.canvas_length :] for output in slow])[:count]
         for name in ("sequences", "order")
     }
+    problems = test.dataset.to_list()[:count]
     found, began = [], time.perf_counter()
-    batches(test, count, sampler=SLOW)
+    batches(test, problems, sampler=SLOW)
     alone = time.perf_counter() - began
     for name, drafter in drafters.items():
         began = time.perf_counter()
-        outputs = batches(test, count, sampler=drafter, verify=SLOW, num_assistant_tokens=options.real_k)
+        outputs = batches(test, problems, sampler=drafter, verify=SLOW, num_assistant_tokens=options.real_k)
         seconds = time.perf_counter() - began
         got = {field: torch.cat([output[field][:, -test.canvas_length :] for output in outputs]) for field in whole}
         calls = torch.cat([output.nfe for output in outputs]).tolist()

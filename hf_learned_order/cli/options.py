@@ -86,19 +86,12 @@ def evaluator_of(
     options: argparse.Namespace, name: str, split: str, count: int | None, denoiser: Any, tokenizer: Any, **how: Any
 ) -> Any:
     """The `Evaluator` of a task, its test problems without the `--without_prompts`; `how` are more of its arguments."""
-    from hf_learned_order.evaluation.evaluator import Evaluator
-    from hf_learned_order.tasks.held_out import read_prompts, without_prompts
-    from hf_learned_order.tasks.table import Source, find_task
+    from hf_learned_order.evaluation import problems
 
-    task = find_task(name)
-    length = options.canvas_length or task.canvas_length
-    files = taken(options, "dataset_name", "train_file", "test_file")
-    rows = task.load(tokenizer, Source(split=split, count=count, canvas_length=length, own=own_data(options), **files))
-    left_out = getattr(options, "without_prompts", None)
-    if split == "test" and left_out:
-        rows = without_prompts(rows, read_prompts(left_out, tokenizer), why=f"those of {left_out}")
-    how |= {"canvas_length": length, "batch_size": options.batch_size, "is_right": task.is_right, "score": task.score}
-    return Evaluator(denoiser, tokenizer, rows, **how)
+    where = {"own": own_data(options), **taken(options, "dataset_name", "train_file", "test_file")}
+    without = getattr(options, "without_prompts", None) if split == "test" else None
+    how |= {"where": where, "without": without, **taken(options, "canvas_length", "batch_size")}
+    return problems.evaluator_of(name, denoiser, tokenizer, split=split, count=count, **how)
 
 
 def check_dtype(dtype: str) -> None:
