@@ -18,6 +18,7 @@ Rows go to docs/results/data/risk.json, the tables into the generated part of a 
 import argparse
 import json
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +35,16 @@ from hf_learned_order.evaluation.evaluator import Evaluator
 from hf_learned_order.evaluation.guarantees import kept
 from hf_learned_order.evaluation.problems import evaluator_of
 from hf_learned_order.orders.scorer import OrderScorer
-from hf_learned_order.tasks.table import find_task
 
 RULES = ("learned_order", "factor", "threshold", "entropy_bound", "frechet", "local_leap", "klass")
 SLOW = "top_prob"
 METHODS = {"learn then test": 0.9, "conformal risk control": None}
 
 
-def decoded(evaluator: Evaluator, sampler: Sampler, is_right: Any) -> tuple[Tensor, Tensor]:
+def decoded(evaluator: Evaluator, sampler: Sampler) -> tuple[Tensor, Tensor]:
     """bool [n], which responses are right, and their calls [n]."""
-    right, calls = [], []
-    for output, rows in evaluator.outputs(sampler):
-        texts = evaluator.tokenizer.batch_decode(
-            output.sequences[:, -evaluator.canvas_length :], skip_special_tokens=True
-        )
-        right += [bool(is_right(text, row["answer"])) for text, row in zip(texts, rows, strict=True)]
-        calls += output.nfe.tolist()
-    return torch.tensor(right), torch.tensor(calls, dtype=torch.float)
+    result = evaluator.quick(sampler)
+    return torch.tensor(result.scores) == 1, torch.tensor(result.calls)
 
 
 def halves(count: int, splits: int, seed: int) -> list[tuple[Tensor, Tensor]]:
@@ -85,11 +79,27 @@ def kept_on(
 
 def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each rule, risk and method; of the learned order the means over its scorers."""
-    tokenizer, task = load_tokenizer(options.model), find_task(options.task)
-    denoiser = Denoiser(load_denoiser(options.model).eval(), mask_token_id=tokenizer.mask_token_id)
-    evaluator = evaluator_of(
+    evaluator = loaded(options)
+    right, slow = decoded(evaluator, make_sampler(SLOW))
+    splits = halves(len(right), options.splits, options.seed)
+    scorers = [OrderScorer.from_pretrained(path).eval() for path in options.scorer]
+    rows = []
+    for rule in options.rules:
+        of_rule = scorers if rule == "learned_order" else [None]
+        curves = [curve_of(rule, scorer, evaluator, right, options) for scorer in of_rule]
+        rows += rows_of(rule, curves, slow, splits, options)
+    facts = {"problems": len(right), "splits": options.splits, "scorers": len(scorers), "points": options.points}
+    slowly = {"slow_calls": float(slow.mean()), "slow_right": float(right.float().mean())}
+    return [{**row, **facts, "dtype": options.dtype, **slowly} for row in rows]
+
+
+def loaded(options: argparse.Namespace) -> Evaluator:
+    """The model on its test problems."""
+    tokenizer = load_tokenizer(options.model)
+    model = load_denoiser(options.model, dtype=options.dtype).eval()
+    return evaluator_of(
         options.task,
-        denoiser,
+        Denoiser(model, mask_token_id=tokenizer.mask_token_id),
         tokenizer,
         split="test",
         count=options.limit,
@@ -97,30 +107,40 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
         without=options.without_prompts,
         batch_size=64,
     )
-    right, slow = decoded(evaluator, make_sampler(SLOW), task.is_right)
-    splits = halves(len(right), options.splits, options.seed)
-    scorers = [OrderScorer.from_pretrained(path).eval() for path in options.scorer]
+
+
+def curve_of(
+    rule: str, scorer: OrderScorer | None, evaluator: Evaluator, right: Tensor, options: argparse.Namespace
+) -> tuple[Tensor, Tensor]:
+    """Which responses are bad and their calls, both [settings, n], from slow to fast."""
+    make = knob(rule, scorer)
+    assert make is not None
+    bad, calls = [], []
+    for number in range(options.points):
+        right_now, taken = decoded(evaluator, make(number / (options.points - 1)))
+        bad.append(right & ~right_now)
+        calls.append(taken)
+        share = float(bad[-1].float().mean())
+        print(f"{rule}, setting {number}: {share:.3f} bad, {float(taken.mean()):.2f} calls", flush=True)
+        if share > 2 * max(options.risks):  # never chosen
+            break
+    return torch.stack(bad), torch.stack(calls)
+
+
+def rows_of(
+    rule: str,
+    curves: Sequence[tuple[Tensor, Tensor]],
+    slow: Tensor,
+    splits: Sequence[tuple[Tensor, Tensor]],
+    options: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """A row for each method and risk: means over the curves."""
     rows = []
-    for rule in options.rules:
-        curves = []
-        for scorer in scorers if rule == "learned_order" else [None]:
-            make, found = knob(rule, scorer), []
-            assert make is not None
-            for number in range(options.points):
-                found.append(decoded(evaluator, make(number / (options.points - 1)), task.is_right))
-                share = float((right & ~found[-1][0]).float().mean())
-                print(f"{rule}, setting {number}: {share:.3f} bad, {float(found[-1][1].mean()):.2f} calls", flush=True)
-                if share > 2 * max(options.risks):  # never chosen
-                    break
-            curves.append((torch.stack([right & ~now for now, _ in found]), torch.stack([calls for _, calls in found])))
-        for method, confidence in METHODS.items():
-            for risk in options.risks:
-                each = [kept_on(*curve, slow, splits, risk=risk, confidence=confidence) for curve in curves]
-                means = {key: sum(one[key] for one in each) / len(each) for key in each[0]}
-                rows.append({"task": options.task, "rule": rule, "risk": risk, "method": method, **means})
-    facts = {"problems": len(right), "splits": options.splits, "scorers": len(scorers), "points": options.points}
-    slowly = {"slow_calls": float(slow.mean()), "slow_right": float(right.float().mean())}
-    return [{**row, **facts, **slowly} for row in rows]
+    for (method, confidence), risk in product(METHODS.items(), options.risks):
+        each = [kept_on(*curve, slow, splits, risk=risk, confidence=confidence) for curve in curves]
+        means = {key: sum(one[key] for one in each) / len(each) for key in each[0]}
+        rows.append({"task": options.task, "rule": rule, "risk": risk, "method": method, **means})
+    return rows
 
 
 def page(rows: Sequence[dict[str, Any]]) -> str:
@@ -155,6 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--task", default="equations")
     parser.add_argument("--model", help="by default the shipped denoiser of equations or sudoku")
     parser.add_argument("--scorer", nargs="+", help="by default the shipped ones")
+    parser.add_argument("--dtype", default="float32", help="of the denoiser")
     parser.add_argument("--rules", nargs="+", default=list(RULES))
     parser.add_argument("--risks", nargs="+", type=float, default=[0.02, 0.05, 0.1])
     parser.add_argument("--splits", type=int, default=200)
