@@ -35,6 +35,7 @@ class OrderScorerConfig(PreTrainedConfig):
             form, `RandomRegret`, in training. None: 0.5 with "regret", 0.1 with the others.
         bound: of the regret law: what a position may cost.
         pair_weight: of the regret law: what A counts; 0 until the training has chosen it.
+        token_pairs: of the regret law: A sees whether the most likely tokens of two positions are the same.
         features: what the scorer sees of each position beside whether it is masked, among `FEATURES`; None: all but
             the position, and the budget only with laws that decide by it.
         hidden_layers: which of the denoiser's hidden states the scorer sees, as indices into the tuple `hidden_states`
@@ -73,6 +74,7 @@ class OrderScorerConfig(PreTrainedConfig):
         law_temperature: float | None = None,
         bound: float = 0.5,
         pair_weight: float = 0.0,
+        token_pairs: bool = False,
         features: list[str] | None = None,
         hidden_layers: list[int] | None = None,
         law_bias: float = 0.0,
@@ -119,6 +121,7 @@ class OrderScorerConfig(PreTrainedConfig):
         self.hidden_layers = None if hidden_layers is None else list(hidden_layers)
         self.bound = bound
         self.pair_weight = pair_weight
+        self.token_pairs = token_pairs
         self.law_bias = law_bias
         self.max_denoising_steps = max_denoising_steps
         self.law_temperature = law_temperature
@@ -167,6 +170,7 @@ class OrderScorerConfig(PreTrainedConfig):
             raise TypeError(f"{', '.join(unknown)} must be fields of {cls.__name__}, but it has none of that name")
         config = denoiser.model.config
         kwargs.setdefault("denoiser_hidden_size", denoiser.hidden_size)
+        kwargs.setdefault("token_pairs", kwargs.get("law") == "regret")
         mine = cls(
             vocab_size=config.vocab_size,
             mask_token_id=denoiser.mask_token_id,

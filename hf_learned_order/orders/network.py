@@ -41,6 +41,22 @@ class Layer(nn.TransformerEncoderLayer):
         return src + self._ff_block(self.norm2(src))
 
 
+class SamePairs(nn.Module):
+    """What changes between two positions whose most likely tokens are the same, [batch, k, k] from [batch, k, size].
+
+    A token that is wanted at both places is the commonest harm that two positions do to each other: the first one that
+    takes it rules it out at the other, or both say it twice.
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.receives, self.gives = nn.Linear(size, size // 2), nn.Linear(size, size // 2)
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, encoded: Tensor) -> Tensor:
+        return self.receives(encoded) @ self.gives(encoded).mT / self.receives.out_features**0.5 + self.bias
+
+
 class OrderNetwork(nn.Module):
     """From features of the state at each canvas position: projections, a small transformer, a head.
 
@@ -74,6 +90,7 @@ class OrderNetwork(nn.Module):
             self.receives, self.gives = nn.Linear(size, size // 2), nn.Linear(size, size // 2)
             self.distance = nn.Embedding(2 * REACH + 1, 1)
             nn.init.constant_(self.distance.weight, -2.0)
+        self.same = SamePairs(size) if pairs and config.token_pairs else None
         self.counts = CountHead(size) if law == "count" else None
 
     def scores(self, features: Tensor, hidden_states: Tensor, padding: Tensor | None = None) -> Tensor:
@@ -99,14 +116,17 @@ class OrderNetwork(nn.Module):
         correction, log_weight = self.head(encoded).float().unbind(-1)
         return encoded, correction, log_weight
 
-    def pairs(self, encoded: Tensor, entropy: Tensor, places: Tensor) -> Tensor:
-        """A [batch, k, k], nats, of k positions a row: what `doubts` gives of each, its entropy and place, [batch, k].
+    def pairs(self, encoded: Tensor, entropy: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
+        """A [batch, k, k], nats, of k positions a row: what `doubts` gives of each, its entropy, place and most likely
+        token, [batch, k].
 
         A has no limit above, since regret has none, but is 0 where one of the two positions is certain.
         """
         affinity = self.receives(encoded) @ self.gives(encoded).mT / self.receives.out_features**0.5
         apart = (places[:, :, None] - places[:, None, :]).clamp(-REACH, REACH) + REACH
         affinity = affinity + self.distance(apart).squeeze(-1)
+        if self.same is not None:
+            affinity = affinity + self.same(encoded) * (tokens[:, :, None] == tokens[:, None, :])
         return torch.minimum(entropy[:, :, None], entropy[:, None, :]) * nn.functional.softplus(affinity.float())
 
     def _encode(self, features: Tensor, hidden_states: Tensor, padding: Tensor | None) -> Tensor:

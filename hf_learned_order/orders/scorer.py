@@ -87,7 +87,8 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
         """Of the regret law: logit of q and log of w [batch, canvas]; A [batch, canvas, canvas] without its weight."""
         encoded, logits, log_weights = self._doubts(step)
         places = torch.arange(encoded.shape[1], device=encoded.device)[None]
-        return logits, log_weights, self.network.pairs(encoded, step.predictions.entropy, places)
+        predictions = step.predictions
+        return logits, log_weights, self.network.pairs(encoded, predictions.entropy, places, predictions.tokens)
 
     def _doubts(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """`OrderNetwork.doubts`, with the logit of q in the place of its correction."""
@@ -111,10 +112,10 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
         most = max(1, int(able.sum(-1).max()))
         places = able.byte().argsort(dim=-1, descending=True, stable=True)[:, :most]  # from left to right
         encoded = encoded.gather(1, places[..., None].expand(-1, -1, encoded.shape[-1]))
-        logits, weights, entropy, able = (
-            part.gather(-1, places) for part in (logits, weights, predictions.entropy, able)
+        logits, weights, entropy, tokens, able = (
+            part.gather(-1, places) for part in (logits, weights, predictions.entropy, predictions.tokens, able)
         )
-        pairs = self.config.pair_weight * self.network.pairs(encoded, entropy, places)
+        pairs = self.config.pair_weight * self.network.pairs(encoded, entropy, places, tokens)
         few = BoundedRegret(packed(logits, weights, pairs), able, bound=bound)
         law = OneSet(predictions.confidence, step.masked)
         law.accepted = torch.zeros_like(step.masked).scatter(-1, places, few.accepted)
