@@ -35,7 +35,8 @@ class OrderScorerConfig(PreTrainedConfig):
             form, `RandomRegret`, in training. None: 0.5 with "regret", 0.1 with the others.
         bound: of the regret law: what a position may cost.
         pair_weight: of the regret law: what A counts; 0 until the training has chosen it.
-        token_pairs: of the regret law: A sees whether the most likely tokens of two positions are the same.
+        token_pairs: of the regret law: A sees whether the most likely tokens of two positions are the same. Scorers
+            from `for_denoiser` do.
         features: what the scorer sees of each position beside whether it is masked, among `FEATURES`; None: all but
             the position, and the budget only with laws that decide by it.
         hidden_layers: which of the denoiser's hidden states the scorer sees, as indices into the tuple `hidden_states`
@@ -248,6 +249,8 @@ _FIELDS: dict[str, tuple[Any, float, float]] = {
 
 
 def _check_fields(values: dict[str, Any]) -> None:
+    if not isinstance(values["token_pairs"], bool):
+        raise TypeError(f"token_pairs must be of type bool, got {values['token_pairs']!r}")
     for name, (kind, low, high) in _FIELDS.items():
         value = values[name]
         if isinstance(value, bool) or not isinstance(value, kind):

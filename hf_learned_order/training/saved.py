@@ -25,7 +25,7 @@ LEARNED_SETTINGS = (
     "pair_weight",
 )  # of a scorer's configuration: `target_nfe` and `weighing` move them
 # of a scorer's configuration: what its weights hang on, and a user chooses
-SHAPE = ("law", "hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_layers", "features")
+SHAPE = ("law", "hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_layers", "features", "token_pairs")
 
 
 def save_weights(folder: Path, objective: nn.Module, state: dict[str, Tensor]) -> None:

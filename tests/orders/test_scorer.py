@@ -395,11 +395,33 @@ def test_generate(law):
         assert slow > fast == 2
 
 
+def test_a_pair_sees_whether_both_would_take_the_same_token():
+    """And no more of the tokens: which one it is, and what the others would take, is left to the hidden states."""
+    scorer, step = scorer_of("regret", token_pairs=True), step_of()
+    twins = step.predictions.tokens.clone()
+    twins[:, 3] = twins[:, 7]
+    for tokens in (twins, (twins + 1) % VOCAB):
+        other = dataclasses.replace(step, predictions=dataclasses.replace(step.predictions, tokens=tokens))
+        changed = (scorer.costs(other)[2] - scorer.costs(step)[2]).abs() > 0
+        same = [of.predictions.tokens[:, :, None] == of.predictions.tokens[:, None] for of in (step, other)]
+        assert changed.any()
+        assert not changed[same[0] == same[1]].any()
+        assert changed[:, [3, 7], [7, 3]].all() or (same[0] & same[1])[:, 3, 7].any()
+
+
+def test_a_scorer_that_is_made_for_a_denoiser_sees_tokens_of_pairs():
+    denoiser = Denoiser(tiny_model("bert"), mask_token_id=MASK)
+    assert OrderScorerConfig.for_denoiser(denoiser, law="regret").token_pairs
+    assert not OrderScorerConfig.for_denoiser(denoiser, law="count").token_pairs
+    with pytest.raises(TypeError, match="token_pairs must be of type bool, got 1"):
+        OrderScorerConfig(token_pairs=1)
+
+
 @pytest.mark.parametrize("bias", [-60.0, -1.0, 0.0, 2.0, 60.0])
 @pytest.mark.parametrize("pair_weight", [0.0, 0.7])
 def test_pairs_of_what_can_be_accepted_are_enough(bias, pair_weight):
     """Also where a row has nothing masked, where positions are equal, and at padding."""
-    scorer, step = scorer_of("regret", pair_weight=pair_weight).eval(), step_of(rows=64)
+    scorer, step = scorer_of("regret", pair_weight=pair_weight, token_pairs=True).eval(), step_of(rows=64)
     masked, padding = step.masked.clone(), torch.zeros_like(step.masked)
     masked[0], padding[1:9, -2:] = False, True
     step = dataclasses.replace(step, masked=masked & ~padding, padding=padding)
