@@ -23,7 +23,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_learned_order.common.checks import check_positive
-from hf_learned_order.common.processes import device_for, started_processes
+from hf_learned_order.common.processes import started_processes
 from hf_learned_order.decoding.canvas import stacked
 from hf_learned_order.decoding.loop import decode
 from hf_learned_order.decoding.outputs import LearnedOrderOutput
@@ -31,14 +31,13 @@ from hf_learned_order.decoding.samplers.base import Sampler
 from hf_learned_order.decoding.samplers.table import make_sampler
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.inside.hooks import evaluating
-from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
 from hf_learned_order.interface.calls import run, steps_of
+from hf_learned_order.interface.placing import placed
 from hf_learned_order.interface.settings import Settings
 from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.orders.tuned import bring_up
 
 logger = logging.getLogger(__name__)
-COMMAND_LINE = ("cuda", "cuda:0")  # the devices that the harness's command line names unless told otherwise
 Pair = tuple[Any, list[int], list[int]]  # the texts, and the token ids of context and continuation
 
 
@@ -92,27 +91,9 @@ class LearnedOrderLM(TemplateLM):
         **sampler_config: Any,
     ):
         super().__init__()
-        if device in COMMAND_LINE and (device_map is not None or not torch.cuda.is_available()):
-            device = None
-        if tokenizer is None:
-            if not isinstance(pretrained, str):
-                raise ValueError("tokenizer must be given with a pretrained model that is loaded already, got None")
-            tokenizer = pretrained
-        if device_map is not None and (device is not None or not isinstance(pretrained, str)):
-            raise ValueError(
-                f"device_map must be None with a device or a model that is loaded already, got {device_map!r}"
-            )
         self._processes = started_processes()
-        place = device_for(self._processes, device_map)
-        loads = isinstance(pretrained, str)
-        how: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-        self.tokenizer: Any = load_tokenizer(tokenizer, **how) if isinstance(tokenizer, str) else tokenizer
-        if isinstance(pretrained, str):
-            how |= {} if device_map is None else {"device_map": device_map}
-            pretrained = load_denoiser(pretrained, dtype=dtype, **how).eval()
-        if self._processes is None and (device is not None or not loads):
-            place = device
-        model: Any = pretrained if place is None else pretrained.to(place)  # pyrefly: ignore[bad-argument-type]
+        how: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "trust_remote_code": trust_remote_code}
+        model, self.tokenizer = placed(pretrained, tokenizer, self._processes, device=device, **how)
         loaded = OrderScorer.from_pretrained(scorer).eval() if isinstance(scorer, str) else scorer
         family = None if loaded is None else loaded.config.family
         self.denoiser = Denoiser(model, mask_token_id=self.tokenizer.mask_token_id, family=family)

@@ -98,25 +98,12 @@ class OrderTrainer(GeneratingTrainer):
         self.scorer = scorer
         self.denoiser = denoiser
         self.card = card or Card(seeds=(args.seed,))
-        self.posterior = self.value = None
-        law = scorer.config.law
-        name = args.objective or DEFAULTS.get(law, "elbo")
         tuned = peft_config is not None or args.train_denoiser
-        check_objective(name, args, tuned=tuned, judged=is_right is not None)
-        if name == "elbo":
-            self.posterior = _posterior_of(scorer, args)
+        check_objective(objective_name(scorer, args), args, tuned=tuned, judged=is_right is not None)
         self.judge = Judge.of_text(processing_class, is_right)
-        objective = make_objective(
-            name,
-            denoiser,
-            scorer,
-            posterior=self.posterior,
-            eos_token_id=processing_class.eos_token_id,
-            is_right=self.judge.is_right,
-            **{setting: getattr(args, setting) for setting in OBJECTIVE_SETTINGS},
-        )
-        self.value = getattr(objective, "value", None)
-        if law in RANDOM_LAWS:
+        objective = objective_of(denoiser, scorer, args, self.judge)
+        self.posterior, self.value = (getattr(objective, name, None) for name in ("posterior", "value"))
+        if scorer.config.law in RANDOM_LAWS:
             scorer.config.max_denoising_steps = args.max_denoising_steps
         self.pace = None if args.target_nfe is None else Pace.of_run(scorer, args)
         if isinstance(objective, OrderELBO):
@@ -260,6 +247,25 @@ class OrderTrainer(GeneratingTrainer):
             if self.pace is not None:
                 logs[f"law_{self.pace.setting.removeprefix('law_')}"] = round(self.pace.value, 4)
         super().log(logs, *args, **kwargs)
+
+
+def objective_name(scorer: OrderScorer, args: OrderTrainingArguments) -> str:
+    """The one that is asked for, else that of the scorer's law."""
+    return args.objective or DEFAULTS.get(scorer.config.law, "elbo")
+
+
+def objective_of(denoiser: Denoiser, scorer: OrderScorer, args: OrderTrainingArguments, judge: Judge) -> Any:
+    """With its settings among `args`, and with a posterior where it has one."""
+    name = objective_name(scorer, args)
+    return make_objective(
+        name,
+        denoiser,
+        scorer,
+        posterior=_posterior_of(scorer, args) if name == "elbo" else None,
+        eos_token_id=judge.eos_token_id,
+        is_right=judge.is_right,
+        **{setting: getattr(args, setting) for setting in OBJECTIVE_SETTINGS},
+    )
 
 
 def _posterior_of(scorer: OrderScorer, args: OrderTrainingArguments) -> CleanPosterior | None:
