@@ -224,6 +224,21 @@ def mask_of(
     return None
 
 
+def of_guarantee(
+    name: str, saved: Mapping[str, Any], sampler_config: Any, settings: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """The rule of the guarantee `name` of a scorer, and its options; its step budget goes into `settings`.
+
+    Raises:
+        ValueError: a `sampler_config` or a step budget is given as well.
+    """
+    given = {"sampler_config": sampler_config, "max_denoising_steps": settings.get("max_denoising_steps")}
+    if any(value is not None for value in given.values()):
+        raise ValueError(f"{' and '.join(given)} must be None with the guarantee {name!r}, which has its own")
+    settings["max_denoising_steps"] = saved["max_denoising_steps"]
+    return saved["sampler"], saved["options"]
+
+
 def warn_unused(values: Mapping[str, Any]) -> None:
     """Warns of what is for drawn tokens, where none are drawn."""
     if values:

@@ -32,7 +32,7 @@ from hf_learned_order.denoisers.checkpoints import check_inv_freq
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.families import Family
 from hf_learned_order.denoisers.inside.wrappers import base_of, uncompiled
-from hf_learned_order.interface.arguments import by_name, foreign, mask_of
+from hf_learned_order.interface.arguments import by_name, foreign, mask_of, of_guarantee
 from hf_learned_order.interface.calls import run
 from hf_learned_order.interface.settings import Settings, merged, saved_settings
 from hf_learned_order.interface.tokenizers import Ending, check_tokenizer, ending_of, warn_of_ending
@@ -147,13 +147,7 @@ class LearnedOrderGenerationMixin(_Base):
             raise ValueError("token_type_ids must be 0 everywhere: prompt and canvas are one segment")
         if isinstance(sampler, str) and self.order_scorer is not None and sampler in self.order_scorer.guarantees:
             saved = self.order_scorer.guarantees[sampler]
-            given = {"sampler_config": sampler_config, "max_denoising_steps": settings.get("max_denoising_steps")}
-            if any(value is not None for value in given.values()):
-                raise ValueError(
-                    f"{' and '.join(given)} must be None with the guarantee {sampler!r}, which has its own"
-                )
-            sampler, sampler_config = saved["sampler"], saved["options"]
-            settings["max_denoising_steps"] = saved["max_denoising_steps"]
+            sampler, sampler_config = of_guarantee(sampler, saved, sampler_config, settings)
         if isinstance(sampler, str):
             options = {"sampler": sampler, **merged([sampler_config])}
             if options["sampler"] != sampler:
