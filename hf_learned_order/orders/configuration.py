@@ -35,8 +35,9 @@ class OrderScorerConfig(PreTrainedConfig):
             form, `RandomRegret`, in training. None: 0.5 with "regret", 0.1 with the others.
         bound: of the regret law: what a position may cost.
         pair_weight: of the regret law: what A counts; 0 until the training has chosen it.
-        token_pairs: of the regret law: A sees whether the most likely tokens of two positions are the same. Scorers
-            from `for_denoiser` do.
+        token_pairs: of the regret law: A can see whether the most likely tokens of two positions are the same. That of
+            scorers from `for_denoiser` can.
+        sees_tokens: of the regret law: whether it does; the training chooses.
         features: what the scorer sees of each position beside whether it is masked, among `FEATURES`; None: all but
             the position, and the budget only with laws that decide by it.
         hidden_layers: which of the denoiser's hidden states the scorer sees, as indices into the tuple `hidden_states`
@@ -76,6 +77,7 @@ class OrderScorerConfig(PreTrainedConfig):
         bound: float = 0.5,
         pair_weight: float = 0.0,
         token_pairs: bool = False,
+        sees_tokens: bool = True,
         features: list[str] | None = None,
         hidden_layers: list[int] | None = None,
         law_bias: float = 0.0,
@@ -123,6 +125,7 @@ class OrderScorerConfig(PreTrainedConfig):
         self.bound = bound
         self.pair_weight = pair_weight
         self.token_pairs = token_pairs
+        self.sees_tokens = sees_tokens
         self.law_bias = law_bias
         self.max_denoising_steps = max_denoising_steps
         self.law_temperature = law_temperature
@@ -249,8 +252,9 @@ _FIELDS: dict[str, tuple[Any, float, float]] = {
 
 
 def _check_fields(values: dict[str, Any]) -> None:
-    if not isinstance(values["token_pairs"], bool):
-        raise TypeError(f"token_pairs must be of type bool, got {values['token_pairs']!r}")
+    for name in ("token_pairs", "sees_tokens"):
+        if not isinstance(values[name], bool):
+            raise TypeError(f"{name} must be of type bool, got {values[name]!r}")
     for name, (kind, low, high) in _FIELDS.items():
         value = values[name]
         if isinstance(value, bool) or not isinstance(value, kind):

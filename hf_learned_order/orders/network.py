@@ -41,8 +41,8 @@ class Layer(nn.TransformerEncoderLayer):
         return src + self._ff_block(self.norm2(src))
 
 
-class SamePairs(nn.Module):
-    """What changes between two positions whose most likely tokens are the same, [batch, k, k] from [batch, k, size].
+class TokenPairs(nn.Module):
+    """What it changes of the affinity of two positions whether their most likely tokens are the same, [batch, k, k].
 
     A token that is wanted at both places is the commonest harm that two positions do to each other: the first one that
     takes it rules it out at the other, or both say it twice.
@@ -50,11 +50,14 @@ class SamePairs(nn.Module):
 
     def __init__(self, size: int):
         super().__init__()
-        self.receives, self.gives = nn.Linear(size, size // 2), nn.Linear(size, size // 2)
-        self.bias = nn.Parameter(torch.zeros(1))
+        self.receives, self.gives = nn.Linear(size, size), zeroed(nn.Linear(size, size))
+        self.bias = nn.Parameter(torch.zeros(2))
 
-    def forward(self, encoded: Tensor) -> Tensor:
-        return self.receives(encoded) @ self.gives(encoded).mT / self.receives.out_features**0.5 + self.bias
+    def forward(self, encoded: Tensor, tokens: Tensor) -> Tensor:
+        """From encoded positions [batch, k, size] and their tokens [batch, k]."""
+        receives, gives = (layer(encoded).unflatten(-1, (2, -1)) for layer in (self.receives, self.gives))
+        products = torch.einsum("bisd,bjsd->bijs", receives, gives) / receives.shape[-1] ** 0.5 + self.bias
+        return torch.where(tokens[:, :, None] == tokens[:, None, :], *products.unbind(-1))
 
 
 class OrderNetwork(nn.Module):
@@ -90,7 +93,7 @@ class OrderNetwork(nn.Module):
             self.receives, self.gives = nn.Linear(size, size // 2), nn.Linear(size, size // 2)
             self.distance = nn.Embedding(2 * REACH + 1, 1)
             nn.init.constant_(self.distance.weight, -2.0)
-        self.same = SamePairs(size) if pairs and config.token_pairs else None
+        self.tokens = TokenPairs(size) if pairs and config.token_pairs else None
         self.counts = CountHead(size) if law == "count" else None
 
     def scores(self, features: Tensor, hidden_states: Tensor, padding: Tensor | None = None) -> Tensor:
@@ -116,17 +119,26 @@ class OrderNetwork(nn.Module):
         correction, log_weight = self.head(encoded).float().unbind(-1)
         return encoded, correction, log_weight
 
-    def pairs(self, encoded: Tensor, entropy: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
-        """A [batch, k, k], nats, of k positions a row: what `doubts` gives of each, its entropy, place and most likely
-        token, [batch, k].
+    def pairs(
+        self, encoded: Tensor, entropy: Tensor, places: Tensor, tokens: Tensor | None = None, *, fixed: bool = False
+    ) -> Tensor:
+        """A [batch, k, k], nats, of k positions a row.
 
         A has no limit above, since regret has none, but is 0 where one of the two positions is certain.
+
+        Args:
+            encoded: what `doubts` gives of each.
+            entropy, places: the entropy and the place of each, [batch, k].
+            tokens: the most likely token of each, [batch, k], to see whether two are the same.
+            fixed: no gradient to what does not look at tokens.
         """
         affinity = self.receives(encoded) @ self.gives(encoded).mT / self.receives.out_features**0.5
         apart = (places[:, :, None] - places[:, None, :]).clamp(-REACH, REACH) + REACH
         affinity = affinity + self.distance(apart).squeeze(-1)
-        if self.same is not None:
-            affinity = affinity + self.same(encoded) * (tokens[:, :, None] == tokens[:, None, :])
+        if fixed:
+            affinity = affinity.detach()
+        if self.tokens is not None and tokens is not None:
+            affinity = affinity + self.tokens(encoded, tokens)
         return torch.minimum(entropy[:, :, None], entropy[:, None, :]) * nn.functional.softplus(affinity.float())
 
     def _encode(self, features: Tensor, hidden_states: Tensor, padding: Tensor | None) -> Tensor:

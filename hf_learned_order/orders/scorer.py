@@ -86,9 +86,22 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
     def costs(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """Of the regret law: logit of q and log of w [batch, canvas]; A [batch, canvas, canvas] without its weight."""
         encoded, logits, log_weights = self._doubts(step)
-        places = torch.arange(encoded.shape[1], device=encoded.device)[None]
         predictions = step.predictions
-        return logits, log_weights, self.network.pairs(encoded, predictions.entropy, places, predictions.tokens)
+        return logits, log_weights, self._pairs(encoded, predictions.entropy, _places(encoded), predictions.tokens)
+
+    def pairs_by_tokens(self, step: Step) -> tuple[Tensor, ...]:
+        """A [batch, canvas, canvas] without its weight as it is fitted: blind to tokens, and where it can see them, as
+        it sees them too, which gives no gradient to what the blind one is made of but for the encoder.
+        """
+        encoded, _, _ = self._doubts(step)
+        of = encoded, step.predictions.entropy, _places(encoded)
+        blind = self.network.pairs(*of)
+        if self.network.tokens is None:
+            return (blind,)
+        return blind, self.network.pairs(*of, step.predictions.tokens, fixed=True)
+
+    def _pairs(self, encoded: Tensor, entropy: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
+        return self.network.pairs(encoded, entropy, places, tokens if self.config.sees_tokens else None)
 
     def _doubts(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """`OrderNetwork.doubts`, with the logit of q in the place of its correction."""
@@ -115,7 +128,7 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
         logits, weights, entropy, tokens, able = (
             part.gather(-1, places) for part in (logits, weights, predictions.entropy, predictions.tokens, able)
         )
-        pairs = self.config.pair_weight * self.network.pairs(encoded, entropy, places, tokens)
+        pairs = self.config.pair_weight * self._pairs(encoded, entropy, places, tokens)
         few = BoundedRegret(packed(logits, weights, pairs), able, bound=bound)
         law = OneSet(predictions.confidence, step.masked)
         law.accepted = torch.zeros_like(step.masked).scatter(-1, places, few.accepted)
@@ -197,6 +210,10 @@ def order_law(
         counts = log_binomial(step.masked, logit) + counts / temperature
         return CountedBernoulli(counts, which / temperature, step.masked)
     return NonEmptyBernoulli(scores / temperature + logit, step.masked)
+
+
+def _places(encoded: Tensor) -> Tensor:
+    return torch.arange(encoded.shape[1], device=encoded.device)[None]
 
 
 AutoConfig.register(OrderScorerConfig.model_type, OrderScorerConfig)

@@ -23,6 +23,7 @@ LEARNED_SETTINGS = (
     "bound",
     "law_bias",
     "pair_weight",
+    "sees_tokens",
 )  # of a scorer's configuration: `target_nfe` and `weighing` move them
 # of a scorer's configuration: what its weights hang on, and a user chooses
 SHAPE = ("law", "hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_layers", "features", "token_pairs")

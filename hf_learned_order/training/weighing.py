@@ -18,6 +18,7 @@ from hf_learned_order.orders.scorer import LARGEST, OrderScorer
 
 # of doubt, of pairs; not without pairs, or rewards could never bring them in
 WEIGHTS = ((1.0, 0.1), (1.0, 0.3), (1.0, 1.0), (0.1, 1.0), (0.0, 1.0))
+ALONE = (0.0, 1.0)  # pairs without doubt
 BIASES = (-1.5, -0.5, 0.5, 1.5)  # a curve has a point for each
 FEWEST, MOST, ONE_IN = 16, 256, 50  # rows to weigh on: one in so many of those that were trained on
 CALLS = 64  # numbers of calls that curves are compared at
@@ -38,6 +39,8 @@ def choose_weights(
 ) -> dict[tuple[float, float], float]:
     """Set the scorer to the pair of `WEIGHTS` whose curve is the highest, the first of equals.
 
+    Before that, where A can see tokens, whether it does: whichever is higher without doubt.
+
     Args:
         scorer: its configuration and the bias of w are changed.
         measure: decodes with a bias and the scorer as it is.
@@ -46,11 +49,26 @@ def choose_weights(
     Returns:
         what each pair of weights got, see `heights`.
     """
-    curves = []
-    for weights in tqdm(WEIGHTS, desc="doubt against pairs", disable=quiet):
-        set_weights(scorer, *weights)
-        curves.append([measure(bias) for bias in BIASES])
-    found = dict(zip(WEIGHTS, heights(curves), strict=True))
+    curves: dict[tuple[float, float], list[Point]] = {}
+    with tqdm(total=len(WEIGHTS) + scorer.config.token_pairs, desc="doubt against pairs", disable=quiet) as bar:
+
+        def curve(weights: tuple[float, float]) -> list[Point]:
+            set_weights(scorer, *weights)
+            points = [measure(bias) for bias in BIASES]
+            bar.update()
+            return points
+
+        if scorer.config.token_pairs:
+            both = []
+            for scorer.config.sees_tokens in (True, False):
+                both.append(curve(ALONE))
+            seeing, blind = heights(both)
+            scorer.config.sees_tokens = seeing >= blind
+            curves[ALONE] = both[seeing < blind]
+        for weights in WEIGHTS:
+            if weights not in curves:
+                curves[weights] = curve(weights)
+    found = dict(zip(WEIGHTS, heights([curves[weights] for weights in WEIGHTS]), strict=True))
     set_weights(scorer, *max(WEIGHTS, key=lambda weights: found[weights]))
     return found
 

@@ -398,6 +398,7 @@ def test_generate(law):
 def test_a_pair_sees_whether_both_would_take_the_same_token():
     """And no more of the tokens: which one it is, and what the others would take, is left to the hidden states."""
     scorer, step = scorer_of("regret", token_pairs=True), step_of()
+    torch.nn.init.normal_(scorer.network.tokens.gives.weight)
     twins = step.predictions.tokens.clone()
     twins[:, 3] = twins[:, 7]
     for tokens in (twins, (twins + 1) % VOCAB):
@@ -406,15 +407,32 @@ def test_a_pair_sees_whether_both_would_take_the_same_token():
         same = [of.predictions.tokens[:, :, None] == of.predictions.tokens[:, None] for of in (step, other)]
         assert changed.any()
         assert not changed[same[0] == same[1]].any()
-        assert changed[:, [3, 7], [7, 3]].all() or (same[0] & same[1])[:, 3, 7].any()
+        scorer.config.sees_tokens = False
+        assert torch.equal(scorer.costs(other)[2], scorer.costs(step)[2])
+        scorer.config.sees_tokens = True
+
+
+def test_what_is_blind_to_tokens_is_fitted_as_if_nothing_saw_them():
+    scorer, step = scorer_of("regret", token_pairs=True), step_of()
+    blind, seeing = scorer.pairs_by_tokens(step)
+    assert torch.equal(blind, scorer.costs(step)[2])  # they start as equals
+    network = scorer.network
+    parts = [network.receives.weight, network.gives.weight, network.distance.weight, network.tokens.gives.weight]
+    gradients = torch.autograd.grad(seeing.sum(), parts, allow_unused=True, retain_graph=True)
+    assert [gradient is None for gradient in gradients] == [True, True, True, False]
+    gradients = torch.autograd.grad(blind.sum(), parts, allow_unused=True)
+    assert [gradient is None for gradient in gradients] == [False, False, False, True]
+    (only,) = scorer_of("regret").pairs_by_tokens(step)
+    assert only.shape == blind.shape
 
 
 def test_a_scorer_that_is_made_for_a_denoiser_sees_tokens_of_pairs():
     denoiser = Denoiser(tiny_model("bert"), mask_token_id=MASK)
     assert OrderScorerConfig.for_denoiser(denoiser, law="regret").token_pairs
     assert not OrderScorerConfig.for_denoiser(denoiser, law="count").token_pairs
-    with pytest.raises(TypeError, match="token_pairs must be of type bool, got 1"):
-        OrderScorerConfig(token_pairs=1)
+    for name in ("token_pairs", "sees_tokens"):
+        with pytest.raises(TypeError, match=f"{name} must be of type bool, got 1"):
+            OrderScorerConfig(**{name: 1})
 
 
 @pytest.mark.parametrize("bias", [-60.0, -1.0, 0.0, 2.0, 60.0])
@@ -422,6 +440,7 @@ def test_a_scorer_that_is_made_for_a_denoiser_sees_tokens_of_pairs():
 def test_pairs_of_what_can_be_accepted_are_enough(bias, pair_weight):
     """Also where a row has nothing masked, where positions are equal, and at padding."""
     scorer, step = scorer_of("regret", pair_weight=pair_weight, token_pairs=True).eval(), step_of(rows=64)
+    torch.nn.init.normal_(scorer.network.tokens.gives.weight)
     masked, padding = step.masked.clone(), torch.zeros_like(step.masked)
     masked[0], padding[1:9, -2:] = False, True
     step = dataclasses.replace(step, masked=masked & ~padding, padding=padding)

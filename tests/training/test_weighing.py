@@ -11,8 +11,8 @@ from hf_learned_order.training import weighing
 from hf_learned_order.training.weighing import choose_weights, heights, rows_to_weigh_on, set_weights
 
 
-def scorer() -> OrderScorer:
-    config = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "denoiser_hidden_size": 0}
+def scorer(**options) -> OrderScorer:
+    config = {**options, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "denoiser_hidden_size": 0}
     return OrderScorer(OrderScorerConfig(law="regret", **config))
 
 
@@ -42,6 +42,22 @@ def test_the_best_weights_are_set(best):
     assert max(found, key=lambda weights: found[weights]) == best
     assert of.config.pair_weight == best[1]
     assert of.network.head.bias[1].item() == pytest.approx(math.log(max(best[0], math.exp(-12))))
+
+
+@pytest.mark.parametrize("seeing", [True, False])
+def test_pairs_see_tokens_where_that_is_better(seeing):
+    of, asked = scorer(token_pairs=True), []
+
+    def measure(bias: float) -> tuple[float, float]:
+        asked.append((of.config.pair_weight, of.config.sees_tokens))
+        return 4 - bias, 0.9 if of.config.sees_tokens == seeing else 0.5
+
+    choose_weights(of, measure)
+    assert of.config.sees_tokens == seeing
+    speeds = len(weighing.BIASES)
+    assert asked[: 2 * speeds] == [(1.0, True)] * speeds + [(1.0, False)] * speeds
+    assert {sees for _, sees in asked[2 * speeds :]} == {seeing}
+    assert len(asked) == (len(weighing.WEIGHTS) + 1) * speeds
 
 
 def test_of_equals_the_first():

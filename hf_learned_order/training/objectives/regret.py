@@ -178,7 +178,10 @@ class RegretObjective(Objective):
     def _observe(
         self, prompt: Tensor, prompt_mask: Tensor, clean: Tensor, step: Step, draws: Draws
     ) -> tuple[Tensor, ...]:
-        """The loss on sums of A over one random set a row, and the means of what was observed and predicted."""
+        """The loss on sums of A over one random set a row, and the means of what was observed and predicted.
+
+        A that sees tokens has a loss of its own beside that of the blind one, and `weighing` chooses between them.
+        """
         taken = self._taken(step, draws)
         others = step.masked & ~taken
         before = step.predictions
@@ -189,9 +192,9 @@ class RegretObjective(Objective):
         after, _ = self._predict(prompt, prompt_mask, tokens, others)
         observed = regret(before, after, self.temperature)
         del after  # its logits, before there is a graph
-        _, _, pairs = self.scorer.costs(step)
-        predicted = (pairs * taken[:, None]).sum(-1).clamp(min=1e-6)
-        terms = (predicted - observed * predicted.log(), observed, predicted.detach())
+        sums = [(pairs * taken[:, None]).sum(-1).clamp(min=1e-6) for pairs in self.scorer.pairs_by_tokens(step)]
+        losses = [predicted - observed * predicted.log() for predicted in sums]
+        terms = (torch.stack(losses).sum(0), observed, sums[-1].detach())
         return tuple(mean_of((term * others).sum(), others.sum()) for term in terms)
 
     def _taken(self, step: Step, draws: Draws) -> Tensor:
