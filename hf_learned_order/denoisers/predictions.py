@@ -8,7 +8,7 @@ Symbols: `c` confidence, `m` margin, `H` entropy in nats; all from p_theta(x^i |
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 # Numbers in one piece: on a CPU what a core's cache holds, elsewhere enough to be worth the launch of a kernel.
 CPU_PIECE, PIECE = 2**18, 2**24
 SMALLEST_LOG = -200.0  # exp of it is 0 in float32
+AT_POSITIONS, OF_THOSE_ASKED = ("confidence", "margin", "entropy", "tokens"), ("logits", "index", "log_peak")
 
 
 def piece_of(logits: Tensor) -> int:
@@ -90,10 +91,8 @@ class Predictions:
         beliefs = [_beliefs(part, mask_token_id) for part in logits.split(piece_of(logits))]
         log_peak, margin, entropy, tokens = (torch.cat(parts) for parts in zip(*beliefs, strict=True))
 
-        at_positions = [
-            _place(values, index, (batch, length), default)
-            for values, default in ((log_peak.exp(), torch.nan), (margin, torch.nan), (entropy, torch.nan), (tokens, 0))
-        ]
+        defaults = ((log_peak.exp(), torch.nan), (margin, torch.nan), (entropy, torch.nan), (tokens, 0))
+        at_positions = [_place(values, index, (batch, length), default) for values, default in defaults]
         return cls(*at_positions, logits=logits, index=index, log_peak=log_peak, mask_token_id=mask_token_id)
 
     @property
@@ -108,9 +107,8 @@ class Predictions:
 
     def write_log_probs(self, values: Tensor) -> Tensor:
         """`log_probs` put into `values` [batch, canvas, vocab], which keep what they hold where it was not asked."""
-        places = values.view(-1, values.shape[-1])
         for piece in pieces(len(self.index), self.logits):
-            places[self.index[piece]] = self._log_probs(piece)
+            values.view(-1, values.shape[-1])[self.index[piece]] = self._log_probs(piece)
         return values
 
     def draw(
@@ -167,8 +165,7 @@ class Predictions:
     def repeated(self, times: int | Tensor) -> "Predictions":
         """Each row `times` times, or as often as int [batch] says; the denoiser was asked about every position."""
         batch, length = self.tokens.shape
-        names = ("confidence", "margin", "entropy", "tokens")
-        at_positions = {name: getattr(self, name).repeat_interleave(times, 0) for name in names}
+        at_positions = {name: getattr(self, name).repeat_interleave(times, 0) for name in AT_POSITIONS}
         return replace(
             self,
             **at_positions,
@@ -184,10 +181,9 @@ class Predictions:
         place[rows] = torch.arange(len(rows), device=rows.device)
         place = place[self.index // length]
         kept = (place >= 0).nonzero().squeeze(-1)
-        at_positions = {name: getattr(self, name)[rows] for name in ("confidence", "margin", "entropy", "tokens")}
         return replace(
             self,
-            **at_positions,
+            **{name: getattr(self, name)[rows] for name in AT_POSITIONS},
             logits=self.logits[kept],
             index=place[kept] * length + self.index[kept] % length,
             log_peak=self.log_peak[kept],
@@ -195,21 +191,17 @@ class Predictions:
 
     def without_logits(self) -> "Predictions":
         """The same, for where no token's own probability is asked for any more: logits are what takes the memory."""
-        nothing = {name: torch.empty_like(getattr(self, name)[:0]) for name in ("logits", "index", "log_peak")}
-        return replace(self, **nothing)
+        return replace(self, **{name: getattr(self, name)[:0].clone() for name in OF_THOSE_ASKED})
 
     def tempered(self, temperature: float) -> "Predictions":
         """Beliefs proportional to p^(1/temperature)."""
         rows, length = self.tokens.shape
-        at = torch.div(self.index, length, rounding_mode="floor"), self.index % length
-        return Predictions.from_logits(
-            self.logits.float() / temperature, self.mask_token_id, at=at, shape=(rows, length)
-        )
+        at, logits = (self.index // length, self.index % length), self.logits.float() / temperature
+        return Predictions.from_logits(logits, self.mask_token_id, at=at, shape=(rows, length))
 
     def detach(self) -> "Predictions":
         """The same beliefs outside the graph."""
-        names = (field.name for field in fields(self) if field.name != "mask_token_id")
-        return replace(self, **{name: getattr(self, name).detach() for name in names})
+        return replace(self, **{name: getattr(self, name).detach() for name in (*AT_POSITIONS, *OF_THOSE_ASKED)})
 
     def _log_probs(self, piece: slice | Tensor) -> Tensor:
         return _ruled_out(self.logits[piece], self.mask_token_id).log_softmax(-1)
