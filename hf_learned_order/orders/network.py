@@ -57,7 +57,8 @@ class TokenPairs(nn.Module):
         """From encoded positions [batch, k, size] and their tokens [batch, k]."""
         receives, gives = (layer(encoded).unflatten(-1, (2, -1)) for layer in (self.receives, self.gives))
         products = torch.einsum("bisd,bjsd->bijs", receives, gives) / receives.shape[-1] ** 0.5 + self.bias
-        return torch.where(tokens[:, :, None] == tokens[:, None, :], *products.unbind(-1))
+        same, different = products.unbind(-1)
+        return torch.where(tokens[:, :, None] == tokens[:, None, :], same, different)
 
 
 class OrderNetwork(nn.Module):
