@@ -124,8 +124,7 @@ class Predictions:
 
         Args:
             among: int [k], which of the n positions to draw at; the others keep their most likely token.
-            temperature: 0 or more.
-            generator: source of randomness.
+            temperature, generator: 0 or more; the source of randomness.
             uniform: in its place numbers in [0, 1), one for each position that is drawn at, [k].
             warp: changes log p / temperature [j, vocab] of j of the n positions before the draw.
         """
@@ -152,13 +151,14 @@ class Predictions:
             values = values.masked_fill(both[:, 0] == self.mask_token_id, -torch.inf)
         return _place(values, self.index, self.tokens.shape, torch.nan)
 
-    def kl(self, log_probs: Tensor) -> Tensor:
-        """KL(these beliefs || `log_probs` [batch, canvas, vocab]), nats, [batch, canvas]; nan where not asked."""
+    def kl(self, log_probs: Tensor, *, losses_below: float | None = None) -> Tensor:
+        """KL(these beliefs || `log_probs` [batch, canvas, vocab]), nats, [batch, canvas]; nan where not asked. With
+        `losses_below` only tokens count that have lost, each at most so many nats."""
         others, values = log_probs.flatten(0, 1), []
         for piece in pieces(len(self.index), self.logits):
             mine, other = self._log_probs(piece), others[self.index[piece]]
-            # the mask token has log-probability -inf in both: 0 * (inf - inf) counts 0
-            terms = mine.exp() * (mine - other)
+            lost = mine - other if losses_below is None else (mine - other).clamp(0.0, losses_below)
+            terms = mine.exp() * lost  # the mask token has log-probability -inf in both: 0 * (inf - inf) counts 0
             values.append(terms.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf).sum(-1))
         return _place(torch.cat(values), self.index, self.tokens.shape, torch.nan)
 
@@ -195,8 +195,8 @@ class Predictions:
 
     def tempered(self, temperature: float) -> "Predictions":
         """Beliefs proportional to p^(1/temperature)."""
-        rows, length = self.tokens.shape
-        at, logits = (self.index // length, self.index % length), self.logits.float() / temperature
+        (rows, length), logits = self.tokens.shape, self.logits.float() / temperature
+        at = self.index // length, self.index % length
         return Predictions.from_logits(logits, self.mask_token_id, at=at, shape=(rows, length))
 
     def detach(self) -> "Predictions":

@@ -21,9 +21,9 @@ what might stand there, which says less of a greedy step.
 Decoding at a temperature tau above 0 draws its tokens. Then v_V is drawn too, and the regret is that of a draw: with
 p_tau proportional to p_theta^(1/tau), the law that tokens are drawn from,
 
-    regret_i(V) = tau KL(p_tau(. | x_t) || p_tau(. | x_t, v_V))     nats, 0 or more
+    regret_i(V) = sum over v of p_tau(v | x_t) max(0, tau log p_tau(v | x_t) / p_tau(v | x_t, v_V))     nats
 
-which for tau -> 0 is the one above, and at tau = 1 the mean log-likelihood that a draw loses by not having waited.
+which for tau -> 0 is the one above. A token that has been ruled out counts as often as it would have been drawn.
 
 Sources: a filter trained to tell what is final (Learn2PD, arXiv 2509.25188), states of the learner's own decodings
 (DAgger, arXiv 1011.0686), dependence predicted from hidden states (DEMASK, arXiv 2604.02560, there total variation).
@@ -72,10 +72,9 @@ def regret(before: Predictions, after: Predictions, temperature: float = 0.0) ->
     Those are the most likely ones at temperature 0, else draws: then it is the mean over them.
     """
     if temperature == 0.0:
-        lost = after.confidence.log() - after.log_prob(before.tokens)
-    else:
-        lost = temperature * before.tempered(temperature).kl(after.tempered(temperature).log_probs)
-    return lost.clamp(0.0, LARGEST_REGRET)
+        return (after.confidence.log() - after.log_prob(before.tokens)).clamp(0.0, LARGEST_REGRET)
+    later = after.tempered(temperature).log_probs
+    return temperature * before.tempered(temperature).kl(later, losses_below=LARGEST_REGRET / temperature)
 
 
 class RegretObjective(Objective):
