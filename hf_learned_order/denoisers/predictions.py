@@ -152,14 +152,15 @@ class Predictions:
         return _place(values, self.index, self.tokens.shape, torch.nan)
 
     def kl(self, log_probs: Tensor, *, losses_below: float | None = None) -> Tensor:
-        """KL(these beliefs || `log_probs` [batch, canvas, vocab]), nats, [batch, canvas]; nan where not asked. With
-        `losses_below` only tokens count that have lost, each at most so many nats."""
+        """KL(these || `log_probs` [batch, canvas, vocab]), nats, [batch, canvas], nan where not asked; with
+        `losses_below` over tokens that have lost alone, each at most so many nats.
+        """
         others, values = log_probs.flatten(0, 1), []
         for piece in pieces(len(self.index), self.logits):
             mine, other = self._log_probs(piece), others[self.index[piece]]
             lost = mine - other if losses_below is None else (mine - other).clamp(0.0, losses_below)
-            terms = mine.exp() * lost  # the mask token has log-probability -inf in both: 0 * (inf - inf) counts 0
-            values.append(terms.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf).sum(-1))
+            # the mask token has log-probability -inf in both: 0 * (inf - inf) counts 0
+            values.append((mine.exp() * lost).nan_to_num(0.0, torch.inf, -torch.inf).sum(-1))
         return _place(torch.cat(values), self.index, self.tokens.shape, torch.nan)
 
     def repeated(self, times: int | Tensor) -> "Predictions":
