@@ -131,8 +131,7 @@ class Predictions:
         if temperature == 0.0:
             return self.tokens
         among = torch.arange(len(self.index), device=self.index.device) if among is None else among
-        if uniform is None:
-            uniform = torch.rand(len(among), device=among.device, generator=generator)
+        uniform = torch.rand(len(among), device=among.device, generator=generator) if uniform is None else uniform
         tokens = self.tokens.flatten()
         for piece in pieces(len(among), self.logits):
             scores = self._log_probs(among[piece]) / temperature
