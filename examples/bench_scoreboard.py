@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from curves import mixed, settings_between
 from datasets import Dataset
+from huggingface_hub.utils import WeakFileLock
 from pages import markdown, replace_part
 
 from hf_learned_order.decoding.samplers.table import SAMPLERS, make_sampler
@@ -130,21 +131,22 @@ class Points:
 
     def __init__(self, path: Path, settings: dict[str, Any] | None = None):
         self.path = path
-        if settings is not None and not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._append(settings)
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.settings, *self.rows = map(json.loads, lines) if lines else [{}]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(path.with_suffix(".lock")):
+            # a kill may have left half of a row
+            whole = path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
+            if settings is not None and not whole:
+                whole = [json.dumps(settings)]
+            if whole:
+                path.write_text("\n".join(whole) + "\n")
+        self.settings, *self.rows = map(json.loads, whole) if whole else [{}]
         changed = [] if settings is None else [key for key in settings if self.settings.get(key) != settings[key]]
         if changed:
             raise ValueError(f"{path}: was measured with another {', '.join(changed)}; give another --output_dir")
 
     def add(self, **row: Any) -> None:
         self.rows.append(row)
-        self._append(row)
-
-    def _append(self, row: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
+        with WeakFileLock(self.path.with_suffix(".lock")), self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 

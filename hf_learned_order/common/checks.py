@@ -1,5 +1,7 @@
 """Checks of what a user passes: each raises an error that names the argument, what it must be and what it was."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,12 @@ def check_positive(name: str, value: int) -> None:
     """Raises `ValueError` unless `value` is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def check_temperature(value: float) -> None:
+    """Raises `ValueError` unless `value` is a temperature that tokens may be drawn at, or 0."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"temperature must be a finite number, 0 or more, got {value!r}")
 
 
 def check_token(name: str, value: object, *, vocab_size: int) -> None:

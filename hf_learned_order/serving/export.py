@@ -26,15 +26,16 @@ class _Beliefs(nn.Module):
         super().__init__()
         self.scorer = scorer
 
-    def forward(self, confidence: Tensor, margin: Tensor, entropy: Tensor, masked: Tensor, left: Tensor) -> Tensor:
-        nothing = masked.long()  # a scorer sees no tokens and no logits
+    def forward(
+        self, confidence: Tensor, margin: Tensor, entropy: Tensor, tokens: Tensor, masked: Tensor, left: Tensor
+    ) -> Tensor:
         beliefs = Predictions(
             confidence=confidence,
             margin=margin,
             entropy=entropy,
-            tokens=nothing,
-            logits=confidence,
-            index=nothing,
+            tokens=tokens,
+            logits=confidence,  # a scorer sees none
+            index=tokens,
             log_peak=confidence,
             mask_token_id=None,
         )
@@ -46,8 +47,8 @@ class ExportedScorer:
 
     Attributes:
         config: of the scorer it was made of.
-        program: from confidence, margin and entropy [batch, canvas], bool masked [batch, canvas] and steps left,
-            float [], to what `OrderScorer.forward` gives, for any batch and canvas.
+        program: from confidence, margin and entropy [batch, canvas], the most likely tokens int [batch, canvas], bool
+            masked [batch, canvas] and steps left, float [], to what `OrderScorer.forward` gives, of any batch, canvas.
     """
 
     tilt = None  # of training
@@ -64,7 +65,7 @@ class ExportedScorer:
             raise ValueError("padding must be None with an exported scorer: engines give blocks without any")
         beliefs = step.predictions
         left = torch.tensor(float(step.steps_left), device=step.masked.device)
-        return self._run(beliefs.confidence, beliefs.margin, beliefs.entropy, step.masked, left)
+        return self._run(beliefs.confidence, beliefs.margin, beliefs.entropy, beliefs.tokens, step.masked, left)
 
     def law_of(self, step: Step, *, bias: float = 0.0) -> SubsetDistribution:
         """The law of what the program gives, as `OrderScorer.law_of`."""
@@ -114,15 +115,13 @@ def export_scorer(scorer: OrderScorer) -> ExportedScorer:
             f"scorer must see predictions only (denoiser_hidden_size=0), but it sees the hidden states "
             f"{scorer.config.layers_seen}: serving engines give logits alone"
         )
-    beliefs = torch.rand(3, 2, 5, device=scorer.device)
-    example = (*beliefs, torch.ones(2, 5, dtype=torch.bool, device=scorer.device), torch.ones((), device=scorer.device))
+    beliefs, places = torch.rand(3, 2, 5, device=scorer.device), torch.ones(2, 5, device=scorer.device)
+    example = (*beliefs, places.long(), places.bool(), torch.ones((), device=scorer.device))
     sizes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("canvas", min=1)}
     training = scorer.training
     try:
         with torch.no_grad():
-            program = torch.export.export(
-                _Beliefs(scorer.eval()), example, dynamic_shapes=(sizes, sizes, sizes, sizes, None)
-            )
+            program = torch.export.export(_Beliefs(scorer.eval()), example, dynamic_shapes=(*[sizes] * 5, None))
     finally:
         scorer.train(training)
     return ExportedScorer(program, scorer.config)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from hf_learned_order.common.checks import check_positive
+from hf_learned_order.common.checks import check_positive, check_temperature
 from hf_learned_order.orders.configuration import RANDOM_LAWS
 from hf_learned_order.training.objectives.elbo import BASELINES, GRADIENT_STEPS, RETURNS
 from hf_learned_order.training.objectives.table import OBJECTIVES, settings_of
@@ -95,6 +95,7 @@ class OrderTrainingArguments(TrainingArguments):
             raise ValueError(f"posterior_temperature must be positive, got {self.posterior_temperature}")
         if not self.exploration >= 0:
             raise ValueError(f"exploration must be 0 or more, got {self.exploration}")
+        check_temperature(self.temperature)
         low, high = self.min_denoising_steps, self.max_denoising_steps
         if low is not None and not 1 <= low <= high:
             raise ValueError(f"min_denoising_steps must be in [1, max_denoising_steps = {high}], got {low}")

@@ -5,6 +5,7 @@ from its prompt, what the denoiser doubts goes wrong; where many responses are r
 wrong. No label-free loss can tell these cases apart; the outcome can.
 """
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm import tqdm
 
 from hf_learned_order.orders.scorer import LARGEST, OrderScorer
+
+logger = logging.getLogger(__name__)
 
 # of doubt, of pairs; not without pairs, or rewards could never bring them in
 WEIGHTS = ((1.0, 0.1), (1.0, 0.3), (1.0, 1.0), (0.1, 1.0), (0.0, 1.0))
@@ -69,6 +72,12 @@ def choose_weights(
             if weights not in curves:
                 curves[weights] = curve(weights)
     found = dict(zip(WEIGHTS, heights([curves[weights] for weights in WEIGHTS]), strict=True))
+    if not any(found.values()):
+        logger.warning(
+            "no held-out response was right, at no speed and with no weights: how much doubt and pairs count was not "
+            "chosen, and the scorer has the first weights that were tried, %g and %g",
+            *WEIGHTS[0],
+        )
     set_weights(scorer, *max(WEIGHTS, key=lambda weights: found[weights]))
     return found
 

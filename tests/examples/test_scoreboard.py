@@ -99,7 +99,10 @@ def test_a_small_board(tmp_path, monkeypatch, capsys):
     prompts = len(settings["prompts"])
     assert all(len(point["scores"]) == len(point["calls"]) == prompts for point in points)
     capsys.readouterr()
+    whole = rows.read_text()
+    rows.write_text(whole + '{"rule": "thresh')  # a kill in the middle of a row
     bench_scoreboard.main(command)  # what is there is not measured again
+    assert rows.read_text() == whole
     seen.write_text(load_tokenizer(line.model).decode(settings["prompts"][0], skip_special_tokens=True) + "\n")
     bench_scoreboard.main([*command, "--limit", "0"])
     assert "equations: " not in capsys.readouterr().out

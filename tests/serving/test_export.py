@@ -19,7 +19,7 @@ def scorer_of(law: str, *, denoiser_hidden_size: int = 0) -> OrderScorer:
     """With random weights: heads that start at zero would agree whatever they are given."""
     shape = {"denoiser_hidden_size": denoiser_hidden_size, "vocab_size": VOCAB, "mask_token_id": MASK}
     torch.manual_seed(0)
-    scorer = OrderScorer(OrderScorerConfig(law=law, pair_weight=1.0, **shape, **SMALL))
+    scorer = OrderScorer(OrderScorerConfig(law=law, pair_weight=1.0, token_pairs=law == "regret", **shape, **SMALL))
     for parameter in scorer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return scorer

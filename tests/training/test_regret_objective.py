@@ -204,9 +204,10 @@ def test_one_step_is_refused():
         objective_of(fixed((RIGHT, 0.9)), max_denoising_steps=1)
 
 
-def test_a_temperature_below_zero_is_refused():
-    with pytest.raises(ValueError, match=r"^temperature must be 0 or more, got -1\.0$"):
-        objective_of(fixed((RIGHT, 0.9)), temperature=-1.0)
+@pytest.mark.parametrize("temperature", [-1.0, math.inf, math.nan])
+def test_a_temperature_that_is_none_is_refused(temperature):
+    with pytest.raises(ValueError, match=f"^temperature must be a finite number, 0 or more, got {temperature}"):
+        objective_of(fixed((RIGHT, 0.9)), temperature=temperature)
 
 
 @pytest.mark.parametrize("least", [1, 4])

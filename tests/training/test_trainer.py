@@ -415,6 +415,7 @@ def test_scorer_is_made_where_none_is_given(tmp_path, tokenizer, dataset):
         ({"num_chains": 0}, "num_chains must be a positive integer, got 0"),
         ({"num_chains": 2.5}, r"num_chains must be a positive integer, got 2\.5"),
         ({"canvas_length": -1}, "canvas_length must be a positive integer, got -1"),
+        ({"temperature": math.inf}, "temperature must be a finite number, 0 or more, got inf"),
     ],
 )
 def test_arguments_are_checked(options, message, tmp_path):

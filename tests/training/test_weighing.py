@@ -60,6 +60,14 @@ def test_pairs_see_tokens_where_that_is_better(seeing):
     assert len(asked) == (len(weighing.WEIGHTS) + 1) * speeds
 
 
+def test_where_nothing_is_right_it_says_so(caplog):
+    choose_weights(scorer(), lambda bias: (4 - bias, 0.0))
+    assert "no held-out response was right" in caplog.text
+    caplog.clear()
+    choose_weights(scorer(), lambda bias: (4 - bias, 0.1))
+    assert not caplog.text
+
+
 def test_of_equals_the_first():
     of = scorer()
     choose_weights(of, lambda bias: (4 - bias, 0.5))

@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from hf_learned_order.common.checks import check_temperature
 from hf_learned_order.decoding.canvas import padding_behind
 from hf_learned_order.decoding.inputs import start
 from hf_learned_order.decoding.loop import decode
@@ -93,7 +94,7 @@ class RegretObjective(Objective):
 
     Raises:
         ValueError: the scorer has another law, `max_denoising_steps` or `min_denoising_steps` is below 2 (one step
-            leaves nothing to choose), the latter above the former, or the temperature below 0.
+            leaves nothing to choose), the latter above the former, or the temperature negative or not finite.
     """
 
     def __init__(
@@ -107,8 +108,7 @@ class RegretObjective(Objective):
         temperature: float = 0.0,
     ):
         super().__init__(denoiser, scorer, max_denoising_steps=max_denoising_steps, eos_token_id=eos_token_id)
-        if not temperature >= 0:
-            raise ValueError(f"temperature must be 0 or more, got {temperature}")
+        check_temperature(temperature)
         if scorer.config.law != "regret":
             raise ValueError(f'law must be "regret", got {scorer.config.law!r}: use another objective for it')
         if max_denoising_steps < 2:
