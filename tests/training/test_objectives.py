@@ -1,12 +1,14 @@
 """The objectives by name: which a law has by default, and which settings each is given."""
 
 import pytest
+import torch
 from problems import ExactPairs
 from test_elbo import SMALL
 
 from hf_learned_order.orders.configuration import LAWS
 from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.training.objectives.table import DEFAULTS, OBJECTIVES, make_objective, settings_of
+from hf_learned_order.training.objectives.updates import seeds_of
 
 
 def scorer_of(law: str, **fields) -> OrderScorer:
@@ -39,6 +41,18 @@ def test_pairs_count_where_nothing_else_gives_them_a_weight(name, start, weight)
     scorer = scorer_of("regret", pair_weight=float(start))
     make_objective(name, ExactPairs(1), scorer, max_denoising_steps=3)
     assert scorer.config.pair_weight == weight
+
+
+@pytest.mark.parametrize("sees", [True, False])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_weight_that_is_trained_gets_a_gradient(name, sees):
+    """Processes that train together would wait for the others."""
+    denoiser = ExactPairs(2)
+    scorer = OrderScorer.for_denoiser(denoiser, law="regret", sees_tokens=sees, pair_weight=1.0, **SMALL)
+    objective = make_objective(name, denoiser, scorer, max_denoising_steps=3, num_chains=2)
+    prompt, clean = denoiser.examples(4, torch.Generator().manual_seed(0))
+    objective.train()(prompt, torch.ones_like(prompt), clean, seeds=seeds_of(0, 0, first=0, rows=4))["loss"].backward()
+    assert [key for key, each in scorer.named_parameters() if each.requires_grad and each.grad is None] == []
 
 
 def test_unknown_name():

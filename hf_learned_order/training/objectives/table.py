@@ -36,5 +36,8 @@ def make_objective(name: str, denoiser: Denoiser, scorer: OrderScorer, **setting
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {name!r}")
     if scorer.config.law == "regret" and name != "regret" and scorer.config.pair_weight == 0:
         scorer.config.pair_weight = 1.0  # or the pairs of a new scorer would never have a gradient
+    if scorer.network.tokens is not None:
+        # what is not looked at gets no gradient, and DistributedDataParallel would wait for it
+        scorer.network.tokens.requires_grad_(name == "regret" or scorer.config.sees_tokens)
     known = settings_of(name)
     return OBJECTIVES[name](denoiser, scorer, **{key: value for key, value in settings.items() if key in known})
