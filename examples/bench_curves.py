@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from curves import between_points
 from rich.console import Console
 from rich.table import Table
 
@@ -103,8 +104,7 @@ def table(rows: list[dict], nfes: list[float], column: str, title: str) -> Table
             curves[row["sampler"]][row["curve"]].append((row["nfe"], row[column]))
     out = Table("rule", *(f"{nfe:g}" for nfe in nfes), title=title)
     for name, of_one in curves.items():
-        lines = [np.array(sorted(curve)).T for curve in of_one.values()]
-        values = np.array([np.interp(nfes, *line, left=np.nan, right=np.nan) for line in lines])
+        values = np.array([between_points(curve, nfes) for curve in of_one.values()])
         cells = [
             "-" if np.isnan(v).any() else f"{v.mean():.3f}" + (f" ±{v.std(ddof=1):.3f}" if len(v) > 1 else "")
             for v in values.T

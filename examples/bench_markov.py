@@ -125,14 +125,8 @@ def tables(rows: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
         if "scorer" in row:
             trained.setdefault(row["rule"], set()).add(row["scorer"])
     if trained:
-        updates = f"{settings['updates']} updates of 32 sequences"
-        parts.append(
-            "Scorers of "
-            + updates
-            + ": "
-            + ", ".join(f"{rule}: {len(seeds)}, ± their standard deviation" for rule, seeds in trained.items())
-            + "."
-        )
+        scorers = ", ".join(f"{rule}: {len(seeds)}, ± their standard deviation" for rule, seeds in trained.items())
+        parts.append(f"Scorers of {settings['updates']} updates of 32 sequences: {scorers}.")
     return "\n\n".join(parts)
 
 
@@ -170,22 +164,22 @@ class Bench:
             found[str(distance)] = 0.5 * (share - self.chain.pairs(distance).flatten()).abs().sum().item()
         return found
 
-    def measure(self, rule: str, trained: OrderScorer | None = None, **more: Any) -> None:
-        """The points of a rule that are missing."""
-        make = knob(rule if trained is None else "learned_order", trained)
+    def measure(self, rule: str, scorer: OrderScorer | None = None, seed: int | None = None) -> None:
+        """The points of a rule that are missing; of the learned order with a scorer, those of its `seed`."""
+        make = knob(rule if scorer is None else "learned_order", scorer)
         if make is None:
             for budget in BUDGETS:
                 self.nfe_of(rule, make_sampler(rule), f"T={budget}", max_denoising_steps=budget)
         else:
-            spread_settings(lambda x: self.nfe_of(rule, make(x), f"x={x:g}", more), KNOBS)
+            spread_settings(lambda x: self.nfe_of(rule, make(x), f"x={x:g}", seed), KNOBS)
 
-    def done(self, rule: str, seed: int) -> bool:
-        return sum(row["rule"] == rule and row.get("scorer") == seed for row in self.rows) >= KNOBS
+    def points_of(self, rule: str, seed: int | None) -> list[dict[str, Any]]:
+        return [row for row in self.rows if (row["rule"], row.get("scorer")) == (rule, seed)]
 
-    def nfe_of(self, rule: str, sampler: Sampler, setting: str, more: Any = None, **options: Any) -> float:
+    def nfe_of(self, rule: str, sampler: Sampler, setting: str, seed: int | None = None, **options: Any) -> float:
         """The mean NFE of a point, which is measured if it is missing."""
-        for row in self.rows:
-            if (row["rule"], row["setting"]) == (rule, setting) and row.get("scorer") == (more or {}).get("scorer"):
+        for row in self.points_of(rule, seed):
+            if row["setting"] == setting:
                 return row["nfe"]
         output = decode(
             self.denoiser,
@@ -198,14 +192,15 @@ class Bench:
         )
         nfe = output.nfe.float().mean().item()
         variation = self.variation(output.sequences - self.chain.config.first_token)
-        self.add({"rule": rule, "setting": setting, "nfe": nfe, "variation": variation, **(more or {})})
+        which = {} if seed is None else {"scorer": seed}
+        self.add({"rule": rule, "setting": setting, "nfe": nfe, "variation": variation, **which})
         return nfe
 
     def measure_trained(self, law: str, seed: int) -> None:
         """A scorer of that law, trained if points of it are missing."""
         rule = f"learned order, {law}"
-        if not self.done(rule, seed):
-            self.measure(rule, train(self.chain, self.tokenizer, law, self.settings, seed), scorer=seed)
+        if len(self.points_of(rule, seed)) < KNOBS:
+            self.measure(rule, train(self.chain, self.tokenizer, law, self.settings, seed), seed)
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)

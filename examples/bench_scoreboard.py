@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from curves import mixed, settings_between
 from datasets import Dataset
 from huggingface_hub.utils import WeakFileLock
@@ -34,13 +35,13 @@ from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
 from hf_learned_order.evaluation.comparison import knob
 from hf_learned_order.evaluation.evaluator import Evaluator, fingerprint
+from hf_learned_order.evaluation.results import paired_interval
 from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.tasks.held_out import prompts_of, read_prompts
 from hf_learned_order.tasks.table import Source, find_task
 
 LEARNED = "learned_order"
 RULES = [name for name in SAMPLERS if name != LEARNED]
-DRAWS = 2000  # of the bootstrap
 FEW = 48  # problems that show which settings take as many calls as are wanted
 
 
@@ -133,13 +134,13 @@ class Points:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(path.with_suffix(".lock")):
-            # a kill may have left half of a row
-            whole = path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
+            found = path.read_text() if path.exists() else ""
+            whole = found[: found.rfind("\n") + 1]  # a kill may have left half of a row
             if settings is not None and not whole:
-                whole = [json.dumps(settings)]
-            if whole:
-                path.write_text("\n".join(whole) + "\n")
-        self.settings, *self.rows = map(json.loads, whole) if whole else [{}]
+                whole = json.dumps(settings) + "\n"
+            if whole != found:
+                path.write_text(whole)
+        self.settings, *self.rows = map(json.loads, whole.splitlines()) if whole else [{}]
         changed = [] if settings is None else [key for key in settings if self.settings.get(key) != settings[key]]
         if changed:
             raise ValueError(f"{path}: was measured with another {', '.join(changed)}; give another --output_dir")
@@ -240,7 +241,7 @@ def cells(name: str, line: Line, points: Points) -> Iterator[dict[str, Any]]:
         if ours is None or not at:
             continue
         best = max(at, key=lambda rule: at[rule].mean())
-        low, high = lead(ours.mean(0), at[best].mean(0))
+        low, high = paired_interval(torch.from_numpy(ours.mean(0) - at[best].mean(0)).float())
         yield {
             "line": name,
             "nfe": nfe,
@@ -253,14 +254,6 @@ def cells(name: str, line: Line, points: Points) -> Iterator[dict[str, Any]]:
             "rules": {rule: float(values.mean()) for rule, values in at.items()},
             "problems": int(kept.sum()),
         }
-
-
-def lead(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean difference, by the paired bootstrap over problems."""
-    difference = ours - theirs
-    drawn = np.random.default_rng(0).integers(len(difference), size=(DRAWS, len(difference)))
-    low, high = np.quantile(difference[drawn].mean(1), [0.025, 0.975])
-    return float(low), float(high)
 
 
 def board(found: Sequence[dict[str, Any]], missing: Sequence[str]) -> str:

@@ -41,10 +41,11 @@ def check_positive(name: str, value: int) -> None:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
-def check_temperature(value: float) -> None:
-    """Raises `ValueError` unless `value` is a temperature that tokens may be drawn at, or 0."""
-    if not 0 <= value < math.inf:
-        raise ValueError(f"temperature must be a finite number, 0 or more, got {value!r}")
+def check_temperature(value: float, *, finite: bool = False) -> None:
+    """Raises `ValueError` unless `value` is a number from 0 on, with `finite` below infinity."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not value >= 0 or (finite and math.isinf(value)):
+        raise ValueError(f"temperature must be {'a finite number, ' * finite}0 or more, got {value!r}")
 
 
 def check_token(name: str, value: object, *, vocab_size: int) -> None:

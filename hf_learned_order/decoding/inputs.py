@@ -51,11 +51,6 @@ def canvas_of(
     return Canvas.behind(prompt, mask, length=length, mask_token_id=mask_token_id, draft=draft)
 
 
-def check_temperature(temperature: float) -> None:
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature >= 0:
-        raise ValueError(f"temperature must be 0 or more, got {temperature!r}")
-
-
 def check_draft(
     draft: Tensor | None, input_ids: Tensor, sampler: Sampler, *, infill: bool, max_new_tokens: int | None
 ) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from hf_learned_order.common.checks import check_ids, check_token
+from hf_learned_order.common.checks import check_ids, check_temperature, check_token
 from hf_learned_order.decoding.canvas import left_padded
 from hf_learned_order.decoding.draws import RowDraws
 from hf_learned_order.decoding.guidance import Guidance
@@ -32,7 +32,6 @@ from hf_learned_order.decoding.inputs import (
     check_draft,
     check_infill,
     check_negative_prompt,
-    check_temperature,
 )
 from hf_learned_order.decoding.outputs import LearnedOrderOutput, output_of
 from hf_learned_order.decoding.processors import Processing

@@ -107,8 +107,9 @@ class Predictions:
 
     def write_log_probs(self, values: Tensor) -> Tensor:
         """`log_probs` put into `values` [batch, canvas, vocab], which keep what they hold where it was not asked."""
+        places = values.view(-1, values.shape[-1])
         for piece in pieces(len(self.index), self.logits):
-            values.view(-1, values.shape[-1])[self.index[piece]] = self._log_probs(piece)
+            places[self.index[piece]] = self._log_probs(piece)
         return values
 
     def draw(
@@ -124,14 +125,16 @@ class Predictions:
 
         Args:
             among: int [k], which of the n positions to draw at; the others keep their most likely token.
-            temperature, generator: 0 or more; the source of randomness.
+            temperature: 0 or more.
+            generator: source of randomness.
             uniform: in its place numbers in [0, 1), one for each position that is drawn at, [k].
             warp: changes log p / temperature [j, vocab] of j of the n positions before the draw.
         """
         if temperature == 0.0:
             return self.tokens
         among = torch.arange(len(self.index), device=self.index.device) if among is None else among
-        uniform = torch.rand(len(among), device=among.device, generator=generator) if uniform is None else uniform
+        if uniform is None:
+            uniform = torch.rand(len(among), device=among.device, generator=generator)
         tokens = self.tokens.flatten()
         for piece in pieces(len(among), self.logits):
             scores = self._log_probs(among[piece]) / temperature
@@ -151,8 +154,9 @@ class Predictions:
         return _place(values, self.index, self.tokens.shape, torch.nan)
 
     def kl(self, log_probs: Tensor, *, losses_below: float | None = None) -> Tensor:
-        """KL(these || `log_probs` [batch, canvas, vocab]), nats, [batch, canvas], nan where not asked; with
-        `losses_below` over tokens that have lost alone, each at most so many nats.
+        """KL(these beliefs || `log_probs` [batch, canvas, vocab]), nats, [batch, canvas]; nan where not asked.
+
+        With `losses_below` only tokens count that have lost, each at most so many nats.
         """
         others, values = log_probs.flatten(0, 1), []
         for piece in pieces(len(self.index), self.logits):
@@ -192,12 +196,6 @@ class Predictions:
     def without_logits(self) -> "Predictions":
         """The same, for where no token's own probability is asked for any more: logits are what takes the memory."""
         return replace(self, **{name: getattr(self, name)[:0].clone() for name in OF_THOSE_ASKED})
-
-    def tempered(self, temperature: float) -> "Predictions":
-        """Beliefs proportional to p^(1/temperature)."""
-        (rows, length), logits = self.tokens.shape, self.logits.float() / temperature
-        at = self.index // length, self.index % length
-        return Predictions.from_logits(logits, self.mask_token_id, at=at, shape=(rows, length))
 
     def detach(self) -> "Predictions":
         """The same beliefs outside the graph."""

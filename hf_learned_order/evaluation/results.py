@@ -124,7 +124,11 @@ def lead(ours: Result, theirs: Result, *, draws: int = 2000, seed: int = 0) -> t
         raise ValueError(
             f"both results must have scores of the same sequences, got {len(ours.scores)} and {len(theirs.scores)}"
         )
-    difference = torch.tensor(ours.scores) - torch.tensor(theirs.scores)
+    return paired_interval(torch.tensor(ours.scores) - torch.tensor(theirs.scores), draws=draws, seed=seed)
+
+
+def paired_interval(difference: torch.Tensor, *, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean of `difference` [sequences], by the bootstrap."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(len(difference), (draws, len(difference)), generator=generator)
     low, high = difference[chosen].mean(1).quantile(torch.tensor([0.025, 0.975])).tolist()

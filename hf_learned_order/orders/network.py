@@ -120,26 +120,17 @@ class OrderNetwork(nn.Module):
         correction, log_weight = self.head(encoded).float().unbind(-1)
         return encoded, correction, log_weight
 
-    def pairs(
-        self, encoded: Tensor, entropy: Tensor, places: Tensor, tokens: Tensor | None = None, *, fixed: bool = False
-    ) -> Tensor:
-        """A [batch, k, k], nats, of k positions a row.
-
-        A has no limit above, since regret has none, but is 0 where one of the two positions is certain.
-
-        Args:
-            encoded: what `doubts` gives of each.
-            entropy, places: the entropy and the place of each, [batch, k].
-            tokens: the most likely token of each, [batch, k], to see whether two are the same.
-            fixed: no gradient to what does not look at tokens.
-        """
+    def affinity(self, encoded: Tensor, places: Tensor) -> Tensor:
+        """What `pairs` are made of, [batch, k, k], from what `doubts` gives of k positions a row and their places."""
         affinity = self.receives(encoded) @ self.gives(encoded).mT / self.receives.out_features**0.5
         apart = (places[:, :, None] - places[:, None, :]).clamp(-REACH, REACH) + REACH
-        affinity = affinity + self.distance(apart).squeeze(-1)
-        if fixed:
-            affinity = affinity.detach()
-        if self.tokens is not None and tokens is not None:
-            affinity = affinity + self.tokens(encoded, tokens)
+        return affinity + self.distance(apart).squeeze(-1)
+
+    def pairs(self, affinity: Tensor, entropy: Tensor) -> Tensor:
+        """A [batch, k, k], nats, of k positions a row, from their affinity and the entropy of each, [batch, k].
+
+        A has no limit above, since regret has none, but is 0 where one of the two positions is certain.
+        """
         return torch.minimum(entropy[:, :, None], entropy[:, None, :]) * nn.functional.softplus(affinity.float())
 
     def _encode(self, features: Tensor, hidden_states: Tensor, padding: Tensor | None) -> Tensor:

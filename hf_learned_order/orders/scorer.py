@@ -94,14 +94,19 @@ class OrderScorer(HubMixin, PreTrainedModel):  # pyrefly: ignore[inconsistent-in
         it sees them too, which gives no gradient to what the blind one is made of but for the encoder.
         """
         encoded, _, _ = self._doubts(step)
-        of = encoded, step.predictions.entropy, _places(encoded)
-        blind = self.network.pairs(*of)
-        if self.network.tokens is None:
+        network, predictions = self.network, step.predictions
+        affinity = network.affinity(encoded, _places(encoded))
+        blind = network.pairs(affinity, predictions.entropy)
+        if network.tokens is None:
             return (blind,)
-        return blind, self.network.pairs(*of, step.predictions.tokens, fixed=True)
+        seeing = affinity.detach() + network.tokens(encoded, predictions.tokens)
+        return blind, network.pairs(seeing, predictions.entropy)
 
     def _pairs(self, encoded: Tensor, entropy: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
-        return self.network.pairs(encoded, entropy, places, tokens if self.config.sees_tokens else None)
+        affinity = self.network.affinity(encoded, places)
+        if self.network.tokens is not None and self.config.sees_tokens:
+            affinity = affinity + self.network.tokens(encoded, tokens)
+        return self.network.pairs(affinity, entropy)
 
     def _doubts(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """`OrderNetwork.doubts`, with the logit of q in the place of its correction."""

@@ -95,7 +95,7 @@ class OrderTrainingArguments(TrainingArguments):
             raise ValueError(f"posterior_temperature must be positive, got {self.posterior_temperature}")
         if not self.exploration >= 0:
             raise ValueError(f"exploration must be 0 or more, got {self.exploration}")
-        check_temperature(self.temperature)
+        check_temperature(self.temperature, finite=True)
         low, high = self.min_denoising_steps, self.max_denoising_steps
         if low is not None and not 1 <= low <= high:
             raise ValueError(f"min_denoising_steps must be in [1, max_denoising_steps = {high}], got {low}")

@@ -62,12 +62,13 @@ def choose_weights(
             return points
 
         if scorer.config.token_pairs:
-            both = []
-            for scorer.config.sees_tokens in (True, False):
-                both.append(curve(ALONE))
-            seeing, blind = heights(both)
-            scorer.config.sees_tokens = seeing >= blind
-            curves[ALONE] = both[seeing < blind]
+            scorer.config.sees_tokens = True
+            seeing = curve(ALONE)
+            scorer.config.sees_tokens = False
+            blind = curve(ALONE)
+            high, low = heights([seeing, blind])
+            scorer.config.sees_tokens = high >= low
+            curves[ALONE] = seeing if scorer.config.sees_tokens else blind
         for weights in WEIGHTS:
             if weights not in curves:
                 curves[weights] = curve(weights)

@@ -31,7 +31,7 @@ Symbols: `x` clean, `x_t` canvas, `M_t` masked, `V` positions that are taken, `q
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -74,8 +74,9 @@ def regret(before: Predictions, after: Predictions, temperature: float = 0.0) ->
     """
     if temperature == 0.0:
         return (after.confidence.log() - after.log_prob(before.tokens)).clamp(0.0, LARGEST_REGRET)
-    later = after.tempered(temperature).log_probs
-    return temperature * before.tempered(temperature).kl(later, losses_below=LARGEST_REGRET / temperature)
+    # of these only logits are asked for
+    sooner, later = (replace(each, logits=each.logits.float() / temperature) for each in (before, after))
+    return temperature * sooner.kl(later.log_probs, losses_below=LARGEST_REGRET / temperature)
 
 
 class RegretObjective(Objective):
@@ -108,7 +109,7 @@ class RegretObjective(Objective):
         temperature: float = 0.0,
     ):
         super().__init__(denoiser, scorer, max_denoising_steps=max_denoising_steps, eos_token_id=eos_token_id)
-        check_temperature(temperature)
+        check_temperature(temperature, finite=True)
         if scorer.config.law != "regret":
             raise ValueError(f'law must be "regret", got {scorer.config.law!r}: use another objective for it')
         if max_denoising_steps < 2:
