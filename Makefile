@@ -93,7 +93,8 @@ results: $(STAMP)
 	$(BIN)/python examples/bench_curves.py --model examples/sudoku-denoiser --scorer examples/sudoku-scorer \
 		--task sudoku --bound --figure runs/sudoku.png
 
-# The published code of the serving engines, for tests/serving: no engine is installed.
+# The published code of the serving engines, for tests/serving: no engine is installed. Those that are on no registry:
+# docs/serving.md, Tests.
 engines: $(STAMP)
 	$(BIN)/python -m pip download --no-deps --dest engines sglang==0.5.23 diffusers==0.42.1
 	cd engines && unzip -qo 'sglang-*.whl' 'sglang/srt/dllm/*' -d sglang && unzip -qo 'diffusers-*.whl' -d diffusers

@@ -1,4 +1,4 @@
-"""The engines' own code, as published: unpacked in `engines/` by `make engines` (or in HLO_ENGINES)."""
+"""The engines' own code, as published, in `engines/` (or in HLO_ENGINES). docs/serving.md says how it gets there."""
 
 import os
 import sys
@@ -14,7 +14,9 @@ def folder_of(engine: str, package: str) -> Path:
     """Where the sources of a package are; skips the test where they cannot be had."""
     folder = ROOT / engine / package
     if not folder.is_dir():
-        pytest.skip(f"the published code of {engine} is not in {folder}: `make engines` unpacks it")
+        pytest.skip(
+            f"the published code of {engine} is not in {folder}: docs/serving.md, Tests, says how it gets there"
+        )
     return folder
 
 
