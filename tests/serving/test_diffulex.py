@@ -117,7 +117,11 @@ def test_a_prompt_that_ends_within_a_block(diffulex, registry):
     request = request_of(prompt, 2)
     run(registry.from_config(config_of()), [request])
     assert request.token_ids[: BLOCK + 2] == prompt.tolist()
-    assert MASK not in request.token_ids[BLOCK + 2 : 2 * BLOCK]
+    with torch.no_grad():
+        ids = torch.cat([prompt, torch.full((2,), MASK)])[None]
+        logits = Denoiser(tiny_model("llama"), mask_token_id=MASK)(ids, torch.ones_like(ids), BLOCK + 2)[0][0]
+    expected = logits.index_fill(-1, torch.tensor([MASK]), -torch.inf).argmax(-1)
+    assert request.token_ids[BLOCK + 2 : 2 * BLOCK] == expected.tolist()
 
 
 def test_tokens_beyond_the_tokenizer_are_never_chosen(diffulex, registry):

@@ -180,6 +180,20 @@ def test_a_canvas_that_is_cut_short(nemotron, monkeypatch, tmp_path):
         assert found[0] == expected.sequences[0, PROMPT:].tolist()
 
 
+def test_certain_positions_wait_for_the_rule(nemotron, monkeypatch, tmp_path):
+    """vLLM alone unmasks all that is over its threshold."""
+    logits = torch.zeros(BLOCK, VOCAB)
+    logits[:, 5] = torch.linspace(20, 30, BLOCK)
+    configured(monkeypatch, tmp_path, "sampler: top_prob\n")
+    for ours_at_work, left in ((True, BLOCK - 1), (False, 0)):
+        sampler = sampler_of(nemotron)
+        sampler = sampler if ours_at_work else sampler.inner
+        sampler.diffusion_states.add_request(SLOTS[0])
+        sampler(torch.zeros(0, VOCAB), batch_of([0], prefill=True))
+        sampler(logits, batch_of([BLOCK]))
+        assert int((sampler.diffusion_states.canvas[SLOTS[0]] == MASK).sum()) == left
+
+
 def test_drawn_tokens(nemotron, monkeypatch, tmp_path):
     """They are drawn at the engine's temperature, unless the request is greedy, and noted as they were drawn."""
     configured(monkeypatch, tmp_path, "sampler: top_prob\n")
