@@ -45,6 +45,8 @@ class _Beliefs(nn.Module):
 class ExportedScorer:
     """An exported scorer. `LearnedOrderSampler(scorer=...)` takes it in the place of an `OrderScorer`.
 
+    It runs on the device of what it is given: an engine need not tell where that is.
+
     Attributes:
         config: of the scorer it was made of.
         program: from confidence, margin and entropy [batch, canvas], the most likely tokens int [batch, canvas], bool
@@ -57,14 +59,17 @@ class ExportedScorer:
 
     def __init__(self, program: torch.export.ExportedProgram, config: OrderScorerConfig):
         self.program, self.config = program, config
-        self._run = program.module()
+        self._run, self._device = program.module(), next(iter(program.state_dict.values())).device
 
     def __call__(self, step: Step) -> Tensor:
         """What the law is made of, as `OrderScorer.forward`. Raises `ValueError` where the step has padding."""
         if step.padding is not None:
             raise ValueError("padding must be None with an exported scorer: engines give blocks without any")
-        beliefs = step.predictions
-        left = torch.tensor(float(step.steps_left), device=step.masked.device)
+        beliefs, device = step.predictions, step.masked.device
+        if device != self._device:
+            moved = self.to(device)
+            self.program, self._run, self._device = moved.program, moved._run, device
+        left = torch.tensor(float(step.steps_left), device=device)
         return self._run(beliefs.confidence, beliefs.margin, beliefs.entropy, beliefs.tokens, step.masked, left)
 
     def law_of(self, step: Step, *, bias: float = 0.0) -> SubsetDistribution:

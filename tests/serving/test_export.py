@@ -1,6 +1,7 @@
 """The exported scorer is the eager one, for every law and any batch and canvas."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,9 +65,16 @@ def test_saved_and_loaded(tmp_path):
     assert torch.equal(rule.propose(step, ()).unmask, expected)
 
 
-def test_moved():
-    step = step_of(2, 5)
-    assert torch.equal(exported().to("cpu")(step), exported()(step))
+def test_it_runs_where_its_input_is():
+    """An engine's logits are on its device; nobody tells the scorer, whose file is read onto the CPU."""
+    step, scorer = step_of(2, 5), export_scorer(scorer_of(LAWS[0]))
+    beliefs = step.predictions
+    there = {name: getattr(beliefs, name).to("meta") for name in ("confidence", "margin", "entropy", "tokens")}
+    elsewhere = replace(step, predictions=replace(beliefs, **there), masked=step.masked.to("meta"))
+    values = scorer.to("cpu")(step)
+    assert torch.equal(values, exported()(step))
+    assert scorer(elsewhere).device.type == "meta"
+    assert scorer(elsewhere).shape == values.shape
 
 
 def test_training_goes_on():
