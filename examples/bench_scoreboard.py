@@ -1,17 +1,19 @@
 r"""The scoreboard: each task at each number of calls, the learned order against the best rule of any kind there.
 
     python examples/bench_scoreboard.py --tasks sudoku --output_dir runs/scoreboard
-    python examples/bench_scoreboard.py --data docs/results/data/scoreboard.json --page docs/results/scoreboard.md
+    python examples/bench_scoreboard.py --limit 0 --data docs/results/data/scoreboard.json \
+        --page docs/results/scoreboard.md
 
-Every rule and every scorer is decoded on the test problems at settings of its own: those of a knob, where the NFE
-changes most, or step budgets. Nothing is tuned. At a number of calls between two settings a rule is the mixture of the
-two that takes so many (`curves.mixed`), so that all are compared at the same NFE. The learned order is the mean of its
-scorers; what it is compared with is the best rule *on the test problems*, which favours the rules. A cell is ahead or
-behind where the 95 % interval of the paired bootstrap over problems is on one side of 0, else level.
+Settings are chosen on held-out problems: every rule and every scorer decodes them at settings of its knob, without and
+with a step budget that ends long responses, or with step budgets only where it has no knob. Those with more right than
+every faster one (`curves.frontier`) then decode the test problems. Between two of them a rule is the mixture of both
+(`curves.mixed`), so that all are compared at the same NFE. The learned order is the mean of its scorers; what it is
+compared with is the best rule *on the test problems*, which favours the rules. A cell is ahead or behind where the 95 %
+interval of the paired bootstrap over problems is on one side of 0, else level.
 
-Points are on disk as soon as they are measured: the same command goes on, several may run at once, and `--tasks` and
-`--rules` measure in pieces. `--limit 0` measures nothing and writes data and page. A line that leaves prompts out is
-made from the points of the line with all of them.
+The points of a rule are on disk as soon as all are measured: the same command goes on, several may run at once, and
+`--tasks` and `--rules` measure in pieces. `--limit 0` measures nothing and writes data and page; lines without points
+keep the cells that the data have. A line that leaves prompts out is made from the points of the line with all of them.
 """
 
 import argparse
@@ -25,24 +27,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from curves import mixed, settings_between
-from datasets import Dataset
+from curves import frontier, mixed, spread_settings
 from huggingface_hub.utils import WeakFileLock
 from pages import markdown, replace_part
 
+from hf_learned_order.decoding.samplers.base import Sampler
 from hf_learned_order.decoding.samplers.table import SAMPLERS, make_sampler
 from hf_learned_order.denoisers.denoiser import Denoiser
 from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
-from hf_learned_order.evaluation.comparison import knob
+from hf_learned_order.evaluation.comparison import BUDGET_SHARES, knob
 from hf_learned_order.evaluation.evaluator import Evaluator, fingerprint
+from hf_learned_order.evaluation.problems import evaluator_of
 from hf_learned_order.evaluation.results import paired_interval
 from hf_learned_order.orders.scorer import OrderScorer
 from hf_learned_order.tasks.held_out import prompts_of, read_prompts
-from hf_learned_order.tasks.table import Source, find_task
 
 LEARNED = "learned_order"
 RULES = [name for name in SAMPLERS if name != LEARNED]
-FEW = 48  # problems that show which settings take as many calls as are wanted
+NEAR = 1.6  # a step budget further than this from the calls of a setting ends nothing, or everything
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,19 +102,18 @@ LINES |= {f"{name}, temperature 1": replace(LINES[name], temperature=1.0) for na
 
 
 def evaluators_of(line: Line, options: argparse.Namespace) -> tuple[Evaluator, Evaluator]:
-    """Of the test problems, and of a few of them."""
+    """Of the held-out problems, on which settings are chosen, and of the test problems."""
     eager: dict[str, Any] = {"attn_implementation": "eager"} if needs_maps(options.rules) else {}
-    tokenizer, task = load_tokenizer(line.model), find_task(line.task)
+    tokenizer = load_tokenizer(line.model)
     model = load_denoiser(line.model, dtype=options.dtype, **eager).eval()
-    files = {key: getattr(options, key) for key in ("dataset_name", "train_file", "test_file")}
-    source = Source(split="test", count=options.limit, canvas_length=task.canvas_length, **files)
-    problems = task.load(tokenizer, source)
-    # pyrefly: ignore[bad-assignment] (a Dataset's selection is a Dataset)
-    few: Dataset = problems.select(range(0, len(problems), math.ceil(len(problems) / FEW)))
     denoiser = Denoiser(model, mask_token_id=tokenizer.mask_token_id)
-    how: dict[str, Any] = {"canvas_length": task.canvas_length, "is_right": task.is_right}
-    how["temperature"] = line.temperature
-    return Evaluator(denoiser, tokenizer, problems, **how), Evaluator(denoiser, tokenizer, few, **how)
+    where = {key: getattr(options, key) for key in ("dataset_name", "train_file", "test_file")}
+    where["seed"] = options.seed
+    how: dict[str, Any] = {"count": options.limit, "where": where, "temperature": line.temperature}
+    held_out, test = (
+        evaluator_of(line.task, denoiser, tokenizer, split=split, **how) for split in ("validation", "test")
+    )
+    return held_out, test
 
 
 def needs_maps(rules: Sequence[str]) -> bool:
@@ -145,60 +146,75 @@ class Points:
         if changed:
             raise ValueError(f"{path}: was measured with another {', '.join(changed)}; give another --output_dir")
 
-    def add(self, **row: Any) -> None:
-        self.rows.append(row)
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        self.rows += rows
         with WeakFileLock(self.path.with_suffix(".lock")), self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def measure(name: str, line: Line, options: argparse.Namespace) -> None:
-    """The points of a line that are missing."""
-    evaluators = evaluator, _ = evaluators_of(line, options)
+    """The points of the rules and scorers that are missing."""
+    evaluators = held_out, test = evaluators_of(line, options)
     settings = {
-        "model": fingerprint(evaluator.denoiser.model),
-        "problems": evaluator.fingerprint(),
-        "prompts": prompts_of(evaluator.dataset),
+        "model": fingerprint(test.denoiser.model),
+        "problems": test.fingerprint(),
+        "held_out": held_out.fingerprint(),
+        "prompts": prompts_of(test.dataset),
         "temperature": line.temperature,
         "seeds": options.seeds,
     }
     points = Points(Path(options.output_dir) / f"{name}.jsonl", settings)
-    for path in line.scorers:
-        scorer = OrderScorer.from_pretrained(path).eval()
-        measure_rule(LEARNED, line, evaluators, points, options, scorer=scorer)
-    for rule in options.rules:
-        measure_rule(rule, line, evaluators, points, options)
+    there = {(row["rule"], row["scorer"]) for row in points.rows}
+    scorers: list[OrderScorer | None] = [OrderScorer.from_pretrained(path).eval() for path in line.scorers]
+    for rule, scorer in [*((LEARNED, scorer) for scorer in scorers), *((rule, None) for rule in options.rules)]:
+        print_of = None if scorer is None else fingerprint(scorer)
+        if (rule, print_of) not in there:
+            found = measure_rule(rule, scorer, line, evaluators, options)
+            points.add([{"rule": rule, "scorer": print_of, **row} for row in found])
+            shown = ", ".join(f"{100 * np.mean(row['scores']):.1f} @{np.mean(row['calls']):.2f}" for row in found)
+            print(f"{name}: {rule}: % right @ calls {shown}", flush=True)
 
 
 def measure_rule(
     rule: str,
+    scorer: OrderScorer | None,
     line: Line,
     evaluators: tuple[Evaluator, Evaluator],
-    points: Points,
     options: argparse.Namespace,
-    scorer: OrderScorer | None = None,
-) -> None:
-    """The missing points of one rule, or of the learned order with one scorer."""
-    evaluator, few = evaluators
-    print_of = None if scorer is None else fingerprint(scorer)
-    there = {row["setting"] for row in points.rows if (row["rule"], row["scorer"]) == (rule, print_of)}
-    make = knob(rule, scorer)
-    if make is None:
-        budgets = sorted({whole for nfe in line.nfe for whole in (math.floor(nfe), math.ceil(nfe))})
-        settings = [(f"T={budget}", make_sampler(rule), budget) for budget in budgets]
-    else:
-        found = settings_between(lambda x: few.quick(make(x)).nfe, options.settings, min(line.nfe), max(line.nfe))
-        settings = [(f"x={x:g}", make(x), None) for x in found]
-    for setting, sampler, budget in settings:
-        if setting in there:
-            continue
+) -> list[dict[str, Any]]:
+    """What the test problems get at those settings that are on the frontier of the held-out ones."""
+    held_out, test = evaluators
+    tried = list(candidates(rule, scorer, line, held_out, options.settings))
+    results = [held_out.quick(sampler, budget) for _, sampler, budget in tried]
+    rows = []
+    for at in frontier([(result.nfe, result.accuracy) for result in results]):
+        setting, sampler, budget = tried[at]
         seeds = range(options.seeds if sampler.is_random or line.temperature else 1)
         runs = [
-            evaluator.measure(sampler, name=rule, max_denoising_steps=budget, seed=seed, with_bound=False)
-            for seed in seeds
+            test.measure(sampler, name=rule, max_denoising_steps=budget, seed=seed, with_bound=False) for seed in seeds
         ]
         scores, calls = (np.mean([getattr(run, key) for run in runs], 0).tolist() for key in ("scores", "calls"))
-        points.add(rule=rule, scorer=print_of, setting=setting, scores=scores, calls=calls)
-        print(f"{points.path.stem}: {rule} {setting}: {100 * np.mean(scores):.1f} % @{np.mean(calls):.2f}", flush=True)
+        rows.append({"setting": setting, "scores": scores, "calls": calls})
+    return rows
+
+
+def candidates(
+    rule: str, scorer: OrderScorer | None, line: Line, held_out: Evaluator, count: int
+) -> Iterator[tuple[str, Sampler, int | None]]:
+    """Settings to choose from: in words, the sampler and its step budget."""
+    low, high = min(line.nfe), max(line.nfe)
+    make = knob(rule, scorer)
+    if make is None:
+        for budget in range(math.floor(low), math.ceil(high) + 1):
+            yield f"T={budget}", make_sampler(rule), budget
+        return
+    budgets = sorted({math.ceil(share * nfe) for nfe in line.nfe for share in BUDGET_SHARES})
+    calls = spread_settings(lambda x: held_out.quick(make(x)).nfe, count, low=low, high=high)
+    for x, nfe in calls.items():
+        yield f"x={x:g}", make(x), None
+        for budget in budgets:
+            if budget / NEAR <= nfe <= budget * NEAR:
+                yield f"x={x:g}, T={budget}", make(x), budget
 
 
 def curves_of(line: Line, rows: Sequence[dict[str, Any]], kept: np.ndarray) -> dict[str, list[list[tuple]]]:
@@ -253,6 +269,7 @@ def cells(name: str, line: Line, points: Points) -> Iterator[dict[str, Any]]:
             "rule": best,
             "rules": {rule: float(values.mean()) for rule, values in at.items()},
             "problems": int(kept.sum()),
+            "budgets": True,
         }
 
 
@@ -265,12 +282,12 @@ def board(found: Sequence[dict[str, Any]], missing: Sequence[str]) -> str:
         by_line[cell["line"]].append(cell)
     states = ("ahead", "level", "behind")
     count = Counter(cell["state"] for cell in found)
-    head = ["line", *states, "problems", "scorers", "rules"]
+    head = ["line", *states, "problems", "scorers", "rules", "budgets"]
     rows = []
     for name, mine in by_line.items():
         numbers = [sum(cell["state"] == state for cell in mine) for state in states]
         numbers += [mine[0]["problems"], mine[0]["scorers"], max(len(cell["rules"]) for cell in mine)]
-        rows.append([name, *map(str, numbers)])
+        rows.append([name, *map(str, numbers), "yes" if mine[0].get("budgets") else "no"])
     parts = [
         f"**Of {len(found)} cells {count['ahead']} are ahead, {count['level']} level and {count['behind']} behind.**",
         markdown(head, rows),
@@ -327,7 +344,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", nargs="+", default=[], metavar="LINE=FOLDER", help="in place of a line's own")
     parser.add_argument("--rules", nargs="*", default=RULES)
     parser.add_argument("--settings", type=int, default=10, help="of a knob, between the fewest and the most calls")
-    parser.add_argument("--limit", type=int, help="test problems; 0: nothing is measured; by default all, or 1,000")
+    parser.add_argument(
+        "--limit", type=int, help="held-out and test problems; 0: nothing is measured; by default all, or 1,000"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the problems, where they are drawn")
     parser.add_argument("--seeds", type=int, default=1, help="runs of what draws")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--dataset_name", help="GSM8K on the Hub")
@@ -342,14 +362,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         line = lines[name]
         if options.limit != 0 and line.of is None and Path(line.model).exists():
             measure(name, line, options)
+    data = Path(options.data) if options.data else None
+    old: list[dict[str, Any]] = json.loads(data.read_text()) if data is not None and data.exists() else []
     found: list[dict[str, Any]] = []
     for name, line in lines.items():  # also those that another command measured
         path = Path(options.output_dir) / f"{line.of or name}.jsonl"
-        if path.exists():
-            found += cells(name, line, Points(path))
-    if options.data:
-        Path(options.data).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.data).write_text("[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n")
+        found += cells(name, line, Points(path)) if path.exists() else [cell for cell in old if cell["line"] == name]
+    if data is not None:
+        data.parent.mkdir(parents=True, exist_ok=True)
+        data.write_text("[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n")
     text = board(found, [name for name in LINES if name not in {cell["line"] for cell in found}])
     if options.page:
         replace_part(options.page, "scoreboard", text)

@@ -40,18 +40,13 @@ def spread_settings(
     return measured
 
 
-def settings_between(nfe_of: Callable[[float], float], count: int, low: float, high: float) -> list[float]:
-    """Settings of a knob from `low` to `high` calls and a little beyond, evenly in log NFE.
-
-    Args:
-        nfe_of: measures a setting; a few problems are enough.
-        count: settings, fewer where several would be the same.
-    """
-    found = spread_settings(nfe_of, 2 * count, low=low, high=high)
-    settings = sorted(found)
-    falling = np.minimum.accumulate([found[x] for x in settings])
-    wanted = np.geomspace(0.95 * low, 1.05 * high, count)
-    return sorted({round(float(x), 6) for x in np.interp(-np.log(wanted), -np.log(falling), settings)})
+def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Those of the points (x, value) that are better than every one with as little x, by rising x."""
+    best: list[int] = []
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if not best or points[i][1] > points[best[-1]][1]:
+            best.append(i)
+    return best
 
 
 def mixed(points: Sequence[tuple[float, np.ndarray]], nfe: float) -> np.ndarray | None:

@@ -5,7 +5,8 @@ r"""A model that nobody here trained, on data of your own: chemical reactions, p
 The weights are those of `rxnmapper` (Schwaller et al., Extraction of organic chemistry grammar from unsupervised
 learning of chemical reactions, Science Advances 2021; MIT licence): an ALBERT of 0.7 million parameters, trained as a
 masked language model on the reactions of US patents. pip fetches the package; nothing of it is imported.
-`reactions.csv` has a reaction SMILES (`reactants>>product`) in each row of the column `reaction`.
+`reactions.csv` has a reaction SMILES (`reactants>>product`) in each row of a column (`--text_column`), such as
+`examples/example_rxns.csv` of the repository rxn4chemistry/rxnmapper with its column `rxn`.
 
 Every step is one that any user has: a folder with model and tokenizer (`--only_denoiser` ends there), a scorer trained
 by `examples/train.py --task infill`, and `hf-learned-order evaluate --tasks infill`. Measured are recovery, the share
@@ -94,7 +95,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--reactions", nargs="+", help="files with a column `reaction`")
+    parser.add_argument("--reactions", nargs="+", help="files of reactions")
+    parser.add_argument("--text_column", default="reaction", help="where they are in the files")
     parser.add_argument("--output_dir", default="runs/reactions")
     parser.add_argument("--only_denoiser", action="store_true", help="fetch the weights, and no more")
     parser.add_argument("--canvas_length", default="160", help="tokens of the longest reaction that is used")
@@ -114,7 +116,14 @@ def main() -> int:
         return 0
     if options.reactions is None:
         parser.error("--reactions must be given unless --only_denoiser is")
-    data = ["--train_file", *options.reactions, "--text_column", "reaction", "--hidden_share", options.hidden_share]
+    data = [
+        "--train_file",
+        *options.reactions,
+        "--text_column",
+        options.text_column,
+        "--hidden_share",
+        options.hidden_share,
+    ]
     data += ["--canvas_length", options.canvas_length]
     scorer = output / "scorer"
     train = [sys.executable, str(HERE / "train.py"), "--model_name_or_path", str(output / "denoiser")]

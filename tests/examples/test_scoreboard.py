@@ -2,17 +2,32 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import bench_scoreboard
 import curves
 import numpy as np
 import pytest
 from files import save_all
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hf_learned_order.denoisers.loading import load_tokenizer
 
 LINE = bench_scoreboard.Line(task="equations", model="none", nfe=(4.0,))
 PROBLEMS = 60
+OLD = {
+    "line": "before",
+    "nfe": 2,
+    "state": "level",
+    "lead": [-0.1, 0.1],
+    "learned": 0.5,
+    "spread": 0.0,
+    "scorers": 1,
+    "rule": "iid",
+    "rules": {"iid": 0.5},
+    "problems": 7,
+}
 
 
 class Measured:
@@ -62,14 +77,30 @@ def test_settings_are_where_the_calls_change():
     assert curves.spread_settings(lambda x: 1.0, 6) == {0.0: 1.0, 1.0: 1.0}
 
 
-def test_settings_are_spread_evenly_over_the_calls():
-    def nfe_of(x):
-        return 40.0 * 0.01**x
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=8))
+def test_the_frontier_is_what_no_faster_setting_equals(points):
+    chosen = [points[i] for i in curves.frontier(points)]
+    expected = {
+        (x, value) for x, value in points if not any(a <= x and b >= value for a, b in {*points} - {(x, value)})
+    }
+    assert chosen == sorted(expected)
 
-    found = curves.settings_between(nfe_of, 5, 2, 16)
-    calls = [nfe_of(x) for x in reversed(found)]
-    assert calls == pytest.approx(np.geomspace(1.9, 16.8, 5), rel=0.05)
-    assert curves.settings_between(lambda x: 3.0, 5, 2, 16) == [0.0, 1.0]  # both are the same
+
+def test_step_budgets_are_tried_near_the_calls_of_a_setting():
+    class HeldOut:
+        def quick(self, sampler):
+            return SimpleNamespace(nfe=1.0 + 9 * sampler.threshold)
+
+    line = replace(LINE, nfe=(4.0, 8.0))
+    found = list(bench_scoreboard.candidates("threshold", None, line, HeldOut(), 3))
+    budgets = {}
+    for words, sampler, budget in found:
+        budgets.setdefault(sampler.threshold, []).append(budget)
+        assert words == f"x={1 - sampler.threshold:g}" + (f", T={budget}" if budget else "")
+    # 10, 5.5 and 1 calls; the budgets are 1, 1.25 and 1.5 times 4 and 8
+    assert budgets == {1.0: [None, 8, 10, 12], 0.5: [None, 4, 5, 6, 8], 0.0: [None]}
+    found = list(bench_scoreboard.candidates("iid", None, replace(LINE, nfe=(2.5, 4)), HeldOut(), 3))
+    assert [(words, budget) for words, _, budget in found] == [("T=2", 2), ("T=3", 3), ("T=4", 4)]
 
 
 def test_a_small_board(tmp_path, monkeypatch, capsys):
@@ -81,6 +112,7 @@ def test_a_small_board(tmp_path, monkeypatch, capsys):
         "equations": line,
         "others": replace(line, of="equations", without=str(seen)),
         "elsewhere": replace(line, model=str(tmp_path / "none")),
+        "before": replace(line, model=str(tmp_path / "none")),
     }
     monkeypatch.setattr(bench_scoreboard, "LINES", lines)
     page, rows = tmp_path / "page.md", tmp_path / "rows" / "equations.jsonl"
@@ -89,12 +121,13 @@ def test_a_small_board(tmp_path, monkeypatch, capsys):
     command += ["--limit", "4", "--settings", "3", "--rules", "threshold", "iid", "--seeds", "2"]
     command += ["--output_dir", str(rows.parent), "--page", str(page), "--tasks", *lines]
     command += ["--data", str(tmp_path / "data.json")]
+    (tmp_path / "data.json").write_text(json.dumps([OLD, {**OLD, "line": "equations"}]))
     command += ["--scorer", f"equations={tmp_path / 'scorer-0'},{tmp_path / 'scorer-1'}"]
     bench_scoreboard.main(command)
     settings, *points = map(json.loads, rows.read_text().splitlines())
     assert settings["seeds"] == 2
-    assert {(point["rule"], point["setting"]) for point in points} >= {("iid", "T=3"), ("iid", "T=70")}
-    assert any(point["rule"] == "threshold" for point in points)
+    assert {point["rule"] for point in points} == {"iid", "threshold", "learned_order"}
+    assert all(point["setting"].startswith("T=") for point in points if point["rule"] == "iid")
     assert len({point["scorer"] for point in points if point["rule"] == "learned_order"}) == 2
     prompts = len(settings["prompts"])
     assert all(len(point["scores"]) == len(point["calls"]) == prompts for point in points)
@@ -107,7 +140,9 @@ def test_a_small_board(tmp_path, monkeypatch, capsys):
     bench_scoreboard.main([*command, "--limit", "0"])
     assert "equations: " not in capsys.readouterr().out
     assert "Not measured here: elsewhere." in page.read_text()
-    found = json.loads((tmp_path / "data.json").read_text())
+    assert "| before | 0 | 1 | 0 | 7 | 1 | 1 | no |" in page.read_text()
+    *found, kept = json.loads((tmp_path / "data.json").read_text())
+    assert kept == OLD  # a line without points keeps its cells, others get new ones
     assert {(cell["line"], cell["nfe"]) for cell in found} >= {("equations", 70), ("others", 70)}
     counts = {cell["line"]: cell["problems"] for cell in found}
     assert counts["equations"] == prompts
