@@ -116,15 +116,8 @@ def main() -> int:
         return 0
     if options.reactions is None:
         parser.error("--reactions must be given unless --only_denoiser is")
-    data = [
-        "--train_file",
-        *options.reactions,
-        "--text_column",
-        options.text_column,
-        "--hidden_share",
-        options.hidden_share,
-    ]
-    data += ["--canvas_length", options.canvas_length]
+    data = ["--train_file", *options.reactions, "--text_column", options.text_column]
+    data += ["--hidden_share", options.hidden_share, "--canvas_length", options.canvas_length]
     scorer = output / "scorer"
     train = [sys.executable, str(HERE / "train.py"), "--model_name_or_path", str(output / "denoiser")]
     train += ["--task", "infill", "--max_steps", options.max_steps, *data]

@@ -58,8 +58,12 @@ class ExportedScorer:
     is_random = OrderScorer.is_random
 
     def __init__(self, program: torch.export.ExportedProgram, config: OrderScorerConfig):
-        self.program, self.config = program, config
-        self._run, self._device = program.module(), next(iter(program.state_dict.values())).device
+        self.config = config
+        self._hold(program)
+
+    def _hold(self, program: torch.export.ExportedProgram) -> None:
+        self.program, self._run = program, program.module()
+        self._device = next(iter(program.state_dict.values())).device
 
     def __call__(self, step: Step) -> Tensor:
         """What the law is made of, as `OrderScorer.forward`. Raises `ValueError` where the step has padding."""
@@ -67,8 +71,7 @@ class ExportedScorer:
             raise ValueError("padding must be None with an exported scorer: engines give blocks without any")
         beliefs, device = step.predictions, step.masked.device
         if device != self._device:
-            moved = self.to(device)
-            self.program, self._run, self._device = moved.program, moved._run, device
+            self.to(device)
         left = torch.tensor(float(step.steps_left), device=device)
         return self._run(beliefs.confidence, beliefs.margin, beliefs.entropy, beliefs.tokens, step.masked, left)
 
@@ -77,10 +80,11 @@ class ExportedScorer:
         return self.law(step, self(step), bias=bias)  # pyrefly: ignore[bad-argument-type]
 
     def to(self, device: torch.device | str) -> "ExportedScorer":
-        """The same scorer with its weights on `device`."""
+        """Move the weights to `device`, in place as `torch.nn.Module.to`; returns itself."""
         from torch.export.passes import move_to_device_pass
 
-        return ExportedScorer(move_to_device_pass(self.program, device), self.config)
+        self._hold(move_to_device_pass(self.program, device))
+        return self
 
     def save(self, path: str | PathLike) -> None:
         """Write program, weights and configuration to one file."""

@@ -54,20 +54,8 @@ def test_published_weights_fill_in_a_reaction(folder):
 def test_the_whole_script(folder, monkeypatch, capsys):
     (folder / "rows.csv").write_text("\n".join(["rxn", *ESTERS, *ESTERS[::-1], *ESTERS]))
     command = ["reactions.py", "--reactions", str(folder / "rows.csv"), "--output_dir", str(folder)]
-    small = [
-        "--text_column",
-        "rxn",
-        "--max_steps",
-        "1",
-        "--batch_size",
-        "4",
-        "--limit",
-        "2",
-        "--nfe",
-        "2",
-        "--canvas_length",
-        "48",
-    ]
+    command += ["--text_column", "rxn"]
+    small = ["--max_steps", "1", "--batch_size", "4", "--limit", "2", "--nfe", "2", "--canvas_length", "48"]
     monkeypatch.setattr(sys, "argv", [*command, *small, "--samplers", "top_prob", "learned_order"])
     assert reactions.main() == 0
     rows = load_results(folder / "results" / "results.json")
