@@ -210,8 +210,7 @@ class OrderTrainer(GeneratingTrainer):
             rows = self.train_dataset if self.eval_dataset is None else self.eval_dataset
             batches = list(self._first_rows(rows, rows_to_weigh_on(self.state.max_steps * at_once)))
             quiet = self.args.disable_tqdm or not self.is_world_process_zero()
-            found = choose_weights(self.scorer, lambda bias: self._calls_and_share(batches, bias), quiet=quiet)
-            self.log({f"right_by_weights_{doubt:g}_{pairs:g}": share for (doubt, pairs), share in found.items()})
+            self.log(choose_weights(self.scorer, lambda bias: self._calls_and_share(batches, bias), quiet=quiet))
         if self.pace is not None:
             batches = list(self._first_rows(self.train_dataset))
             self.pace.solve(lambda: self._mean_nfe(batches))

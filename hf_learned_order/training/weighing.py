@@ -1,8 +1,9 @@
-"""How much doubt and pairs of a regret law weigh against each other: chosen by decoding held-out problems.
+"""What of a regret law no loss can tell, chosen by decoding held-out problems: how much its parts count.
 
-The two are learned apart and mean different things: doubt that a token is right, and nats. Where a response follows
-from its prompt, what the denoiser doubts goes wrong; where many responses are right, it may doubt each and none is
-wrong. No label-free loss can tell these cases apart; the outcome can.
+Doubt and pairs are learned apart and mean different things: doubt that a token is right, and nats. Where a response
+follows from its prompt, what the denoiser doubts goes wrong; where many responses are right, it may doubt each and none
+is wrong. No label-free loss can tell these cases apart; the outcome can. And where the denoiser's own confidence says
+all there is to know, what was learned to correct it by is noise.
 """
 
 import logging
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 # of doubt, of pairs; not without pairs, or rewards could never bring them in
 WEIGHTS = ((1.0, 0.1), (1.0, 0.3), (1.0, 1.0), (0.1, 1.0), (0.0, 1.0))
 ALONE = (0.0, 1.0)  # pairs without doubt
+CORRECTION, DOUBT = 0, 1  # rows of the head: of the logit of q, of log w
+SHARES = (1.0, 0.5, 0.0)  # of the learned correction of q, which starts from the denoiser's confidence
 BIASES = (-1.5, -0.5, 0.5, 1.5)  # a curve has a point for each
 FEWEST, MOST, ONE_IN = 16, 256, 50  # rows to weigh on: one in so many of those that were trained on
 CALLS = 64  # numbers of calls that curves are compared at
@@ -37,29 +40,32 @@ def rows_to_weigh_on(trained: int) -> int:
     return min(MOST, max(FEWEST, trained // ONE_IN))
 
 
-def choose_weights(
-    scorer: OrderScorer, measure: Callable[[float], Point], *, quiet: bool = True
-) -> dict[tuple[float, float], float]:
+def choose_weights(scorer: OrderScorer, measure: Callable[[float], Point], *, quiet: bool = True) -> dict[str, float]:
     """Set the scorer to the pair of `WEIGHTS` whose curve is the highest, the first of equals.
 
-    Before that, where A can see tokens, whether it does: whichever is higher without doubt.
+    Before that, where A can see tokens, whether it does: whichever is higher without doubt. After that, to that one of
+    `SHARES` of its correction of q whose curve is.
 
     Args:
-        scorer: its configuration and the bias of w are changed.
+        scorer: its configuration and its head are changed.
         measure: decodes with a bias and the scorer as it is.
         quiet: no progress bar.
 
     Returns:
-        what each pair of weights got, see `heights`.
+        what each pair of weights and each share got, see `heights`, by the names that are logged.
     """
     curves: dict[tuple[float, float], list[Point]] = {}
-    with tqdm(total=len(WEIGHTS) + scorer.config.token_pairs, desc="doubt against pairs", disable=quiet) as bar:
+    total = len(WEIGHTS) + scorer.config.token_pairs + len(SHARES) - 1
+    with tqdm(total=total, desc="doubt against pairs", disable=quiet) as bar:
+
+        def points() -> list[Point]:
+            found = [measure(bias) for bias in BIASES]
+            bar.update()
+            return found
 
         def curve(weights: tuple[float, float]) -> list[Point]:
             set_weights(scorer, *weights)
-            points = [measure(bias) for bias in BIASES]
-            bar.update()
-            return points
+            return points()
 
         if scorer.config.token_pairs:
             scorer.config.sees_tokens = True
@@ -72,34 +78,55 @@ def choose_weights(
         for weights in WEIGHTS:
             if weights not in curves:
                 curves[weights] = curve(weights)
-    found = dict(zip(WEIGHTS, heights([curves[weights] for weights in WEIGHTS]), strict=True))
+        found = dict(zip(WEIGHTS, heights([curves[weights] for weights in WEIGHTS]), strict=True))
+        best = max(WEIGHTS, key=lambda weights: found[weights])
+        set_weights(scorer, *best)
+        learned = _rows(scorer, CORRECTION)
+        by_share = {SHARES[0]: curves[best]}
+        for share in SHARES[1:]:
+            _set_rows(scorer, CORRECTION, [share * row for row in learned])
+            by_share[share] = points()
+        high = dict(zip(SHARES, heights(list(by_share.values())), strict=True))
+        _set_rows(scorer, CORRECTION, [max(SHARES, key=lambda share: high[share]) * row for row in learned])
     if not any(found.values()):
         logger.warning(
             "no held-out response was right, at no speed and with no weights: how much doubt and pairs count was not "
             "chosen, and the scorer has the first weights that were tried, %g and %g",
             *WEIGHTS[0],
         )
-    set_weights(scorer, *max(WEIGHTS, key=lambda weights: found[weights]))
-    return found
+    named = {f"right_by_weights_{doubt:g}_{pairs:g}": height for (doubt, pairs), height in found.items()}
+    return named | {f"right_by_correction_{share:g}": height for share, height in high.items()}
 
 
-@torch.no_grad()
 def set_weights(scorer: OrderScorer, doubt: float, pairs: float) -> None:
     """Make w `doubt` everywhere, and weigh A by `pairs`."""
-    head = scorer.network.head
-    _fill(head.weight, 0.0)
-    _fill(head.bias, max(math.log(doubt), -LARGEST) if doubt > 0 else -LARGEST)
+    bias = max(math.log(doubt), -LARGEST) if doubt > 0 else -LARGEST
+    _set_rows(scorer, DOUBT, [torch.tensor(0.0), torch.tensor(bias)])
     scorer.config.pair_weight = pairs
 
 
-def _fill(parameter: Tensor, value: float) -> None:
-    """Row 1, which is w's; of a parameter that FSDP has split, all processes have to come."""
-    if not isinstance(parameter, DTensor):
-        parameter[1] = value
-        return
-    whole = parameter.full_tensor()
-    whole[1] = value
-    parameter.copy_(distribute_tensor(whole, parameter.device_mesh, parameter.placements))
+def _rows(scorer: OrderScorer, row: int) -> list[Tensor]:
+    """A copy of a row of the head's weight and bias."""
+    return [_whole(parameter.detach())[row].clone() for parameter in _parameters(scorer)]
+
+
+@torch.no_grad()
+def _set_rows(scorer: OrderScorer, row: int, values: Sequence[Tensor]) -> None:
+    """Of a parameter that FSDP has split, all processes have to come."""
+    for parameter, value in zip(_parameters(scorer), values, strict=True):
+        whole = _whole(parameter)
+        whole[row] = value
+        if isinstance(parameter, DTensor):
+            parameter.copy_(distribute_tensor(whole, parameter.device_mesh, parameter.placements))
+
+
+def _parameters(scorer: OrderScorer) -> tuple[Tensor, Tensor]:
+    head = scorer.network.head
+    return head.weight, head.bias
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 def heights(curves: Sequence[Sequence[Point]]) -> list[float]:

@@ -39,7 +39,7 @@ def test_the_best_weights_are_set(best):
         return 4 - bias, 0.9 if mine == pytest.approx(best) else 0.5
 
     found = choose_weights(of, measure)
-    assert max(found, key=lambda weights: found[weights]) == best
+    assert max(found, key=lambda name: found[name]) == "right_by_weights_{:g}_{:g}".format(*best)
     assert of.config.pair_weight == best[1]
     assert of.network.head.bias[1].item() == pytest.approx(math.log(max(best[0], math.exp(-12))))
 
@@ -57,7 +57,22 @@ def test_pairs_see_tokens_where_that_is_better(seeing):
     speeds = len(weighing.BIASES)
     assert asked[: 2 * speeds] == [(1.0, True)] * speeds + [(1.0, False)] * speeds
     assert {sees for _, sees in asked[2 * speeds :]} == {seeing}
-    assert len(asked) == (len(weighing.WEIGHTS) + 1) * speeds
+    assert len(asked) == (len(weighing.WEIGHTS) + len(weighing.SHARES)) * speeds
+
+
+@pytest.mark.parametrize("best", weighing.SHARES)
+def test_the_correction_counts_as_much_as_is_good(best):
+    of = scorer()
+    torch.nn.init.normal_(of.network.head.weight)
+    torch.nn.init.normal_(of.network.head.bias)
+    learned = [parameter.detach().clone() for parameter in (of.network.head.weight, of.network.head.bias)]
+
+    def measure(bias: float) -> tuple[float, float]:
+        return 4 - bias, 0.9 if torch.equal(of.network.head.bias[0], best * learned[1][0]) else 0.5
+
+    choose_weights(of, measure)
+    torch.testing.assert_close(of.network.head.weight[0], best * learned[0][0])
+    torch.testing.assert_close(of.network.head.bias[0], best * learned[1][0])
 
 
 def test_where_nothing_is_right_it_says_so(caplog):
