@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,14 +17,23 @@ class RowDraws:
 
     Args:
         input_ids, attention_mask: [batch, prompt].
-        generator: where the number of the call comes from; None: torch's global one.
+        generator: where the number of the call comes from; None: torch's global one. A sequence: one for each row, in
+            the place of all this.
     """
 
-    def __init__(self, input_ids: Tensor, attention_mask: Tensor, generator: torch.Generator | None):
+    def __init__(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+    ):
+        self._own: list[torch.Generator] = []
+        if isinstance(generator, Sequence):
+            self._own += generator
+            return
         device = "cpu" if generator is None else generator.device
         call = int(torch.randint(2**62, (), generator=generator, device=device))
         seen: Counter[tuple[int, ...]] = Counter()
-        self._own = []
         for ids, real in zip(input_ids.tolist(), attention_mask.bool().tolist(), strict=True):
             prompt = tuple(token for token, is_real in zip(ids, real, strict=True) if is_real)
             seed = random.Random(f"{call} {prompt} {seen[prompt]}").getrandbits(62)

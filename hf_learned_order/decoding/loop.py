@@ -17,6 +17,8 @@ log p_theta over the unmasked positions bounds log p(x | c) from below when the 
 expectation when it is random (method: ELBO with the rule as prior and posterior).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -67,7 +69,7 @@ def decode(
     pad_token_id: int | None = None,
     stopping_criteria: StoppingCriteriaList | None = None,
     streamer: BaseStreamer | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     clean: Tensor | None = None,
     draft: Tensor | None = None,
     verify: Sampler | None = None,
@@ -101,7 +103,7 @@ def decode(
         stopping_criteria: end a row as well, see `Stopping`.
         streamer: gets prompt and response as they become final, see `Stream`.
         generator: source of all randomness; by default torch's global one. A row draws the same alone and in a batch
-            (`RowDraws`).
+            (`RowDraws`). A sequence has one for each row.
         clean: [batch, canvas], a response to score instead of drawing one; not with a rule that remasks. With `infill`
             [batch, prompt], of which the positions of the masks are read.
         draft: int [batch, canvas], the canvas to begin with, some of it still the mask token; its length is that of the
@@ -163,7 +165,7 @@ def decode(
         processing=processing,
         logits_warper=logits_warper,
         temperature=temperature,
-        generator=generator,
+        generator=None if isinstance(generator, Sequence) else generator,
         draws=RowDraws(input_ids, mask, generator) if sampler.is_random or temperature else None,
         clean=clean,
         own_budgets=max_denoising_steps is None and verify is None and (infill or draft is not None),

@@ -65,7 +65,8 @@ class OrderTrainingArguments(TrainingArguments):
     )
     speed_exponent: float = field(default=1.0, metadata={"help": "reward: how much speed counts, 0 not at all"})
     temperature: float = field(
-        default=0.0, metadata={"help": "regret: of the decodings that the scorer is for; 0: the most likely tokens"}
+        default=0.0,
+        metadata={"help": "regret, reward: of the decodings that the scorer is for; 0: the most likely tokens"},
     )
     train_denoiser: bool = field(default=False, metadata={"help": "tune every weight of the denoiser"})
     learning_rate: float = 3e-3

@@ -52,7 +52,7 @@ class GeneratingTrainer(CheckpointingTrainer):
                 max_denoising_steps=None if steps is None else min(steps, length),
                 eos_token_id=self.processing_class.eos_token_id,
                 temperature=self.args.temperature,
-                generator=torch.Generator().manual_seed(int(seeds[0, 1])),
+                generator=draws.generators(1),
             )
         return output.sequences[:, -length:], output.nfe
 

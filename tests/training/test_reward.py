@@ -85,7 +85,6 @@ class Enumeration:
         predictions, _ = predict(
             self.objective.denoiser, prompt, torch.ones_like(prompt), torch.tensor([canvas]), hidden_states=False
         )
-        tokens = predictions.tokens[0].tolist()
         step = Step(predictions=predictions, masked=masked, steps_left=steps_left, canvas=torch.tensor([canvas]))
         scorer = self.objective.scorer
         values = scorer(step)
@@ -103,9 +102,21 @@ class Enumeration:
             chances = [1.0]
         total = 0.0
         for chosen, chance in zip(sets, chances, strict=True):
-            after = [t if c else old for t, c, old in zip(tokens, chosen.tolist(), canvas, strict=True)]
-            total = total + chance * self.value(after, steps_left - 1, calls + 1, explores)
+            for share, after in self.outcomes(predictions, canvas, chosen.tolist()):
+                total = total + chance * share * self.value(after, steps_left - 1, calls + 1, explores)
         return total
+
+    def outcomes(self, predictions, canvas: list[int], chosen: list[bool]):
+        """What the canvas can be after these are unmasked, and how likely that is."""
+        if not (temperature := self.objective.temperature):
+            said = [[(1.0, token)] for token in predictions.tokens[0].tolist()]
+        else:
+            powers = (predictions.log_probs[0] / temperature).nan_to_num(-math.inf).softmax(-1)
+            said = [[(p, token) for token, p in enumerate(row) if p > 0] for row in powers.tolist()]
+        places = [of if c else [(1.0, old)] for of, c, old in zip(said, chosen, canvas, strict=True)]
+        for drawn in itertools.product(*places):
+            shares, after = zip(*drawn, strict=True)
+            yield math.prod(shares), list(after)
 
 
 def gradient(value: Tensor, objective: RewardObjective) -> Tensor:
@@ -161,6 +172,23 @@ def test_so_it_is_with_a_judge_of_several_right_responses(law, monkeypatch):
     assert (gradient(value, objective) - found).norm() > 0.2 * found.norm()
 
 
+@pytest.mark.parametrize("judged", [False, True])
+def test_so_it_is_where_tokens_are_drawn(judged, monkeypatch):
+    """At the step that explores each of the K draws its own, and each decoding behind it too."""
+    monkeypatch.setattr(reward, "CORRECTNESS", 0.0)
+    steps, bias, clean = 3, 0.5, [RIGHT] * 3
+    options = {"num_chains": 32, "max_denoising_steps": steps, "is_right": agree if judged else None}
+    objective = objective_of(needs_to_agree, "regret", temperature=0.7, **options)
+    monkeypatch.setattr(objective, "_budget", lambda draws: (steps, bias))
+    batch = {**batch_of(12, clean), "answer": torch.full((12, 1), RIGHT)}
+    is_right = (lambda c: c[0] == c[1] and c[2] == RIGHT) if judged else (lambda c: c == clean)
+    found = check_gradient(objective, is_right, batch, bias, 100)
+    objective.temperature = 0.0
+    greedy = Enumeration(objective, is_right, bias)
+    value = sum(greedy.value([MASK] * 3, steps, 0, numbers) for numbers in ({1}, {2}))
+    assert (gradient(value, objective) - found).norm() > 0.2 * found.norm()
+
+
 @pytest.mark.parametrize(("law", "eos_token_id"), [("regret", None), ("count", None), ("count", EOS)])
 def test_a_judge_that_wants_the_published_response_changes_nothing(law, eos_token_id, monkeypatch):
     """But the denoiser calls: every explored response is decoded. Draw for draw the same gradient, reward and NFE."""
@@ -190,8 +218,8 @@ def test_a_judge_that_wants_the_published_response_changes_nothing(law, eos_toke
     assert sum(map(sum, calls[:1])) < sum(map(sum, calls[1:]))
 
 
-@pytest.mark.parametrize("law", ["regret", "non_empty", "count"])
-def test_a_row_is_the_same_in_whatever_batch(law, monkeypatch):
+@pytest.mark.parametrize(("law", "temperature"), [("regret", 0.0), ("regret", 1.0), ("non_empty", 0.0), ("count", 0.0)])
+def test_a_row_is_the_same_in_whatever_batch(law, temperature, monkeypatch):
     """Rows that need more steps than others take no numbers from them: of two halves the mean is that of the whole."""
     monkeypatch.setattr(reward, "CORRECTNESS", 0.0)
     monkeypatch.setattr(RewardObjective, "_budget", lambda self, draws: (5, 0.5 if law == "regret" else 0.0))
@@ -201,7 +229,7 @@ def test_a_row_is_the_same_in_whatever_batch(law, monkeypatch):
             return [(RIGHT, 0.999)] * 4
         return needs_the_first(0.58)(number, canvas)
 
-    objective = objective_of(script, law)
+    objective = objective_of(script, law, temperature=temperature)
     batch = batch_of(6, [RIGHT] * 4)
     batch["input_ids"][:3] = 7
     moved = 0
@@ -476,6 +504,7 @@ def test_a_draft_is_decoded_as_the_whole_is():
         ({"law": "regret", "max_denoising_steps": 1}, "max_denoising_steps must be 2 or more, got 1"),
         ({"law": "regret", "num_chains": 1}, "num_chains must be 2 or more, got 1"),
         ({"law": "regret", "speed_exponent": -1.0}, r"speed_exponent must be 0 or more, got -1\.0"),
+        ({"law": "regret", "temperature": -1.0}, r"temperature must be a finite number, 0 or more, got -1\.0"),
     ],
 )
 def test_bad_arguments(options, message):

@@ -20,6 +20,9 @@ often, where decoding has most to lose, and larger bounds with these. Its probab
 of `regret.doubt_loss`, at the states that the decoding passes anyway. With a judge there is none: that loss takes
 the published token for the only right one. What the bound bounds is then no longer a risk, only a knob.
 
+At a temperature above 0 all of these decodings draw their tokens, each of the K its own, at the step that explores as
+behind it: the estimate stays unbiased, of the expected reward of a draw.
+
 Source: Jazbec et al., Learning Unmasking Policies for Diffusion Language Models, arXiv 2512.09106 (group-relative
 policy gradient with a product of correctness and speed; this speed factor and the single step are ours).
 Symbols: `x` clean, `T` max_denoising_steps, `K` num_chains.
@@ -32,7 +35,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_learned_order.common.checks import check_temperature
 from hf_learned_order.decoding.loop import decode
+from hf_learned_order.decoding.outputs import LearnedOrderOutput
 from hf_learned_order.decoding.samplers.base import Proposal, State
 from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
 from hf_learned_order.denoisers.denoiser import Denoiser
@@ -63,6 +68,7 @@ class RewardObjective(Objective):
         is_right: the judge, as `Judge` has it. By default a response is right that is the published one. Then most
             explored responses need no denoiser any more, as what is wrong stays wrong; those that are judged are all
             decoded to their end.
+        temperature: of the decodings; 0: greedy.
 
     Raises:
         ValueError: a number is out of range: one step leaves nothing to choose, one chain nothing to compare with.
@@ -78,6 +84,7 @@ class RewardObjective(Objective):
         eos_token_id: int | None = None,
         speed_exponent: float = 1.0,
         is_right: Callable[[Tensor, Tensor], Tensor] | None = None,
+        temperature: float = 0.0,
     ):
         super().__init__(denoiser, scorer, max_denoising_steps=max_denoising_steps, eos_token_id=eos_token_id)
         for name, value in (("max_denoising_steps", max_denoising_steps), ("num_chains", num_chains)):
@@ -85,7 +92,9 @@ class RewardObjective(Objective):
                 raise ValueError(f"{name} must be 2 or more, got {value}")
         if not speed_exponent >= 0:
             raise ValueError(f"speed_exponent must be 0 or more, got {speed_exponent}")
+        check_temperature(temperature, finite=True)
         self.num_chains = num_chains
+        self.temperature = temperature
         self.speed_exponent = speed_exponent
         self.judge = Judge(eos_token_id=eos_token_id, is_right=is_right)
 
@@ -102,6 +111,8 @@ class RewardObjective(Objective):
         # before any decoding, which is as long as the slowest row of the batch: [batch, K, branch, canvas + 1], of the
         # step that explores and those behind it
         numbers = draws.uniform(self.num_chains, branch, clean.shape[1] + 1)
+        # of the tokens, likewise: of each row's decoding, and of each of its K
+        own, *of_chains = self._generators(draws)
         sampler = _Branching(
             scorer=self.scorer,
             bias=bias,
@@ -116,9 +127,9 @@ class RewardObjective(Objective):
         canvas = clean.masked_fill(batch.masked, self.denoiser.mask_token_id)
         surrogate, reward = clean.new_zeros((), dtype=torch.float), clean.new_zeros((), dtype=torch.float)
         with in_step(self.denoiser, clean.device):
-            output = self._decode(batch.prompt, batch.prompt_mask, canvas, sampler, steps)
+            output = self._decode(batch.prompt, batch.prompt_mask, canvas, sampler, steps, own)
             if sampler.states:  # else every row had finished before
-                surrogate, reward = self._explore(batch, sampler, numbers)
+                surrogate, reward = self._explore(batch, sampler, numbers, of_chains)
         right = self.judge.right(output.sequences[:, -clean.shape[1] :], clean, batch.answer)
         loss = -(steps - 1) * surrogate
         if sampler.seen:
@@ -129,7 +140,14 @@ class RewardObjective(Objective):
         name = "exact" if self.judge.is_right is None else "right"
         return {"loss": loss, "reward": reward, name: right.float().mean(), "nfe": output.nfe.float().mean()}
 
-    def _explore(self, batch: Batch, sampler: "_Branching", numbers: Tensor) -> tuple[Tensor, Tensor]:
+    def _generators(self, draws: Draws) -> list[list[torch.Generator]]:
+        """[1 + K, rows], of tokens; they are not drawn from at temperature 0."""
+        made = draws.generators(1 + self.num_chains) if self.temperature else []
+        return [made[chain :: 1 + self.num_chains] for chain in range(1 + self.num_chains)]
+
+    def _explore(
+        self, batch: Batch, sampler: "_Branching", numbers: Tensor, generators: list[list[torch.Generator]]
+    ) -> tuple[Tensor, Tensor]:
         """The sum of log q(r) times its advantage over rows and draws, and that of rewards, both divided by B K."""
         ((step, values),) = sampler.states
         rows = step.rows
@@ -145,7 +163,9 @@ class RewardObjective(Objective):
         with torch.no_grad():
             unmask = law.draw(numbers[:, :, 0])  # [K, rows, canvas]
         log_q = law.log_prob(unmask)  # [K, rows]
-        canvas = torch.where(unmask, step.predictions.tokens, step.canvas).flatten(0, 1)
+        mine = [[of[row] for row in rows.tolist()] for of in generators] if self.temperature else []  # [K, rows]
+        tokens = self._tokens(step, mine)
+        canvas = torch.where(unmask, tokens, step.canvas).flatten(0, 1)
         masked = (step.masked & ~unmask).flatten(0, 1)
         rows = rows.repeat(chains)
         clean, answer = batch.clean[rows], None if batch.answer is None else batch.answer[rows]
@@ -158,13 +178,27 @@ class RewardObjective(Objective):
         if len(going_on):
             rest = _Rest(scorer=self.scorer, bias=sampler.bias, numbers=numbers.flatten(0, 1)[going_on])
             at = rows[going_on]
-            output = self._decode(batch.prompt[at], batch.prompt_mask[at], canvas[going_on], rest, sampler.branch - 1)
+            chosen = [of for chain in mine for of in chain]
+            chosen = [chosen[place] for place in going_on.tolist()] if chosen else []
+            place = batch.prompt[at], batch.prompt_mask[at], canvas[going_on]
+            output = self._decode(*place, rest, sampler.branch - 1, chosen)
             canvas[going_on] = output.sequences[:, -clean.shape[1] :]
             taken[going_on] += output.nfe
         right = self.judge.right(canvas, clean, answer)
         reward = (right * (1 - (taken - 1) / clean.shape[1]) ** self.speed_exponent).view(chains, -1)
         draws = len(batch.clean) * chains
         return (log_q * leave_one_out(reward.T).T).sum() / draws, reward.sum() / draws
+
+    def _tokens(self, step: Step, generators: list[list[torch.Generator]]) -> Tensor:
+        """[K, rows, canvas], or [rows, canvas] where all K are the same."""
+        if not generators:
+            return step.predictions.tokens
+        drawn = []
+        for chain in generators:
+            uniform = torch.stack([torch.rand(step.masked.shape[1], generator=own) for own in chain])
+            uniform = uniform.to(step.masked.device).flatten()[step.predictions.index]
+            drawn.append(step.predictions.draw(temperature=self.temperature, uniform=uniform))
+        return torch.stack(drawn)
 
     def _budget(self, draws: Draws) -> tuple[int, float]:
         """T and the bias of a batch."""
@@ -176,13 +210,27 @@ class RewardObjective(Objective):
         low, high = BIASES[0] * steps, BIASES[1] / steps
         return steps, draws.number(low, high)
 
-    def _decode(self, prompt: Tensor, prompt_mask: Tensor, canvas: Tensor, sampler: LearnedOrderSampler, steps: int):
+    def _decode(
+        self,
+        prompt: Tensor,
+        prompt_mask: Tensor,
+        canvas: Tensor,
+        sampler: LearnedOrderSampler,
+        steps: int,
+        generators: list[torch.Generator],
+    ) -> LearnedOrderOutput:
         if prompt_mask.shape[1] > prompt.shape[1]:  # rows of different lengths, without prompts
             place: dict[str, Any] = {"input_ids": canvas, "attention_mask": prompt_mask, "infill": True}
         else:
             place = {"input_ids": prompt, "attention_mask": prompt_mask, "draft": canvas}
         return decode(
-            self.denoiser, **place, sampler=sampler, max_denoising_steps=steps, eos_token_id=self.eos_token_id
+            self.denoiser,
+            **place,
+            sampler=sampler,
+            max_denoising_steps=steps,
+            eos_token_id=self.eos_token_id,
+            temperature=self.temperature,
+            generator=generators or None,
         )
 
 

@@ -52,6 +52,11 @@ class Draws:
         """One number for all rows, in [low, high)."""
         return low + (high - low) * torch.rand((), generator=self._shared).item()
 
+    def generators(self, number: int) -> list[torch.Generator]:
+        """`number` for each row, one row's behind the other's: for a decoding that draws."""
+        seeds = (self.uniform(number).double() * 2**24).long().flatten().tolist()
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
     def _draw(self, law, shape: tuple[int, ...]) -> Tensor:
         if self._own is None:
             return law(self.rows, *shape, device=self.device)
