@@ -54,48 +54,56 @@ def choose_weights(scorer: OrderScorer, measure: Callable[[float], Point], *, qu
     Returns:
         what each pair of weights and each share got, see `heights`, by the names that are logged.
     """
-    curves: dict[tuple[float, float], list[Point]] = {}
     total = len(WEIGHTS) + scorer.config.token_pairs + len(SHARES) - 1
     with tqdm(total=total, desc="doubt against pairs", disable=quiet) as bar:
 
-        def points() -> list[Point]:
-            found = [measure(bias) for bias in BIASES]
+        def curve() -> list[Point]:
+            points = [measure(bias) for bias in BIASES]
             bar.update()
-            return found
+            return points
 
-        def curve(weights: tuple[float, float]) -> list[Point]:
-            set_weights(scorer, *weights)
-            return points()
-
-        if scorer.config.token_pairs:
-            scorer.config.sees_tokens = True
-            seeing = curve(ALONE)
-            scorer.config.sees_tokens = False
-            blind = curve(ALONE)
-            high, low = heights([seeing, blind])
-            scorer.config.sees_tokens = high >= low
-            curves[ALONE] = seeing if scorer.config.sees_tokens else blind
+        curves = _choose_tokens(scorer, curve) if scorer.config.token_pairs else {}
         for weights in WEIGHTS:
             if weights not in curves:
-                curves[weights] = curve(weights)
-        found = dict(zip(WEIGHTS, heights([curves[weights] for weights in WEIGHTS]), strict=True))
-        best = max(WEIGHTS, key=lambda weights: found[weights])
+                set_weights(scorer, *weights)
+                curves[weights] = curve()
+        by_weights = dict(zip(WEIGHTS, heights([curves[weights] for weights in WEIGHTS]), strict=True))
+        best = max(WEIGHTS, key=lambda weights: by_weights[weights])
         set_weights(scorer, *best)
-        learned = _rows(scorer, CORRECTION)
-        by_share = {SHARES[0]: curves[best]}
-        for share in SHARES[1:]:
-            _set_rows(scorer, CORRECTION, [share * row for row in learned])
-            by_share[share] = points()
-        high = dict(zip(SHARES, heights(list(by_share.values())), strict=True))
-        _set_rows(scorer, CORRECTION, [max(SHARES, key=lambda share: high[share]) * row for row in learned])
-    if not any(found.values()):
+        by_share = _choose_share(scorer, curve, curves[best])
+    if not any(by_weights.values()):
         logger.warning(
             "no held-out response was right, at no speed and with no weights: how much doubt and pairs count was not "
             "chosen, and the scorer has the first weights that were tried, %g and %g",
             *WEIGHTS[0],
         )
-    named = {f"right_by_weights_{doubt:g}_{pairs:g}": height for (doubt, pairs), height in found.items()}
-    return named | {f"right_by_correction_{share:g}": height for share, height in high.items()}
+    named = {f"right_by_weights_{doubt:g}_{pairs:g}": height for (doubt, pairs), height in by_weights.items()}
+    return named | {f"right_by_correction_{share:g}": height for share, height in by_share.items()}
+
+
+def _choose_tokens(scorer: OrderScorer, curve: Callable[[], list[Point]]) -> dict[tuple[float, float], list[Point]]:
+    """Sets whether A sees tokens; the curve of what was chosen, by its weights."""
+    set_weights(scorer, *ALONE)
+    curves = {}
+    for sees in (True, False):
+        scorer.config.sees_tokens = sees
+        curves[sees] = curve()
+    high, low = heights([curves[True], curves[False]])
+    scorer.config.sees_tokens = high >= low
+    return {ALONE: curves[scorer.config.sees_tokens]}
+
+
+def _choose_share(scorer: OrderScorer, curve: Callable[[], list[Point]], whole: list[Point]) -> dict[float, float]:
+    """Sets how much of the correction of q counts; the height of each share. `whole` is the curve of the first."""
+    learned = _rows(scorer, CORRECTION)
+    curves = [whole]
+    for share in SHARES[1:]:
+        _set_rows(scorer, CORRECTION, [share * row for row in learned])
+        curves.append(curve())
+    found = dict(zip(SHARES, heights(curves), strict=True))
+    best = max(SHARES, key=lambda share: found[share])
+    _set_rows(scorer, CORRECTION, [best * row for row in learned])
+    return found
 
 
 def set_weights(scorer: OrderScorer, doubt: float, pairs: float) -> None:
