@@ -8,6 +8,7 @@ import os
 import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
@@ -175,7 +176,14 @@ def repository_files(folder: Path, repo_id: str, card: Card, written: str = "") 
     return files
 
 
-def generation_config(max_denoising_steps: int | None, max_new_tokens: int | None = None) -> GenerationConfig:
-    """The settings that `custom_generate` decodes with unless others are given; what is None is left out."""
-    settings = {"max_denoising_steps": max_denoising_steps, "max_new_tokens": max_new_tokens}
+def generation_config(
+    max_denoising_steps: int | None, max_new_tokens: int | None = None, *, temperature: float = 0.0
+) -> GenerationConfig:
+    """The settings that `custom_generate` decodes with unless others are given; what is None is left out.
+
+    A `temperature` above 0, which a scorer was trained for, is that of tokens that are drawn.
+    """
+    settings: dict[str, Any] = {"max_denoising_steps": max_denoising_steps, "max_new_tokens": max_new_tokens}
+    if temperature:
+        settings |= {"do_sample": True, "temperature": temperature}
     return GenerationConfig(**{name: value for name, value in settings.items() if value is not None})

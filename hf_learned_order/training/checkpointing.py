@@ -123,7 +123,8 @@ class CheckpointingTrainer(ResumingTrainer):
         with replacing(folder) as temporary, saving(folder):
             save_weights(temporary, self._objective, state_dict or self._objective.state_dict())
             self.processing_class.save_pretrained(temporary)
-            settings = generation_config(self.scorer.config.max_denoising_steps, self.args.canvas_length)
+            args, steps = self.args, self.scorer.config.max_denoising_steps
+            settings = generation_config(steps, args.canvas_length, temperature=args.temperature)
             settings.save_pretrained(temporary)
             # Trainer's own would be a pickle
             facts = training_file(self.args.to_json_string(), self._stated(), self.state.global_step)

@@ -52,6 +52,7 @@ def made(tmp_path, base: str, word: str, *, config: dict | None = None) -> str:
     (tmp_path / "training_args.json").write_text(json.dumps(training))
     promise = {**dict.fromkeys(("risk", "confidence", "against", "bad", "prompts", "task"), word), "nfe": 4.0}
     generation = {"max_new_tokens": word, "max_denoising_steps": word, "guarantees": {word: promise}}
+    generation |= {"do_sample": True, "temperature": word}
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
     shape = {"budget": 5, "nfe": 4.0, "nfe_min": 1, "nfe_max": 9, "bound": None, "count": 40, "target": 4.0}
     rows = [
@@ -125,7 +126,7 @@ def test_code_of_the_card_stays_code(tmp_path, word):
     text = made(tmp_path, word, word)
     (block,) = re.findall(r"```python\n(.*?)\n```\n", text, re.DOTALL)
     strings = [node.value for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Constant)]
-    assert strings.count(word) == 6  # tokenizer, denoiser, revision, prompt, two numbers that are none
+    assert strings.count(word) == 7  # tokenizer, denoiser, revision, prompt, three numbers that are none
 
 
 def test_a_denoiser_of_the_hub_is_linked(tmp_path):

@@ -741,6 +741,16 @@ def test_card_of_each_objective(hub, tmp_path, law, objective, said, unsaid):
         assert "| largest step budget in training | 12 |" in readme(hub)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_what_was_trained_for_draws_is_said_and_is_the_default(hub, tmp_path, temperature):
+    trainer_of(tmp_path / "scorer", temperature=temperature, objective="reward").push_to_hub()
+    settings = json.loads(hub.repositories["user/scorer"].files()["generation_config.json"])
+    assert (settings.get("do_sample"), settings.get("temperature")) == ((True, 0.7) if temperature else (None, None))
+    text = readme(hub)
+    assert ("    do_sample=True,\n    temperature=0.7,\n" in text) == (temperature > 0)
+    assert ("| made for | tokens that are drawn, at temperature 0.7 |" in text) == (temperature > 0)
+
+
 def test_trainer_pushes_at_the_end(hub, tmp_path):
     trainer = trainer_of(tmp_path / "run", push_to_hub=True, hub_model_id="user/named", train_denoiser=True)
     trainer.save_model()
