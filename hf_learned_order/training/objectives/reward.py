@@ -163,9 +163,8 @@ class RewardObjective(Objective):
         with torch.no_grad():
             unmask = law.draw(numbers[:, :, 0])  # [K, rows, canvas]
         log_q = law.log_prob(unmask)  # [K, rows]
-        mine = [[of[row] for row in rows.tolist()] for of in generators] if self.temperature else []  # [K, rows]
-        tokens = self._tokens(step, mine)
-        canvas = torch.where(unmask, tokens, step.canvas).flatten(0, 1)
+        mine = [of[row] for of in generators for row in rows.tolist()] if self.temperature else []
+        canvas = torch.where(unmask, self._tokens(step, mine), step.canvas).flatten(0, 1)
         masked = (step.masked & ~unmask).flatten(0, 1)
         rows = rows.repeat(chains)
         clean, answer = batch.clean[rows], None if batch.answer is None else batch.answer[rows]
@@ -178,10 +177,9 @@ class RewardObjective(Objective):
         if len(going_on):
             rest = _Rest(scorer=self.scorer, bias=sampler.bias, numbers=numbers.flatten(0, 1)[going_on])
             at = rows[going_on]
-            chosen = [of for chain in mine for of in chain]
-            chosen = [chosen[place] for place in going_on.tolist()] if chosen else []
+            mine = [mine[place] for place in going_on.tolist()] if mine else []
             place = batch.prompt[at], batch.prompt_mask[at], canvas[going_on]
-            output = self._decode(*place, rest, sampler.branch - 1, chosen)
+            output = self._decode(*place, rest, sampler.branch - 1, mine)
             canvas[going_on] = output.sequences[:, -clean.shape[1] :]
             taken[going_on] += output.nfe
         right = self.judge.right(canvas, clean, answer)
@@ -189,16 +187,14 @@ class RewardObjective(Objective):
         draws = len(batch.clean) * chains
         return (log_q * leave_one_out(reward.T).T).sum() / draws, reward.sum() / draws
 
-    def _tokens(self, step: Step, generators: list[list[torch.Generator]]) -> Tensor:
-        """[K, rows, canvas], or [rows, canvas] where all K are the same."""
+    def _tokens(self, step: Step, generators: list[torch.Generator]) -> Tensor:
+        """[K, rows, canvas], by K generators of each row; [rows, canvas] at temperature 0, where all K are the same."""
         if not generators:
             return step.predictions.tokens
-        drawn = []
-        for chain in generators:
-            uniform = torch.stack([torch.rand(step.masked.shape[1], generator=own) for own in chain])
-            uniform = uniform.to(step.masked.device).flatten()[step.predictions.index]
-            drawn.append(step.predictions.draw(temperature=self.temperature, uniform=uniform))
-        return torch.stack(drawn)
+        uniform = torch.stack([torch.rand(step.masked.shape[1], generator=own) for own in generators])
+        uniform = uniform.view(self.num_chains, -1).to(step.masked.device)[:, step.predictions.index]
+        draws = (step.predictions.draw(temperature=self.temperature, uniform=numbers) for numbers in uniform)
+        return torch.stack([*draws])
 
     def _budget(self, draws: Draws) -> tuple[int, float]:
         """T and the bias of a batch."""
