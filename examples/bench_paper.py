@@ -10,13 +10,12 @@ denoiser calls of a sequence, its least and its most.
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pages import markdown, replace_part
+from pages import markdown, replace_part, write_rows
 
 from hf_learned_order.decoding.samplers.learned import LearnedOrderSampler
 from hf_learned_order.decoding.samplers.table import make_sampler
@@ -33,13 +32,11 @@ BIASES = (-4.0, -3.0, -2.0, -1.0, 0.0, 1.0)
 
 def learned_row(name: str, scorer: OrderScorer, steps: int, held_out: Evaluator, test: Evaluator) -> Result:
     """The test problems with that budget."""
-    samplers = [LearnedOrderSampler(scorer=scorer)]
+    sampler = LearnedOrderSampler(scorer=scorer)
     if not scorer.is_random:
-        samplers = [LearnedOrderSampler(scorer=scorer, bias=bias) for bias in BIASES]
-    best = samplers[0]
-    if len(samplers) > 1:
-        best = max(samplers, key=lambda sampler: held_out.quick(sampler, steps).accuracy)
-    return test.measure(best, name=name, max_denoising_steps=steps, with_bound=False)
+        settings = (replace(sampler, bias=bias) for bias in BIASES)
+        sampler = max(settings, key=lambda setting: held_out.quick(setting, steps).accuracy)
+    return test.measure(sampler, name=name, max_denoising_steps=steps, with_bound=False)
 
 
 def rows_of(
@@ -92,15 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keys = ("accuracy", "nfe", "nfe_min", "nfe_max", "count")
     rows = []
     for steps, row in rows_of(scorers, options.budgets, held_out, test):
-        values = asdict(row)
-        rows.append({"T": steps, "name": row.sampler, **{key: values[key] for key in keys}})
+        rows.append({"T": steps, "name": row.sampler, **{key: getattr(row, key) for key in keys}})
         print(rows[-1], flush=True)
-    folder = Path(options.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "paper.json").write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+    write_rows(Path(options.output_dir) / "paper.json", rows)
+    text = table(rows)
     if options.page:
-        replace_part(options.page, "paper", table(rows))
-    print(table(rows))
+        replace_part(options.page, "paper", text)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pages import markdown, replace_part
+from pages import markdown, replace_part, write_rows
 from torch import Tensor
 
 from hf_learned_order.decoding.samplers.base import Sampler
@@ -195,8 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path = Path(options.data)
     old = json.loads(path.read_text()) if path.exists() else []
     rows = [row for row in old if row["task"] != options.task] + measured(options)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+    write_rows(path, rows)
     text = page(rows)
     if options.page:
         replace_part(options.page, "risk", text)

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from curves import frontier, mixed, spread_settings
 from huggingface_hub.utils import WeakFileLock
-from pages import markdown, replace_part
+from pages import markdown, replace_part, write_rows
 
 from hf_learned_order.decoding.samplers.base import Sampler
 from hf_learned_order.decoding.samplers.table import SAMPLERS, make_sampler
@@ -369,8 +369,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         path = Path(options.output_dir) / f"{line.of or name}.jsonl"
         found += cells(name, line, Points(path)) if path.exists() else [cell for cell in old if cell["line"] == name]
     if data is not None:
-        data.parent.mkdir(parents=True, exist_ok=True)
-        data.write_text("[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n")
+        write_rows(data, found)
     text = board(found, [name for name in LINES if name not in {cell["line"] for cell in found}])
     if options.page:
         replace_part(options.page, "scoreboard", text)

@@ -1,7 +1,15 @@
 """Parts of documentation pages that are made of data: `<!-- generated: NAME -->` to `<!-- end of NAME -->`."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Data: JSON, a row a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
 
 
 def replace_part(page: str | Path, name: str, text: str) -> None:

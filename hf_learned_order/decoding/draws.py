@@ -19,6 +19,9 @@ class RowDraws:
         input_ids, attention_mask: [batch, prompt].
         generator: where the number of the call comes from; None: torch's global one. A sequence: one for each row, in
             the place of all this.
+
+    Raises:
+        ValueError: there are not as many generators as rows.
     """
 
     def __init__(
@@ -27,18 +30,13 @@ class RowDraws:
         attention_mask: Tensor,
         generator: torch.Generator | Sequence[torch.Generator] | None,
     ):
-        self._own: list[torch.Generator] = []
-        if isinstance(generator, Sequence):
-            self._own += generator
-            return
-        device = "cpu" if generator is None else generator.device
-        call = int(torch.randint(2**62, (), generator=generator, device=device))
-        seen: Counter[tuple[int, ...]] = Counter()
-        for ids, real in zip(input_ids.tolist(), attention_mask.bool().tolist(), strict=True):
-            prompt = tuple(token for token, is_real in zip(ids, real, strict=True) if is_real)
-            seed = random.Random(f"{call} {prompt} {seen[prompt]}").getrandbits(62)
-            self._own.append(torch.Generator().manual_seed(seed))
-            seen[prompt] += 1
+        if not isinstance(generator, Sequence):
+            generator = _by_prompt(input_ids, attention_mask, generator)
+        elif len(generator) != len(input_ids):
+            raise ValueError(
+                f"generator must be one, or one for each of the {len(input_ids)} rows, got {len(generator)}"
+            )
+        self._own = generator
 
     def uniform(self, rows: Tensor, width: int, more: int, padding: Tensor | None) -> Tensor:
         """[len(rows), width + more] in [0, 1): a number for each position of these rows, and `more` behind them.
@@ -54,3 +52,17 @@ class RowDraws:
         for place, (row, skip) in enumerate(zip(rows.tolist(), skipped, strict=True)):
             numbers[place, skip:] = torch.rand(width + more - skip, generator=self._own[row])
         return numbers.to(rows.device)
+
+
+def _by_prompt(input_ids: Tensor, attention_mask: Tensor, generator: torch.Generator | None) -> list[torch.Generator]:
+    """One for each row, whatever the other rows and the padding."""
+    device = "cpu" if generator is None else generator.device
+    call = int(torch.randint(2**62, (), generator=generator, device=device))
+    seen: Counter[tuple[int, ...]] = Counter()
+    found = []
+    for ids, real in zip(input_ids.tolist(), attention_mask.bool().tolist(), strict=True):
+        prompt = tuple(token for token, is_real in zip(ids, real, strict=True) if is_real)
+        seed = random.Random(f"{call} {prompt} {seen[prompt]}").getrandbits(62)
+        found.append(torch.Generator().manual_seed(seed))
+        seen[prompt] += 1
+    return found

@@ -8,7 +8,6 @@ import os
 import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
@@ -183,7 +182,10 @@ def generation_config(
 
     A `temperature` above 0, which a scorer was trained for, is that of tokens that are drawn.
     """
-    settings: dict[str, Any] = {"max_denoising_steps": max_denoising_steps, "max_new_tokens": max_new_tokens}
-    if temperature:
-        settings |= {"do_sample": True, "temperature": temperature}
+    settings = {
+        "max_denoising_steps": max_denoising_steps,
+        "max_new_tokens": max_new_tokens,
+        "do_sample": True if temperature else None,
+        "temperature": temperature or None,
+    }
     return GenerationConfig(**{name: value for name, value in settings.items() if value is not None})

@@ -109,7 +109,7 @@ def _choose_share(scorer: OrderScorer, curve: Callable[[], list[Point]], whole: 
 def set_weights(scorer: OrderScorer, doubt: float, pairs: float) -> None:
     """Make w `doubt` everywhere, and weigh A by `pairs`."""
     bias = max(math.log(doubt), -LARGEST) if doubt > 0 else -LARGEST
-    _set_rows(scorer, DOUBT, [torch.tensor(0.0), torch.tensor(bias)])
+    _set_rows(scorer, DOUBT, [0.0, bias])
     scorer.config.pair_weight = pairs
 
 
@@ -119,7 +119,7 @@ def _rows(scorer: OrderScorer, row: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _set_rows(scorer: OrderScorer, row: int, values: Sequence[Tensor]) -> None:
+def _set_rows(scorer: OrderScorer, row: int, values: Sequence[Tensor | float]) -> None:
     """Of a parameter that FSDP has split, all processes have to come."""
     for parameter, value in zip(_parameters(scorer), values, strict=True):
         whole = _whole(parameter)

@@ -91,6 +91,16 @@ def test_numbers_of_rows():
     assert torch.equal(some[1], first[0])
 
 
+def test_rows_with_generators_of_their_own():
+    ids = torch.tensor([[5, 6], [5, 6]])
+    own = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    found = RowDraws(ids, torch.ones_like(ids), own).uniform(torch.tensor([1, 0]), 3, 0, None)
+    expected = [torch.rand(3, generator=torch.Generator().manual_seed(seed)) for seed in (4, 3)]
+    assert torch.equal(found, torch.stack(expected))
+    with pytest.raises(ValueError, match=r"generator must be one, or one for each of the 2 rows, got 1"):
+        RowDraws(ids, torch.ones_like(ids), own[:1])
+
+
 def test_what_draws_nothing_leaves_the_global_generator_alone(model):
     torch.manual_seed(0)
     expected = torch.rand(1)

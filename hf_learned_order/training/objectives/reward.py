@@ -112,7 +112,7 @@ class RewardObjective(Objective):
         # step that explores and those behind it
         numbers = draws.uniform(self.num_chains, branch, clean.shape[1] + 1)
         # of the tokens, likewise: of each row's decoding, and of each of its K
-        own, *of_chains = self._generators(draws)
+        own, of_chains = (draws.generators(n) if self.temperature else [] for n in (1, self.num_chains))
         sampler = _Branching(
             scorer=self.scorer,
             bias=bias,
@@ -140,13 +140,8 @@ class RewardObjective(Objective):
         name = "exact" if self.judge.is_right is None else "right"
         return {"loss": loss, "reward": reward, name: right.float().mean(), "nfe": output.nfe.float().mean()}
 
-    def _generators(self, draws: Draws) -> list[list[torch.Generator]]:
-        """[1 + K, rows], of tokens; they are not drawn from at temperature 0."""
-        made = draws.generators(1 + self.num_chains) if self.temperature else []
-        return [made[chain :: 1 + self.num_chains] for chain in range(1 + self.num_chains)]
-
     def _explore(
-        self, batch: Batch, sampler: "_Branching", numbers: Tensor, generators: list[list[torch.Generator]]
+        self, batch: Batch, sampler: "_Branching", numbers: Tensor, generators: list[torch.Generator]
     ) -> tuple[Tensor, Tensor]:
         """The sum of log q(r) times its advantage over rows and draws, and that of rewards, both divided by B K."""
         ((step, values),) = sampler.states
@@ -163,7 +158,7 @@ class RewardObjective(Objective):
         with torch.no_grad():
             unmask = law.draw(numbers[:, :, 0])  # [K, rows, canvas]
         log_q = law.log_prob(unmask)  # [K, rows]
-        mine = [of[row] for of in generators for row in rows.tolist()] if self.temperature else []
+        mine = [generators[row * chains + k] for k in range(chains) for row in rows.tolist()] if generators else []
         canvas = torch.where(unmask, self._tokens(step, mine), step.canvas).flatten(0, 1)
         masked = (step.masked & ~unmask).flatten(0, 1)
         rows = rows.repeat(chains)
