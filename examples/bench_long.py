@@ -1,22 +1,30 @@
-"""What the statistics of a large vocabulary cost, over what they cost before, side by side.
+"""What large vocabularies and long canvases cost beside the denoiser, as ratios measured side by side in one run.
 
     OMP_NUM_THREADS=1 python examples/bench_long.py
+    OMP_NUM_THREADS=1 python examples/bench_long.py --tables scorer --model 100M
 
 Beliefs: `Predictions.from_logits` over the softmax and the log-softmax that it was made of before.
+
+Scorer: what an untrained one with the regret law proposes, as a share of the denoiser's call in the same step, on a
+canvas that is all masked. "One" and "all": how many positions the bound lets it look at in pairs; a step of a trained
+scorer lies between.
 """
 
+import argparse
 from collections.abc import Callable, Sequence
 
 import torch
-from bench import CLOCK, MASK
+from bench import CLOCK, MASK, MODELS, Timed, denoiser_of, sampler_of, watching
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from hf_learned_order.decoding.loop import decode
 from hf_learned_order.denoisers.predictions import Predictions, pieces
 
 VOCABULARIES = [(1024, 32_000), (256, 126_464)]  # positions, tokens
-ROUNDS = 1
+BOUNDS = {"one": 1.0, "all": 4.0}  # at a confidence of nearly 0 two doubts cost 2, and three cost 3
+ROUNDS = 5
 
 
 def best(*calls: Callable[[], object]) -> list[float]:
@@ -53,9 +61,42 @@ def beliefs_table(sizes: Sequence[tuple[int, int]]) -> Table:
     return view
 
 
+def scorer_share(denoiser: Timed, rows: int, canvas: int, bound: float) -> float:
+    """Of a decoding of two calls, prompt of one token: a proposal's time over a call's."""
+    learned = sampler_of("learned_order", denoiser)
+    learned.scorer.config.bound = bound  # pyrefly: ignore[missing-attribute]
+    watched, denoiser.seconds = watching(learned), 0.0
+    ids = torch.full((rows, 1), MASK + 1)
+    output = decode(denoiser, ids, sampler=watched, max_new_tokens=canvas - 1, max_denoising_steps=2)
+    calls = int(output.nfe.max())
+    return (sum(watched.spent) / len(watched.spent)) / (denoiser.seconds / calls)
+
+
+def scorer_table(model: str, sizes: Sequence[tuple[int, int]]) -> Table:
+    denoiser = denoiser_of(*MODELS[model])
+    scorer_share(denoiser, 1, 64, 1.0)  # a warm-up
+    view = Table("rows x canvas", *BOUNDS, title=f"scorer, share of the calls of {model}")
+    for rows, canvas in sizes:
+        found = (scorer_share(denoiser, rows, canvas, bound) for bound in BOUNDS.values())
+        view.add_row(f"{rows} x {canvas:,}", *(f"{share:.1%}" for share in found))
+    return view
+
+
+TABLES = ("beliefs", "scorer")
+
+
 @torch.no_grad()
-def main() -> None:
-    Console().print(beliefs_table(VOCABULARIES))
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
+    parser.add_argument("--model", choices=list(MODELS), default="100M")
+    parser.add_argument("--canvas", nargs="+", metavar="ROWSxPOSITIONS", default=["4x1024", "2x2048"])
+    options = parser.parse_args(arguments)
+    if "beliefs" in options.tables:
+        Console().print(beliefs_table(VOCABULARIES))
+    if "scorer" in options.tables:
+        sizes = [(int(rows), int(canvas)) for rows, _, canvas in (size.partition("x") for size in options.canvas)]
+        Console().print(scorer_table(options.model, sizes))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,10 @@ from hf_learned_order.training.scripts import ScriptParser
 from hf_learned_order.training.trainer import OrderTrainer
 
 DATA, LORA = "data", "LoRA"  # groups of --help
+OF_A_NEW_SCORER = (  # options that a scorer to go on from has settled
+    *("law", "law_temperature", "bound", "scorer_size", "scorer_layers", "hidden_layers", "predictions_only"),
+)
+OF_AN_ADAPTER = ("lora_rank", "lora_target_modules")
 
 
 @dataclass(kw_only=True)
@@ -86,6 +90,9 @@ class ScriptArguments:
     hidden_layers: list[int] | None = field(
         default=None, metadata={"help": "hidden states of the denoiser that the scorer sees, e.g. 3 -1; default: -1"}
     )
+    predictions_only: bool = field(
+        default=False, metadata={"help": "the scorer sees no hidden states: for serving engines, which keep theirs"}
+    )
     use_lora: bool = field(default=False, metadata={"group": LORA, "help": "tune the denoiser along, by LoRA"})
     lora_rank: int = field(default=8, metadata={"group": LORA, "help": "rank of the adapter"})
     lora_target_modules: str = field(
@@ -116,6 +123,7 @@ def scorer_of(script: ScriptArguments, denoiser: Denoiser) -> OrderScorer:
         scorer = OrderScorer.from_pretrained(script.scorer_name_or_path)
         bring_up(denoiser, scorer.config, script.scorer_name_or_path)
         return scorer
+    unseen = {"denoiser_hidden_size": 0} if script.predictions_only else {}
     return OrderScorer.for_denoiser(
         denoiser,
         law=script.law,
@@ -124,12 +132,19 @@ def scorer_of(script: ScriptArguments, denoiser: Denoiser) -> OrderScorer:
         hidden_size=script.scorer_size,
         num_hidden_layers=script.scorer_layers,
         hidden_layers=script.hidden_layers,
+        **unseen,
     )
 
 
 def main() -> None:
     parser = ScriptParser(ScriptArguments, OwnData, OrderTrainingArguments)
     script, own, training = parser.arguments()
+    if script.scorer_name_or_path is not None:
+        parser.refuse(OF_A_NEW_SCORER, "with --scorer_name_or_path, whose scorer has its own")
+    if not script.use_lora:
+        parser.refuse(OF_AN_ADAPTER, "without --use_lora")
+    if script.predictions_only:
+        parser.refuse(["hidden_layers"], "with --predictions_only")
     set_seed(training.seed)
     tokenizer = load_tokenizer(script.model_name_or_path)
     model = load_denoiser(script.model_name_or_path)

@@ -26,7 +26,10 @@ LEARNED_SETTINGS = (
     "sees_tokens",
 )  # of a scorer's configuration: `target_nfe` and `weighing` move them
 # of a scorer's configuration: what its weights hang on, and a user chooses
-SHAPE = ("law", "hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_layers", "features", "token_pairs")
+SHAPE = (
+    *("law", "hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_layers", "denoiser_hidden_size"),
+    *("features", "token_pairs"),
+)
 
 
 def save_weights(folder: Path, objective: nn.Module, state: dict[str, Tensor]) -> None:

@@ -56,6 +56,15 @@ class ScriptParser(HfArgumentParser):
         """Whether the last `arguments()` had this one, typed or in the file."""
         return any(word.partition("=")[0] == f"--{name}" for word in self.words)
 
+    def refuse(self, names: Sequence[str], why: str) -> None:
+        """Stop where the last `arguments()` had one of `names`, which nothing would read.
+
+        Raises:
+            ValueError: one was given.
+        """
+        if unread := [f"--{name}" for name in names if self.given(name)]:
+            raise ValueError(f"{', '.join(unread)} must be left out {why}, got {' '.join(self.words)}")
+
     def _from_file(self, path: str) -> list[str]:
         text = Path(path).read_text(encoding="utf-8")
         try:

@@ -11,6 +11,7 @@ import bench
 import bench_ablation
 import bench_curves
 import bench_gpu
+import bench_long
 import bench_training
 import demo
 import pytest
@@ -48,6 +49,14 @@ def test_demo_without_gsm8k(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow  # the profiler alone takes ten seconds
+def test_bench_long(monkeypatch, capsys):
+    monkeypatch.setattr(bench_long, "MODELS", {"tiny": (bench.TINY, 1000)})
+    monkeypatch.setattr(bench_long, "VOCABULARIES", [(16, 1000)])
+    bench_long.main(["--model", "tiny", "--canvas", "2x16"])
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("16 x 1,000", "calls of", "2 x 16"))
+
+
 def test_bench(monkeypatch, capsys):
     small = {"STEPS": 2, "CANVAS": 8, "BATCHES": [1, 2], "ROUNDS": {1: 1, 2: 1}, "TRAINING": 2, "TEXT": (4, 16)}
     small |= {"MODELS": {"tiny": (bench.TINY, 1000)}}
@@ -135,18 +144,21 @@ def test_bench_of_choices(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("law", "options", "logged"),
-    [("regret", (), "observed"), ("regret", ("--objective", "reward", "--reward", "task"), "right")],
+    ("seen", "options", "logged"),
+    [
+        (("--hidden_layers", "1", "-1"), (), "observed"),
+        (("--predictions_only",), ("--objective", "reward", "--reward", "task"), "right"),
+    ],
 )
-def test_train(law, options, logged, tmp_path, monkeypatch, capsys):
+def test_train(seen, options, logged, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("hf_learned_order.training.weighing.FEWEST", 2)
     save_all(tmp_path)
     write_rows(tmp_path / "train.jsonl", 404, 0)
     command = [
         *("train.py", "--model_name_or_path", tmp_path / "denoiser", "--dataloader_pin_memory", "false"),
-        *("--train_file", tmp_path / "train.jsonl", "--output_dir", tmp_path / "out", "--law", law, *options),
+        *("--train_file", tmp_path / "train.jsonl", "--output_dir", tmp_path / "out", "--law", "regret", *options),
         *("--num_problems", "8", "--scorer_size", "16", "--scorer_layers", "1", "--max_steps", "1"),
-        *("--per_device_train_batch_size", "2", "--logging_steps", "1", "--hidden_layers", "1", "-1"),
+        *("--per_device_train_batch_size", "2", "--logging_steps", "1", *seen),
     ]
     monkeypatch.setattr(sys, "argv", list(map(str, command)))
     train.main()
@@ -154,8 +166,8 @@ def test_train(law, options, logged, tmp_path, monkeypatch, capsys):
     assert f"'{logged}': " in printed
     assert ("'right_by_weights_1_1': " in printed) == (logged == "observed")
     scorer = OrderScorer.from_pretrained(tmp_path / "out")
-    assert (scorer.config.law, scorer.config.hidden_size) == (law, 16)
-    assert scorer.config.layers_seen == (1, -1)
+    assert (scorer.config.law, scorer.config.hidden_size) == ("regret", 16)
+    assert scorer.config.layers_seen == (() if "--predictions_only" in seen else (1, -1))
 
 
 def test_train_judges_with_some_objectives_only(tmp_path, monkeypatch):

@@ -98,3 +98,24 @@ def test_a_class_without_a_group():
     text = ScriptParser(Plain).format_help()
     assert "\nPlain:" in text
     assert "\npairs:" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "--scorer_name_or_path a --law count --bound=2",
+            "--law, --bound must be left out with --scorer_name",
+        ),
+        (
+            "--scorer_name_or_path a --predictions_only",
+            "--predictions_only must be left out with --scorer_name",
+        ),
+        ("--lora_rank 4", "--lora_rank must be left out without --use_lora, got .*--lora_rank 4"),
+        ("--predictions_only --hidden_layers 1", "--hidden_layers must be left out with --predictions_only"),
+    ],
+)
+def test_no_argument_is_ignored(words, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "--output_dir", str(tmp_path), "--use_cpu", *words.split()])
+    with pytest.raises(ValueError, match=message):
+        train.main()
