@@ -22,6 +22,7 @@ from torch import Tensor
 from hf_learned_order.decoding.loop import decode
 from hf_learned_order.denoisers.predictions import Predictions, pieces
 
+TABLES = ("beliefs", "scorer")
 VOCABULARIES = [(1024, 32_000), (256, 126_464)]  # positions, tokens
 BOUNDS = {"one": 1.0, "all": 4.0}  # at a confidence of nearly 0 two doubts cost 2, and three cost 3
 ROUNDS = 5
@@ -80,9 +81,6 @@ def scorer_table(model: str, sizes: Sequence[tuple[int, int]]) -> Table:
         found = (scorer_share(denoiser, rows, canvas, bound) for bound in BOUNDS.values())
         view.add_row(f"{rows} x {canvas:,}", *(f"{share:.1%}" for share in found))
     return view
-
-
-TABLES = ("beliefs", "scorer")
 
 
 @torch.no_grad()

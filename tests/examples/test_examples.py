@@ -48,7 +48,6 @@ def test_demo_without_gsm8k(tmp_path, monkeypatch, capsys):
     assert {result.count for result in results} == {2}
 
 
-@pytest.mark.slow  # the profiler alone takes ten seconds
 def test_bench_long(monkeypatch, capsys):
     monkeypatch.setattr(bench_long, "MODELS", {"tiny": (bench.TINY, 1000)})
     monkeypatch.setattr(bench_long, "VOCABULARIES", [(16, 1000)])
@@ -57,6 +56,7 @@ def test_bench_long(monkeypatch, capsys):
     assert all(text in printed for text in ("16 x 1,000", "calls of", "2 x 16"))
 
 
+@pytest.mark.slow  # the profiler alone takes ten seconds
 def test_bench(monkeypatch, capsys):
     small = {"STEPS": 2, "CANVAS": 8, "BATCHES": [1, 2], "ROUNDS": {1: 1, 2: 1}, "TRAINING": 2, "TEXT": (4, 16)}
     small |= {"MODELS": {"tiny": (bench.TINY, 1000)}}
