@@ -107,8 +107,8 @@ def evaluators_of(line: Line, options: argparse.Namespace) -> tuple[Evaluator, E
     tokenizer = load_tokenizer(line.model)
     model = load_denoiser(line.model, dtype=options.dtype, **eager).eval()
     denoiser = Denoiser(model, mask_token_id=tokenizer.mask_token_id)
-    where = {key: getattr(options, key) for key in ("dataset_name", "train_file", "test_file")}
-    where["seed"] = options.seed
+    named = ("train_file", "test_file") if options.dataset_name is None else ("dataset_name",)
+    where = {"seed": options.seed, **{key: getattr(options, key) for key in named}}
     how: dict[str, Any] = {"count": options.limit, "where": where, "temperature": line.temperature}
     held_out, test = (
         evaluator_of(line.task, denoiser, tokenizer, split=split, **how) for split in ("validation", "test")

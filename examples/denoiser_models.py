@@ -17,6 +17,9 @@ from transformers import (
 from hf_learned_order.denoisers.loading import load_denoiser, load_tokenizer
 from hf_learned_order.tasks.table import Task
 
+# options that a model to go on from has settled
+OF_A_NEW_MODEL = ("architecture", "hidden_size", "num_hidden_layers", "num_attention_heads")
+
 
 @dataclass(kw_only=True)
 class DenoiserArguments:

@@ -26,7 +26,7 @@ from hf_learned_order.orders.tuned import bring_up
 from hf_learned_order.sharing.cards import Card
 from hf_learned_order.tasks.answers import AnswerMetrics
 from hf_learned_order.tasks.sources import OwnData, Source
-from hf_learned_order.tasks.table import TASKS, find_task
+from hf_learned_order.tasks.table import TASKS, find_task, unread_options
 from hf_learned_order.training.arguments import OrderTrainingArguments
 from hf_learned_order.training.objectives.table import DEFAULTS, JUDGING
 from hf_learned_order.training.rows import example_of
@@ -145,10 +145,11 @@ def main() -> None:
         parser.refuse(OF_AN_ADAPTER, "without --use_lora")
     if script.predictions_only:
         parser.refuse(["hidden_layers"], "with --predictions_only")
+    task = find_task(script.task)
+    parser.refuse(unread_options([task]), f"with --task {script.task}, which does not read them")
     set_seed(training.seed)
     tokenizer = load_tokenizer(script.model_name_or_path)
     model = load_denoiser(script.model_name_or_path)
-    task = find_task(script.task)
     if not parser.given("canvas_length"):
         training.canvas_length = task.canvas_length
     source = Source(

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from datasets import concatenate_datasets
-from denoiser_models import DenoiserArguments, model_of, tokenizer_of
+from denoiser_models import OF_A_NEW_MODEL, DenoiserArguments, model_of, tokenizer_of
 from muon import MuonAdamW
 from transformers import (
     PreTrainedTokenizerBase,
@@ -35,7 +35,7 @@ from hf_learned_order.denoisers.calls import whole_mask
 from hf_learned_order.tasks.collator import CanvasCollator
 from hf_learned_order.tasks.data import HELD_OUT
 from hf_learned_order.tasks.sources import OwnData, Source
-from hf_learned_order.tasks.table import find_task
+from hf_learned_order.tasks.table import find_task, unread_options
 from hf_learned_order.training.checkpointing import ResumingTrainer
 from hf_learned_order.training.saved import last_checkpoint
 from hf_learned_order.training.scripts import ScriptParser
@@ -189,9 +189,13 @@ def curriculum(lengths: list[int], *, batch_size: int, ramp: int, seed: int) -> 
 
 
 def main() -> None:
-    arguments, own, training = ScriptParser(DenoiserArguments, OwnData, DenoiserTrainingArguments).arguments()
-    set_seed(training.seed)
+    parser = ScriptParser(DenoiserArguments, OwnData, DenoiserTrainingArguments)
+    arguments, own, training = parser.arguments()
     tasks = [find_task(name) for name in arguments.task]
+    parser.refuse(unread_options(tasks), f"with --task {' '.join(arguments.task)}, which does not read them")
+    if arguments.model_name_or_path is not None:
+        parser.refuse(OF_A_NEW_MODEL, "with --model_name_or_path, whose model has its own")
+    set_seed(training.seed)
     tokenizer = tokenizer_of(arguments, tasks)
     canvas_length = arguments.canvas_length or max(task.canvas_length for task in tasks)
     source = Source(

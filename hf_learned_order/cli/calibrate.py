@@ -9,6 +9,7 @@ from hf_learned_order.cli.options import (
     add_model,
     add_own_data,
     check_dtype,
+    check_read,
     command_parser,
     evaluator_of,
     load_both,
@@ -70,6 +71,7 @@ def run(options: argparse.Namespace) -> None:
     if options.sampler == "learned_order" and options.scorer is None:
         raise ValueError('sampler "learned_order" needs --scorer')
     check_dtype(options.dtype)
+    check_read(options, [options.task])
     tokenizer, model = load_both(options, samplers=[options.sampler])
     scorer_paths = [] if options.scorer is None else [options.scorer]
     denoiser, scorers = load_order(scorer_paths, model, tokenizer)

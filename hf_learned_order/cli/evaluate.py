@@ -12,6 +12,7 @@ from hf_learned_order.cli.options import (
     add_model,
     add_own_data,
     check_dtype,
+    check_read,
     command_parser,
     evaluator_of,
     load_both,
@@ -209,10 +210,7 @@ def _evaluators(
     options: argparse.Namespace, denoiser: Any, tokenizer: Any, processes: Any
 ) -> dict[str, tuple[Any, ...]]:
     """For each task what settings are tuned on and what is measured."""
-    from hf_learned_order.tasks.table import find_task
-
-    for name in options.tasks:
-        find_task(name)  # before the first one is loaded, which takes a while
+    check_read(options, options.tasks)  # before the first one is loaded, which takes a while
     how = {"temperature": options.temperature, "processes": processes}
     sizes = (("validation", options.tuning_limit), ("test", options.limit))
     return {

@@ -94,6 +94,16 @@ def evaluator_of(
     return problems.evaluator_of(name, denoiser, tokenizer, split=split, count=count, **how)
 
 
+def check_read(options: argparse.Namespace, names: Sequence[str]) -> None:
+    """Raises `ValueError` where there is no such task, or data are given that none of the tasks reads."""
+    from hf_learned_order.tasks.table import find_task, unread_options
+
+    own = {each.name: each.default for each in fields(OwnData)}
+    unread = unread_options([find_task(name) for name in names])
+    if given := [f"--{name}" for name in unread if getattr(options, name, None) not in (None, own.get(name))]:
+        raise ValueError(f"{', '.join(given)} must be left out with {', '.join(names)}, which does not read them")
+
+
 def check_dtype(dtype: str) -> None:
     """Raises `ValueError` unless it is "auto" or the name of a floating-point type."""
     import torch

@@ -51,6 +51,9 @@ class Source:
             `test.jsonl` beside `train_file`: it leaves test prompts out.
         own: columns of the user's own data.
         resampling: options of `data.resampled_equations`, for the training split of `equations`.
+
+    Raises:
+        ValueError: a data set and files are given, or a configuration without a data set.
     """
 
     split: str
@@ -62,3 +65,28 @@ class Source:
     test_file: Files | None = None
     own: OwnData = field(default_factory=OwnData)
     resampling: dict[str, Any] = field(default_factory=lambda: {"keep": 0.4, "growth": 1})
+
+    def __post_init__(self):
+        files = {
+            "train_file": self.train_file,
+            "validation_file": self.own.validation_file,
+            "test_file": self.test_file,
+        }
+        given = [name for name, value in files.items() if value]
+        if self.dataset_name is not None and given:
+            raise ValueError(
+                f"dataset_name must be left out with files, got {self.dataset_name} and {', '.join(given)}"
+            )
+        if self.dataset_name is None and self.own.dataset_config is not None:
+            raise ValueError(f"dataset_config must be left out without dataset_name, got {self.own.dataset_config}")
+
+
+# Which options of the scripts say what the problems are, by where these come from (`tasks.table.Task.reads`).
+FILES = ("dataset_name", "train_file", "test_file")
+OWN_FILES = (*FILES, "dataset_config", "validation_file")
+COLUMNS = ("prompt_column", "response_column", "messages_column", "answer_column")
+RESPONSES = (*OWN_FILES, *COLUMNS, "prompt_length", "plain_prompts")
+TEXTS = (*OWN_FILES, "text_column", "hidden_share")
+DRAWN = ("num_problems",)
+RESAMPLED = (*FILES, *DRAWN, "keep", "growth", "pieces", "drills", "arithmetic_share")
+OPTIONS = tuple(dict.fromkeys((*RESAMPLED, *RESPONSES, *TEXTS)))

@@ -7,7 +7,7 @@ problems of the others are drawn.
 import logging
 import random
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -33,7 +33,7 @@ from hf_learned_order.tasks.gsm8k import answered, chains_of
 from hf_learned_order.tasks.held_out import THOSE_HELD_OUT, without_prompts
 from hf_learned_order.tasks.own.data import load_infill, load_responses, recovered, same_text
 from hf_learned_order.tasks.own.files import alone
-from hf_learned_order.tasks.sources import Source
+from hf_learned_order.tasks.sources import DRAWN, FILES, OPTIONS, RESAMPLED, RESPONSES, TEXTS, Source
 
 logger = logging.getLogger(__name__)
 UNLIMITED = 1_000_000  # tokens: prompts count whether or not they fit
@@ -51,6 +51,8 @@ class Task:
         canvas_length: positions of a response where nothing else is said.
         tokenizer: of a model that is trained for this task alone; None where there is none.
         many_answers: whether responses beside the row's own may be right.
+        reads: the options of the scripts (`sources.OPTIONS`) that `load` reads; None where that is not known, and none
+            is refused.
     """
 
     load: Callable[[PreTrainedTokenizerBase, Source], Dataset]
@@ -59,6 +61,7 @@ class Task:
     tokenizer: Callable[[], PreTrainedTokenizerFast] | None = None
     score: Callable[[Response], float] | None = None
     many_answers: bool = False
+    reads: tuple[str, ...] | None = None
 
 
 def load_equations(tokenizer: PreTrainedTokenizerBase, source: Source) -> Dataset:
@@ -165,6 +168,7 @@ def _sudoku(size: int, clues: int, *, unique: bool = False) -> Task:
         canvas_length=size * size,
         tokenizer=partial(character_tokenizer, "123456789"[:size]),
         many_answers=not unique,
+        reads=DRAWN,
     )
 
 
@@ -175,12 +179,15 @@ def _list(operation: str, length: int = 8) -> Task:
         canvas_length=length + 1,
         tokenizer=partial(word_tokenizer, (*lists.OPERATIONS, ":", *lists.INDICES, *lists.WORDS)),
         many_answers=operation in lists.RANDOM_OPERATIONS,
+        reads=DRAWN,
     )
 
 
 TASKS: dict[str, Task] = {
-    "equations": Task(load=load_equations, is_right=answered, canvas_length=64, tokenizer=equation_tokenizer),
-    "words": Task(load=load_words, is_right=answered, canvas_length=64, many_answers=True),
+    "equations": Task(
+        load=load_equations, is_right=answered, canvas_length=64, tokenizer=equation_tokenizer, reads=RESAMPLED
+    ),
+    "words": Task(load=load_words, is_right=answered, canvas_length=64, many_answers=True, reads=FILES),
     "sudoku": _sudoku(6, 6),
     "sudoku_12": _sudoku(6, 12),
     "sudoku_unique": _sudoku(6, 12, unique=True),
@@ -193,16 +200,23 @@ TASKS: dict[str, Task] = {
         canvas_length=20,
         tokenizer=equation_tokenizer,
         many_answers=True,
+        reads=DRAWN,
     ),
     "chain_sum": Task(
         load=partial(load_drawn, draw_chain_sum),
         is_right=reasoning.chain_sum_is_right,
         canvas_length=6,
         tokenizer=equation_tokenizer,
+        reads=DRAWN,
     ),
-    "responses": Task(load=load_responses, is_right=same_text, canvas_length=64),
-    "infill": Task(load=load_infill, is_right=same_text, canvas_length=64, score=recovered),
+    "responses": Task(load=load_responses, is_right=same_text, canvas_length=64, reads=RESPONSES),
+    "infill": Task(load=load_infill, is_right=same_text, canvas_length=64, score=recovered, reads=TEXTS),
 }
+
+
+def unread_options(tasks: Sequence[Task]) -> list[str]:
+    """The options of the scripts that say what problems are, and that none of these tasks reads."""
+    return [name for name in OPTIONS if all(task.reads is not None and name not in task.reads for task in tasks)]
 
 
 def find_task(name: str) -> Task:

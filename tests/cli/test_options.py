@@ -239,3 +239,16 @@ def test_two_processes_measure_the_same(folder, capsys):
     assert main([*command, "--output_dir", str(folder / "one")]) == 0
     assert (folder / "two" / "results.json").read_text() == (folder / "one" / "results.json").read_text()
     assert done.stdout.replace("/two", "/one") == capsys.readouterr().out  # printed once
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["evaluate", "--tasks", "copy", "sort", "--test_file", "x"], "--test_file must be left out with copy, sort"),
+        (["calibrate", "--task", "infill", "--plain_prompts"], "--plain_prompts must be left out with infill"),
+    ],
+)
+def test_data_that_no_task_reads(command, message, folder, capsys):
+    more = ["--sampler", "threshold", "--risk", "0.1", "--output_dir", "x"] if command[0] == "calibrate" else []
+    assert main([*command, "--model", str(folder / "denoiser"), *more]) == 2
+    assert message in capsys.readouterr().err

@@ -126,6 +126,8 @@ def test_it_trains_on_a_grid(tmp_path, monkeypatch):
     [
         (["--task", "words"], "tokenizer_name or model_name_or_path must be given with task 'words', which has no"),
         (["--task", "copy", "sudoku"], "tasks must share a tokenizer, but copy and sudoku do not"),
+        (["--task", "copy", "--drills=1"], "--drills must be left out with --task copy, which does not read them"),
+        (["--task", "copy", "--model_name_or_path", "x", "--hidden_size", "8"], "--hidden_size must be left out with"),
     ],
 )
 def test_what_the_script_refuses(arguments, message, tmp_path, monkeypatch):

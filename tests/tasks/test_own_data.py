@@ -2,6 +2,8 @@
 
 import gzip
 import json
+from contextlib import suppress
+from dataclasses import fields
 
 import datasets
 import pytest
@@ -14,7 +16,7 @@ from hf_learned_order.tasks.data import equations, load_gsm8k, words
 from hf_learned_order.tasks.gsm8k import chains_of
 from hf_learned_order.tasks.own.files import own_splits, read_files
 from hf_learned_order.tasks.report import report
-from hf_learned_order.tasks.sources import OwnData, Source
+from hf_learned_order.tasks.sources import FILES, OPTIONS, OwnData, Source
 from hf_learned_order.tasks.table import TASKS, Task, find_task
 
 # special tokens of its own round each message, as ChatML has them
@@ -113,6 +115,60 @@ def test_a_data_set_by_name(kind, tmp_path, tokenizer):
     # those held out are not trained on: rows of the same prompt, too
     train = load(tokenizer, split="train", dataset_name=str(where))
     assert not {*map(tuple, train["prompt_ids"])} & {*map(tuple, found["test"]["prompt_ids"])}
+
+
+class Recorder:
+    """Another object, and which of its attributes were read."""
+
+    def __init__(self, seen: object):
+        self.seen, self.read = seen, set()
+
+    def __getattr__(self, name: str):
+        self.read.add(name)
+        return getattr(self.seen, name)
+
+
+@pytest.mark.parametrize(
+    ("task", "columns"),
+    [
+        ("responses", {"prompt": "w6", "response": "w7"}),
+        ("infill", {"text": "w6"}),
+        ("words", {"question": "w6", "answer": "w7"}),
+        ("equations", {"question": "w6", "answer": "w7"}),
+        ("copy", {"text": "w6"}),
+    ],
+)
+def test_which_options_a_task_reads(task, columns, tmp_path, tokenizer):
+    """`Task.reads` is what `load` looks at; the scripts refuse all others."""
+    if task == "equations":
+        rows = [{"question": "", "answer": "2+3 = <<2+3=5>>5\n#### 5"}] * 450
+    else:
+        rows = rows_of(450, **columns)
+    (tmp_path / "data").mkdir()
+    file = write(tmp_path / "data" / "train.jsonl", rows)
+    read = set()
+    for where in ({"dataset_name": str(tmp_path / "data")}, {"train_file": file}):
+        own = Recorder(OwnData())
+        source = Recorder(Source(split="train", canvas_length=32, count=4, **where))
+        source.__dict__["own"] = own
+        with suppress(ValueError):  # these rows repeat, and all may be held out; what is read was read before
+            find_task(task).load(find_task(task).tokenizer() if task == "copy" else tokenizer, source)
+        read |= own.read | source.read
+    mine = find_task(task).reads
+    assert read & {*OPTIONS} == {*mine} & {*FILES, *(each.name for each in fields(OwnData))}
+
+
+def test_data_and_files_at_once(tmp_path):
+    for files in ({"train_file": "a.csv"}, {"test_file": "a.csv"}, {"own": OwnData(validation_file=["a.csv"])}):
+        with pytest.raises(ValueError, match="dataset_name must be left out with files, got x and"):
+            Source(split="train", canvas_length=8, dataset_name="x", **files)
+    with pytest.raises(ValueError, match="dataset_config must be left out without dataset_name, got main"):
+        Source(split="train", canvas_length=8, train_file="a", own=OwnData(dataset_config="main"))
+
+
+def test_two_kinds_of_columns(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match="messages_column must be left out with prompt_column and response_column"):
+        loaded(tokenizer, tmp_path, rows_of(), own={"messages_column": "chat", "prompt_column": "prompt"})
 
 
 def test_what_is_held_out_of_one_file(tmp_path, tokenizer):

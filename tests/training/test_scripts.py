@@ -113,6 +113,11 @@ def test_a_class_without_a_group():
         ),
         ("--lora_rank 4", "--lora_rank must be left out without --use_lora, got .*--lora_rank 4"),
         ("--predictions_only --hidden_layers 1", "--hidden_layers must be left out with --predictions_only"),
+        (
+            "--task sudoku --train_file a.csv --text_column x",
+            "--train_file, --text_column must be left out with --task sudoku, which does not read",
+        ),
+        ("--task infill --num_problems 9", "--num_problems must be left out with --task infill"),
     ],
 )
 def test_no_argument_is_ignored(words, message, tmp_path, monkeypatch):

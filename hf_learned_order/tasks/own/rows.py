@@ -44,12 +44,16 @@ def response_columns(own: OwnData, names: Sequence[str]) -> Columns:
     """The columns that are meant: those given, else the first of `COMMON` that are there.
 
     Raises:
-        ValueError: one that is given is not there, only one of a pair is given, or none is found.
+        ValueError: one that is given is not there, only one of a pair is given, both kinds are, or none is found.
     """
     answer = "" if own.answer_column is None else present(own.answer_column, names, "answer_column")
+    pair = (own.prompt_column, own.response_column)
+    if own.messages_column is not None and pair != (None, None):
+        raise ValueError(
+            f"messages_column must be left out with prompt_column and response_column, got {own.messages_column!r}"
+        )
     if own.messages_column is not None:
         return Columns(messages=present(own.messages_column, names, "messages_column"), answer=answer)
-    pair = (own.prompt_column, own.response_column)
     if pair == (None, None):
         pair = next((found for found in COMMON if set(found) <= set(names)), ())
         if not pair:
